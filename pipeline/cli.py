@@ -1,0 +1,210 @@
+"""``cai``: the command line. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline import __version__
+from pipeline.errors import CaiError, ConfigError, did_you_mean
+
+_EPILOG = """\
+overrides are Hydra's: group=option, key=value, and with -m comma-separated sweeps.
+  cai run                                        the default run, on the embedded SmolLM2-135M-Instruct
+  cai run constitution=plain_speech              another constitution, nothing else changed
+  cai run model.path=./my-model until=sft        another model, the first stages only
+  cai run -m constitution=default,plain_speech   both, sharing what is the same, then a comparison
+exit codes: 0 done, 1 a stage failed, 2 the input is at fault (one sentence says what)
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(
+        prog="cai",
+        description="From a written constitution to an aligned, evaluated checkpoint.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    root.add_argument("--version", action="version", version=f"cai {__version__}")
+    commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    run = commands.add_parser("run", help="run the chain, reusing what is there")
+    run.add_argument("-m", "--multirun", action="store_true", help="sweep over comma-separated values, then compare")
+    run.add_argument("--cfg", action="store_true", help="print the composed configuration and stop")
+    plan = commands.add_parser("plan", help="what would run, what is cached, how many calls and tokens")
+    for command in (run, plan):
+        command.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=option or key=value")
+        command.add_argument("--config-dir", type=Path, help="a folder with your own groups, laid out like configs/")
+
+    status = commands.add_parser("status", help="how far a run has got")
+    status.add_argument("run", nargs="?", default="latest", metavar="RUN", help="name or folder (default: latest)")
+    status.add_argument("--output-dir", default="outputs")
+    compare = commands.add_parser("compare", help="two or more finished runs in one table")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="name or folder")
+    compare.add_argument("--output-dir", default="outputs")
+
+    constitution = commands.add_parser("constitution", help="check, list or import a constitution")
+    actions = constitution.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions.add_parser("list", help="the constitutions that ship with the project")
+    check = actions.add_parser("check", help="say what is wrong with a file, and where")
+    check.add_argument("file", metavar="FILE")
+    imported = actions.add_parser("import", help="convert a published JSON constitution to YAML")
+    imported.add_argument("file", metavar="FILE", type=Path)
+    imported.add_argument("-o", "--output", type=Path, help="where to write (default: FILE with .yaml)")
+    return root
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args, extra = parser().parse_known_args(arguments)
+    try:
+        _refuse_unknown(args, extra)
+        _quiet_libraries()
+        return _COMMANDS[args.command](args)
+    except CaiError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on where it stopped.", file=sys.stderr)
+        return 130
+
+
+def _refuse_unknown(args: argparse.Namespace, extra: Sequence[str]) -> None:
+    flags = [word for word in extra if word.startswith("-")]
+    if flags:
+        known = ("--multirun", "--cfg", "--config-dir", "--output-dir", "--help", "--output")
+        raise ConfigError(f"unknown option {flags[0]!r}{did_you_mean(flags[0], known)}.")
+    if extra and not hasattr(args, "overrides"):
+        raise ConfigError(f"unexpected argument {extra[0]!r}; see `cai {args.command} --help`.")
+    if extra:
+        args.overrides.extend(extra)  # overrides may stand on either side of an option
+
+
+def _quiet_libraries() -> None:
+    """Our own progress bars and sentences are enough."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    import warnings
+
+    warnings.filterwarnings("ignore")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from pipeline.compose import compose_config, compose_raw, sweep
+
+    if args.cfg:
+        from omegaconf import OmegaConf
+
+        print(OmegaConf.to_yaml(compose_raw(args.overrides, args.config_dir)), end="")
+        return 0
+    jobs = sweep(args.overrides) if args.multirun else [args.overrides]
+    configs = [compose_config(job, args.config_dir) for job in jobs]  # all are checked before any is run
+    from pipeline.runner import run
+
+    if len(configs) == 1:
+        run(configs[0])
+        return 0
+    from pipeline.preflight import preflight
+
+    for config in configs:
+        preflight(config)
+    folders = [run(config).folder for config in configs]
+    return _write_comparison(folders, [" ".join(job) for job in jobs], configs[0].output_dir)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from pipeline.plan import find_run
+
+    folders = [find_run(args.output_dir, name) for name in args.runs]
+    return _write_comparison(folders, [folder.resolve().name for folder in folders], args.output_dir)
+
+
+def _write_comparison(folders: Sequence[Path], labels: Sequence[str], output_dir: str) -> int:
+    from pipeline.progress import say
+    from pipeline.report.compare import write_comparison
+
+    path = write_comparison(folders, labels, Path(output_dir).expanduser() / "comparisons")
+    say(f"comparison: {path}")
+    print(path.read_text(encoding="utf-8"), end="")
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.compose import compose_config
+    from pipeline.deviations import deviations_from_paper
+    from pipeline.plan import plan
+    from pipeline.preflight import preflight
+
+    config = compose_config(args.overrides, args.config_dir)
+    steps = plan(config)
+    table = Table("stage", "what happens", "folder", title="cai plan", title_justify="left", box=None, pad_edge=False)
+    for column in ("calls ≤", "tokens written ≤", "tokens read ≈"):
+        table.add_column(column, justify="right")
+    for step in steps:
+        effort = step.effort
+        numbers = (effort.num_calls, effort.num_tokens_written, effort.num_tokens_read)
+        table.add_row(step.stage, step.state, step.folder, *(f"{n:,}" if n else "" for n in numbers))
+    totals = [sum(getattr(step.effort, name) for step in steps) for name in vars(steps[0].effort)]
+    table.add_row("total", "", "", *(f"{n:,}" for n in totals))
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    for sentence in deviations_from_paper(config, preflight(config).constitution):
+        console.print(f"differs from the paper: {sentence}", markup=False)
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from pipeline.plan import find_run, status
+
+    print(find_run(args.output_dir, args.run).resolve().name)
+    for stage, state, detail in status(args.output_dir, args.run):
+        print(f"  {stage:<12} {state:<13} {detail}".rstrip())
+    return 0
+
+
+def _constitution(args: argparse.Namespace) -> int:
+    from pipeline.constitution import (
+        find_constitution,
+        import_constitution,
+        load_constitution,
+        shipped_constitutions,
+        to_yaml,
+    )
+
+    if args.action == "list":
+        for name, path in shipped_constitutions().items():
+            print(f"{name:<14} {load_constitution(path).description}")
+    elif args.action == "check":
+        found = load_constitution(find_constitution(args.file))
+        print(
+            f"{args.file}: {found.name} {found.version} is well-formed: {len(found.principles)} principles, "
+            f"{len(found.worked_examples)} worked examples, {len(found.good_answers)} good answers."
+        )
+    else:
+        imported = import_constitution(args.file)
+        target = args.output or args.file.with_suffix(".yaml")
+        if target.exists():
+            raise ConfigError(f"--output: {target} is already there; name another file with -o.")
+        try:
+            target.write_text(to_yaml(imported), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--output: {target} can't be written ({error.strerror}).") from None
+        load_constitution(target)
+        print(f"{target}: {len(imported.principles)} principles, {len(imported.worked_examples)} worked examples.")
+    return 0
+
+
+_COMMANDS = {"run": _run, "plan": _plan, "status": _status, "compare": _compare, "constitution": _constitution}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

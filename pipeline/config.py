@@ -1,0 +1,394 @@
+"""Typed configuration: one dataclass a stage, checked as soon as it is built.
+
+A stage's own section is part of its fingerprint. ``launch``, ``tracking``, ``output_dir``, ``name`` and ``until`` say
+where and how a run happens, never what it means, and are part of no fingerprint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline.errors import ConfigError, did_you_mean
+
+CHAIN = ("prompts", "critique", "sft", "preferences", "align", "evaluate", "report")
+
+
+def _one_of(name: str, value: str, allowed: Iterable[str]) -> None:
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r}, which is not one of {', '.join(allowed)}{_near(value, allowed)}.")
+
+
+def _near(value: str, allowed: tuple[str, ...]) -> str:
+    hint = did_you_mean(str(value), allowed)
+    return hint if "did you mean" in hint else ""
+
+
+def _within(name: str, value: float, low: float, high: float = float("inf")) -> None:
+    if not low <= value <= high:
+        limit = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+        raise ConfigError(f"{name} is {value:g}; it must be {limit}.")
+
+
+@dataclass(kw_only=True)
+class LoraConfig:
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    target_modules: str = "all-linear"
+
+    def __post_init__(self) -> None:
+        _within("model.lora.rank", self.rank, 1)
+        _within("model.lora.dropout", self.dropout, 0, 1)
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """The model to align: ``embedded`` (SmolLM2-135M-Instruct from its wheel), a hub id, or a folder."""
+
+    name: str
+    path: str
+    revision: str | None = None
+    tuning: str = "lora"
+    precision: str = "auto"
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+    def __post_init__(self) -> None:
+        _one_of("model.tuning", self.tuning, ("lora", "full", "qlora"))
+        _one_of("model.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        if not self.path.strip():
+            raise ConfigError("model.path is empty; give a folder, a hub id or 'embedded'.")
+
+
+@dataclass(kw_only=True)
+class ColumnsConfig:
+    """Which column of a data file holds what. A null column is not read."""
+
+    prompt: str | None = "prompt"
+    messages: str | None = None
+    transcript: str | None = None
+    kind: str | None = None
+    id: str | None = None
+
+
+@dataclass(kw_only=True)
+class PoolConfig:
+    """Where one pool of prompts comes from: ``builtin``, a file or folder (``path``), or a hub data set (``hub``)."""
+
+    source: str = "builtin"
+    path: str | None = None
+    hub_dir: str | None = None
+    hub_split: str = "train"
+    revision: str | None = None
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("data.<pool>.source", self.source, ("builtin", "path", "hub"))
+        if self.source != "builtin" and not self.path:
+            raise ConfigError(f"data.<pool>.source is {self.source!r} but data.<pool>.path is empty; name the data.")
+        if self.limit is not None:
+            _within("data.<pool>.limit", self.limit, 1)
+        if self.source != "builtin" and not any((self.columns.prompt, self.columns.messages, self.columns.transcript)):
+            raise ConfigError("data.<pool>.columns names no column to read; set prompt, messages or transcript.")
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    red_team: PoolConfig
+    ordinary: PoolConfig
+    look_alike: PoolConfig
+    train_fraction: float = 0.6
+    validation_fraction: float = 0.1
+    min_prompts: int = 4
+
+    def __post_init__(self) -> None:
+        _within("data.train_fraction", self.train_fraction, 0, 1)
+        _within("data.validation_fraction", self.validation_fraction, 0, 1)
+        if self.train_fraction + self.validation_fraction >= 1:
+            total = self.train_fraction + self.validation_fraction
+            raise ConfigError(
+                f"data.train_fraction + data.validation_fraction is {total:g}; "
+                "it must be below 1 so that a test split remains."
+            )
+
+
+@dataclass(kw_only=True)
+class ConstitutionConfig:
+    path: str
+
+
+@dataclass(kw_only=True)
+class CritiqueConfig:
+    num_rounds: int
+    num_red_team: int
+    num_ordinary: int
+    num_look_alike: int
+    num_few_shot: int
+    temperature: float
+    top_p: float
+    max_reply_tokens: int
+    max_critique_tokens: int
+    max_revision_tokens: int
+
+    def __post_init__(self) -> None:
+        _within("critique.num_rounds", self.num_rounds, 1)
+        _within("critique.num_red_team", self.num_red_team, 1)
+        _within("critique.num_few_shot", self.num_few_shot, 0)
+        _sampling("critique", self.temperature, self.top_p)
+        for name in ("max_reply_tokens", "max_critique_tokens", "max_revision_tokens"):
+            _within(f"critique.{name}", getattr(self, name), 1)
+
+
+def _sampling(section: str, temperature: float, top_p: float) -> None:
+    _within(f"{section}.temperature", temperature, 0, 5)
+    if not 0 < top_p <= 1:
+        raise ConfigError(f"{section}.top_p is {top_p:g}; it must be above 0 and at most 1 (1 switches it off).")
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """What any training stage sets. The global batch is fixed here; how it is divided follows the hardware."""
+
+    num_epochs: float
+    learning_rate: float
+    global_batch_size: int
+    max_length_tokens: int
+    warmup_fraction: float = 0.1
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    lr_schedule: str = "cosine"
+    save_every_steps: int = 10
+
+    section = "train"
+
+    def __post_init__(self) -> None:
+        _within(f"{self.section}.num_epochs", self.num_epochs, 0)
+        _within(f"{self.section}.learning_rate", self.learning_rate, 0, 1)
+        _within(f"{self.section}.global_batch_size", self.global_batch_size, 1)
+        _within(f"{self.section}.max_length_tokens", self.max_length_tokens, 8)
+        _within(f"{self.section}.warmup_fraction", self.warmup_fraction, 0, 1)
+        _within(f"{self.section}.save_every_steps", self.save_every_steps, 1)
+        _one_of(f"{self.section}.lr_schedule", self.lr_schedule, ("cosine", "linear", "constant"))
+
+
+@dataclass(kw_only=True)
+class SftConfig(TrainConfig):
+    revisions: str = "all"
+    helpful_ratio: float = 1.0
+    worked_examples: bool = True
+
+    section = "sft"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("sft.revisions", self.revisions, ("all", "last"))
+        _within("sft.helpful_ratio", self.helpful_ratio, 0)
+
+
+@dataclass(kw_only=True)
+class PreferencesConfig:
+    labeller: str
+    num_principles: int
+    num_red_team: int
+    num_ordinary: int
+    num_look_alike: int
+    temperature: float
+    top_p: float
+    max_reply_tokens: int
+    logit_scale: float = 1.0
+    min_answer_mass: float = 0.01
+    max_reasoning_tokens: int = 96
+    clamp_low: float = 0.4
+    clamp_high: float = 0.6
+
+    def __post_init__(self) -> None:
+        _one_of("preferences.labeller", self.labeller, ("ab", "likelihood", "pointwise", "cot"))
+        _within("preferences.num_principles", self.num_principles, 1)
+        _within("preferences.logit_scale", self.logit_scale, 0)
+        _within("preferences.min_answer_mass", self.min_answer_mass, 0, 1)
+        _sampling("preferences", self.temperature, self.top_p)
+        if self.temperature == 0:
+            raise ConfigError("preferences.temperature is 0, so both replies would be the same; set it above 0.")
+        if not 0 <= self.clamp_low <= 0.5 <= self.clamp_high <= 1:
+            raise ConfigError(
+                f"preferences.clamp_low is {self.clamp_low:g} and preferences.clamp_high {self.clamp_high:g}; "
+                "they must lie on either side of 0.5."
+            )
+
+
+@dataclass(kw_only=True)
+class AlignConfig(TrainConfig):
+    method: str = "dpo"
+    beta: float = 0.1
+    hard_labels: bool = False
+    min_confidence: float = 0.0
+
+    section = "align"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("align.method", self.method, ("dpo", "ipo"))
+        _within("align.min_confidence", self.min_confidence, 0, 0.5)
+        if self.beta <= 0:
+            raise ConfigError(f"align.beta is {self.beta:g}; it must be above 0.")
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    split: str = "test"
+    num_red_team: int | None = None
+    num_ordinary: int | None = None
+    num_look_alike: int | None = None
+    max_reply_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        _one_of("evaluate.split", self.split, ("validation", "test"))
+        _within("evaluate.confidence", self.confidence, 0.5, 0.999)
+        _sampling("evaluate", self.temperature, self.top_p)
+        for pool in ("num_red_team", "num_ordinary", "num_look_alike"):
+            if (number := getattr(self, pool)) is not None:
+                _within(f"evaluate.{pool}", number, 1)
+
+
+@dataclass(kw_only=True)
+class ReportConfig:
+    num_transcripts: int = 12
+
+
+@dataclass(kw_only=True)
+class EngineConfig:
+    """Who gives the feedback: the model itself, another local model (``path``), or an OpenAI-compatible server."""
+
+    kind: str = "hf"
+    path: str | None = None
+    base_url: str | None = None
+    model: str | None = None
+    api_key_variable: str = "OPENAI_API_KEY"
+    max_parallel: int = 8
+    max_retries: int = 5
+    timeout_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        _one_of("engine.kind", self.kind, ("hf", "openai"))
+        if self.kind == "openai" and not self.model:
+            raise ConfigError("engine.kind is 'openai' but engine.model is empty; name the model the server has.")
+
+
+@dataclass(kw_only=True)
+class LaunchConfig:
+    """Where and how wide: nothing here changes what a stage means."""
+
+    num_processes: int = 1
+    num_machines: int = 1
+    machine_rank: int = 0
+    main_address: str | None = None
+    main_port: int = 29500
+    batch_rows: int | None = None
+    per_device_batch_size: int | None = None
+    gradient_checkpointing: bool | None = None
+
+    def __post_init__(self) -> None:
+        _within("launch.num_processes", self.num_processes, 1)
+        _within("launch.num_machines", self.num_machines, 1)
+        if self.num_machines > 1 and not self.main_address:
+            raise ConfigError("launch.num_machines is above 1 but launch.main_address is empty; name machine 0.")
+        for name in ("batch_rows", "per_device_batch_size"):
+            if (value := getattr(self, name)) is not None:
+                _within(f"launch.{name}", value, 1)
+
+
+@dataclass(kw_only=True)
+class TrackingConfig:
+    kind: str = "wandb"
+    project: str = "cai"
+    entity: str | None = None
+    mode: str = "auto"
+
+    def __post_init__(self) -> None:
+        _one_of("tracking.kind", self.kind, ("wandb", "trackio", "tensorboard", "none"))
+        _one_of("tracking.mode", self.mode, ("auto", "online", "offline"))
+
+
+@dataclass(kw_only=True)
+class Config:
+    model: ModelConfig
+    data: DataConfig
+    constitution: ConstitutionConfig
+    critique: CritiqueConfig
+    sft: SftConfig
+    preferences: PreferencesConfig
+    align: AlignConfig
+    evaluate: EvaluateConfig
+    report: ReportConfig
+    engine: EngineConfig
+    launch: LaunchConfig
+    tracking: TrackingConfig
+    preset: str
+    seed: int
+    until: str
+    output_dir: str
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("until", self.until, CHAIN)
+        if self.name is not None and (not self.name or "/" in self.name or self.name.startswith(".")):
+            raise ConfigError(f"name is {self.name!r}; give a plain folder name.")
+        if self.engine.kind == "openai" and self.preferences.labeller == "likelihood":
+            raise ConfigError(
+                "preferences.labeller is 'likelihood' but engine.kind is 'openai', and chat servers return no "
+                "log-probabilities of a given reply; use preferences=ab, pointwise or cot."
+            )
+        for section in (self.sft, self.align):
+            ranks = self.launch.num_processes
+            if section.global_batch_size % ranks:
+                raise ConfigError(
+                    f"{section.section}.global_batch_size is {section.global_batch_size}, which launch.num_processes="
+                    f"{ranks} does not divide; use a multiple of {ranks}."
+                )
+            share = section.global_batch_size // ranks
+            per_device = self.launch.per_device_batch_size
+            if per_device and share % per_device:
+                raise ConfigError(
+                    f"launch.per_device_batch_size is {per_device}, which does not divide the {share} rows of "
+                    f"{section.section}.global_batch_size that fall to each process."
+                )
+
+
+def to_config(composed: DictConfig) -> Config:
+    """Turn what Hydra composed into checked dataclasses.
+
+    Raises:
+        ConfigError: unknown key, wrong type, missing value, or values that contradict each other.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), composed)
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_sentence(error)) from None
+    assert isinstance(config, Config)
+    return config
+
+
+def _sentence(error: OmegaConfBaseException) -> str:
+    key = getattr(error, "full_key", None) or getattr(error, "key", None) or "configuration"
+    problem = str(getattr(error, "msg", None) or error).splitlines()[0]
+    owner = getattr(error, "object_type", None)
+    if "not in" in problem and owner is not None and hasattr(owner, "__dataclass_fields__"):
+        return f"{key}: unknown key{did_you_mean(str(key).split('.')[-1], (f.name for f in fields(owner)))}."
+    return f"{key}: {problem.rstrip('.')}."
+
+
+def to_plain(section: Any) -> dict[str, Any]:
+    """A dataclass section as plain JSON values, for fingerprints, manifests and dashboards."""
+    plain = OmegaConf.to_container(OmegaConf.structured(section), resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}

@@ -1,0 +1,260 @@
+"""Read prompts from the shipped files, local files, or the hub; drop what is empty or repeated, and say so."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import hash_file, hash_folder
+from pipeline.config import ColumnsConfig, DataConfig, PoolConfig
+from pipeline.data.splits import split_of
+from pipeline.data.transcripts import parse_transcript, up_to_last_request
+from pipeline.errors import ConfigError, did_you_mean
+from pipeline.records import POOLS, Message, Pool, Prompt, dialogue_key
+
+_BUILTIN: dict[Pool, str] = {
+    "red_team": "red_team.jsonl",
+    "ordinary": "ordinary.jsonl",
+    "look_alike": "look_alikes.jsonl",
+}
+_ROLES = {"system", "user", "assistant"}
+
+
+@dataclass
+class Loaded:
+    """Prompts of all pools, and what was dropped on the way."""
+
+    prompts: list[Prompt] = field(default_factory=list)
+    num_empty: dict[str, int] = field(default_factory=dict)
+    num_duplicate: dict[str, int] = field(default_factory=dict)
+
+    def select(self, pool: str, split: str) -> list[Prompt]:
+        return [prompt for prompt in self.prompts if prompt.pool == pool and prompt.split == split]
+
+    def notes(self) -> list[str]:
+        """One sentence for each pool that lost rows."""
+        return [
+            f"data.{pool}: dropped {self.num_empty[pool]} empty and {self.num_duplicate[pool]} duplicate rows."
+            for pool in self.num_empty
+            if self.num_empty[pool] or self.num_duplicate[pool]
+        ]
+
+
+def pool_configs(config: DataConfig) -> dict[Pool, PoolConfig]:
+    return {pool: getattr(config, pool) for pool in POOLS}
+
+
+def data_identity(config: DataConfig) -> dict[str, Any]:
+    """What the prompts are, by content: file hashes for files, id and revision for the hub."""
+    identity: dict[str, Any] = {"train": config.train_fraction, "validation": config.validation_fraction}
+    for pool, source in pool_configs(config).items():
+        columns = dict(vars(source.columns))
+        if source.source == "hub":
+            content: Any = [source.path, source.hub_dir, source.hub_split, source.revision]
+        else:
+            path = _file_of(pool, source)
+            content = hash_folder(path) if path.is_dir() else hash_file(path)
+        identity[pool] = {"content": content, "columns": columns, "limit": source.limit}
+    return identity
+
+
+def load_prompts(config: DataConfig) -> Loaded:
+    """Read, check, deduplicate and split every pool.
+
+    Raises:
+        ConfigError: file, line or column at fault, and the remedy.
+    """
+    loaded = Loaded()
+    seen: set[str] = set()
+    for pool, source in pool_configs(config).items():
+        columns = ColumnsConfig(kind="kind", id="id") if source.source == "builtin" else source.columns
+        num_kept = loaded.num_empty[pool] = loaded.num_duplicate[pool] = 0
+        for place, row in _rows(pool, source):
+            if source.limit is not None and num_kept >= source.limit:
+                break
+            messages = _messages(row, columns, place)
+            if not messages:
+                loaded.num_empty[pool] += 1
+                continue
+            key = dialogue_key(messages)
+            if key in seen:
+                loaded.num_duplicate[pool] += 1
+                continue
+            seen.add(key)
+            num_kept += 1
+            loaded.prompts.append(
+                Prompt(
+                    id=str(row[columns.id]) if columns.id and row.get(columns.id) else f"{pool}-{key[:12]}",
+                    pool=pool,
+                    kind=str(row[columns.kind]) if columns.kind and row.get(columns.kind) else "unspecified",
+                    split=split_of(key, config.train_fraction, config.validation_fraction),
+                    messages=messages,
+                )
+            )
+        _refuse_too_few(loaded, pool, config.min_prompts)
+    _refuse_repeated_ids(loaded.prompts)
+    return loaded
+
+
+def _refuse_too_few(loaded: Loaded, pool: Pool, min_prompts: int) -> None:
+    for split in ("train", "test"):
+        number = len(loaded.select(pool, split))
+        if number < min_prompts:
+            raise ConfigError(
+                f"data.{pool} has {number} prompts in its {split} split; at least {min_prompts} are needed "
+                "(data.min_prompts), so add prompts or change data.train_fraction."
+            )
+
+
+def _refuse_repeated_ids(prompts: list[Prompt]) -> None:
+    seen: dict[str, Prompt] = {}
+    for prompt in prompts:
+        if (other := seen.setdefault(prompt.id, prompt)) is not prompt:
+            raise ConfigError(
+                f"data: id {prompt.id!r} stands for {other.request[:40]!r} and for {prompt.request[:40]!r}; "
+                "make ids unique across pools or set columns.id=null."
+            )
+
+
+def _file_of(pool: Pool, source: PoolConfig) -> Path:
+    if source.source == "builtin":
+        return Path(__file__).parent / _BUILTIN[pool]
+    path = Path(str(source.path)).expanduser()
+    if not path.exists():
+        raise ConfigError(f"data.{pool}.path: there is no file or folder {path}.")
+    return path
+
+
+def _rows(pool: Pool, source: PoolConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield ``(where, row)`` of any supported source."""
+    if source.source == "hub":
+        yield from _hub_rows(pool, source)
+        return
+    path = _file_of(pool, source)
+    if path.is_dir():
+        yield from _dataset_rows(pool, path, source.hub_split)
+    elif path.suffix in {".jsonl", ".json"}:
+        yield from _json_rows(path)
+    elif path.suffix in {".csv", ".tsv"}:
+        yield from _csv_rows(path)
+    elif path.suffix == ".parquet":
+        from datasets import Dataset
+
+        yield from ((f"{path}, row {i + 1}", row) for i, row in enumerate(Dataset.from_parquet(str(path))))
+    else:
+        raise ConfigError(
+            f"data.{pool}.path: {path} is no .jsonl, .json, .csv, .tsv or .parquet file and no datasets folder."
+        )
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    text = _read_text(path)
+    if path.suffix == ".json":
+        try:
+            rows = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}.") from None
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ConfigError(f"{path}: a .json file must hold a list of objects; for one object a line use .jsonl.")
+        yield from ((f"{path}, entry {i + 1}", row) for i, row in enumerate(rows))
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path}:{number}:{error.colno}: not valid JSON: {error.msg}; mend the line.") from None
+        if not isinstance(row, dict):
+            raise ConfigError(
+                f"{path}:{number}: the line is a JSON {type(row).__name__}, not an object; mend the line."
+            )
+        yield f"{path}:{number}", row
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = csv.DictReader(
+        _read_text(path).splitlines(keepends=True), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True
+    )
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise ConfigError(
+                    f"{path}:{reader.line_num}: the row has another number of fields than the header; quote commas."
+                )
+            yield f"{path}:{reader.line_num}", dict(row)
+    except csv.Error as error:
+        raise ConfigError(f"{path}:{reader.line_num}: not valid CSV: {error}.") from None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); convert the file.") from None
+
+
+def _dataset_rows(pool: Pool, path: Path, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        dataset = load_from_disk(str(path))
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(f"data.{pool}.path: {path} is no folder written by save_to_disk ({error}).") from None
+    if isinstance(dataset, DatasetDict):
+        if split not in dataset:
+            raise ConfigError(f"data.{pool}.hub_split: {path} has no split {split!r}{did_you_mean(split, dataset)}.")
+        dataset = dataset[split]
+    yield from ((f"{path}, row {i + 1}", row) for i, row in enumerate(dataset))
+
+
+def _hub_rows(pool: Pool, source: PoolConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    from datasets import load_dataset
+
+    try:
+        dataset = load_dataset(source.path, data_dir=source.hub_dir, split=source.hub_split, revision=source.revision)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"data.{pool}.path: data set {source.path!r} could not be loaded ({reason}); check the id, go online, or "
+            f"download it and use data.{pool}.source=path."
+        ) from None
+    yield from ((f"{source.path}, row {i + 1}", row) for i, row in enumerate(dataset))
+
+
+def _messages(row: dict[str, Any], columns: ColumnsConfig, place: str) -> list[Message]:
+    """The prompt of a row as a dialogue that ends with the person's turn; empty where there is nothing to answer."""
+    for kind in ("messages", "transcript", "prompt"):
+        column = getattr(columns, kind)
+        if column is None:
+            continue
+        if column not in row:
+            raise ConfigError(f"{place}: there is no column {column!r} (columns.{kind}){did_you_mean(column, row)}.")
+        value = row[column]
+        if kind == "messages":
+            return up_to_last_request(_checked_turns(value, place, column))
+        if value is None:
+            return []
+        if not isinstance(value, str):
+            raise ConfigError(f"{place}: column {column!r} holds a {type(value).__name__}; text is expected.")
+        if kind == "transcript":
+            try:
+                return up_to_last_request(parse_transcript(value)) if value.strip() else []
+            except ValueError as error:
+                raise ConfigError(f"{place}: column {column!r} is no transcript: {error}.") from None
+        return [Message(role="user", content=value.strip())] if value.strip() else []
+    raise AssertionError("PoolConfig lets no source through without a column")
+
+
+def _checked_turns(value: Any, place: str, column: str) -> list[Message]:
+    turns = json.loads(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
+    if not isinstance(turns, list):
+        raise ConfigError(f"{place}: column {column!r} is no list of {{role, content}} turns.")
+    for turn in turns:
+        if not isinstance(turn, dict) or turn.get("role") not in _ROLES or not isinstance(turn.get("content"), str):
+            raise ConfigError(f"{place}: column {column!r} has a turn that is no {{role, content}}: {str(turn)[:60]}.")
+    return [Message(role=t["role"], content=t["content"].strip()) for t in turns if t["content"].strip()]

@@ -1,0 +1,34 @@
+"""How a configuration differs from Bai et al. 2022 (arXiv 2212.08073), in sentences for the terminal and the report."""
+
+from __future__ import annotations
+
+from pipeline.config import Config
+from pipeline.constitution import Constitution
+
+PAPER_PRINCIPLES = 16
+PAPER_ROUNDS = 4
+
+
+def deviations_from_paper(config: Config, constitution: Constitution) -> list[str]:
+    """What is done otherwise than in the paper; some of it holds for every configuration of this pipeline."""
+    critique, sft, preferences, align = config.critique, config.sft, config.preferences, config.align
+    found = [
+        (
+            len(constitution.principles) != PAPER_PRINCIPLES,
+            f"{len(constitution.principles)} principles serve both critique and preferences; the paper has "
+            f"{PAPER_PRINCIPLES} for each",
+        ),
+        (critique.num_rounds != PAPER_ROUNDS, f"{critique.num_rounds} round(s) of revision instead of {PAPER_ROUNDS}"),
+        (critique.temperature != 1, f"critiques and revisions at T = {critique.temperature:g} instead of 1"),
+        (critique.top_p != 1, f"nucleus sampling (top_p = {critique.top_p:g}) in critique and revision"),
+        (sft.revisions != "all", "supervised fine-tuning on the last revision only, not on all"),
+        (sft.worked_examples, "the constitution's worked examples and good answers are trained on, too"),
+        (sft.num_epochs != 1, f"{sft.num_epochs:g} epochs of supervised fine-tuning instead of 1"),
+        (preferences.labeller not in {"ab", "cot"}, f"labels by {preferences.labeller} instead of (A)/(B)"),
+        (preferences.num_principles != 1, f"{preferences.num_principles} principles a label instead of 1"),
+        (preferences.temperature != 1, f"pairs sampled at T = {preferences.temperature:g} instead of 1"),
+        (True, "AI labels for helpfulness as well; the paper uses human ones"),
+        (True, f"{align.method.upper()} on the soft labels instead of a preference model and PPO"),
+        (align.hard_labels, "labels rounded to 0 or 1 before alignment"),
+    ]
+    return [sentence for differs, sentence in found if differs]

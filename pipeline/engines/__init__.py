@@ -1,0 +1,1 @@
+"""Where text and log-probabilities come from."""

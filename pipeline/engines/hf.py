@@ -1,0 +1,202 @@
+"""A local model through transformers: batched, seeded by row, with the shared beginning of a batch computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from pipeline.engines.base import Answer, AskT, ChoiceQuery, Completion, Query, ReplyQuery, Request
+from pipeline.engines.sampling import SeededSampler
+from pipeline.records import Message
+
+SCORED_ROWS = 16  # replies scored at once: their logits take rows * reply tokens * vocabulary
+MIN_SHARED_TOKENS = 32  # below this, copying the cache costs more than it saves
+
+
+class HFEngine:
+    """Generate and score with one model.
+
+    Args:
+        batch_rows: the most rows decoded at once.
+        batch_tokens: the most tokens (prompt and reply, padding included) held in one batch's cache.
+        share_prefix: compute what all rows of a batch begin with once. Changes speed, not text (tested).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+        batch_rows: int = 64,
+        batch_tokens: int = 32768,
+        share_prefix: bool = True,
+    ) -> None:
+        self.name = name
+        self._model, self._tokenizer = model.eval(), tokenizer
+        self._batch_rows, self._batch_tokens, self._share_prefix = batch_rows, batch_tokens, share_prefix
+        self._context = int(getattr(model.config, "max_position_embeddings", 1 << 30))
+        eos = model.generation_config.eos_token_id
+        self._eos = set(eos if isinstance(eos, list) else [eos]) | {tokenizer.eos_token_id}
+        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+    # --- Batches ---------------------------------------------------------------------------------------------
+
+    def batches(self, asks: Sequence[AskT]) -> list[list[AskT]]:
+        """Sort by length (longest first, so that what does not fit in memory fails early) and cut to size."""
+        sizes = {ask.id: self._size(ask) for ask in asks}
+        batches: list[list[AskT]] = []
+        for ask in sorted(asks, key=lambda ask: (-sizes[ask.id], ask.id)):
+            widest = sizes[batches[-1][0].id] if batches else 0
+            most = min(self._batch_rows, SCORED_ROWS) if isinstance(ask, ReplyQuery) else self._batch_rows
+            if batches and len(batches[-1]) < min(most, max(1, self._batch_tokens // widest)):
+                batches[-1].append(ask)
+            else:
+                batches.append([ask])
+        return batches
+
+    def _size(self, ask: Request | Query) -> int:
+        extra = ask.max_new_tokens if isinstance(ask, Request) else 0
+        return len(self._encode(ask)) + extra
+
+    def _encode(self, ask: Request | Query) -> list[int]:
+        prompt = self._render(ask.messages)
+        if isinstance(ask, ChoiceQuery):
+            prompt += ask.opening
+        ids = self._tokens(prompt)
+        return ids + self._reply_tokens(ask) if isinstance(ask, ReplyQuery) else ids
+
+    def _render(self, messages: list[Message]) -> str:
+        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert isinstance(text, str)
+        return text
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _reply_tokens(self, query: ReplyQuery) -> list[int]:
+        return [*self._tokens(query.reply), int(self._tokenizer.eos_token_id)]
+
+    def _shared(self, rows: list[list[int]]) -> list[int]:
+        """What all rows begin with, short of their last token."""
+        if not self._share_prefix or len(rows) < 2:
+            return []
+        first, last = min(rows), max(rows)
+        limit = min(len(row) for row in rows) - 1
+        length = next((i for i in range(min(limit, len(first))) if first[i] != last[i]), limit)
+        return first[:length] if length >= MIN_SHARED_TOKENS else []
+
+    def _prepare(
+        self, rows: list[list[int]], shared: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor, DynamicCache | None]:
+        """Token ids and mask of shape (rows, width), laid out as [shared][padding][rest], and the shared cache."""
+        rests = [row[len(shared) :] for row in rows]
+        width = max(map(len, rests))
+        ids = [shared + [self._pad] * (width - len(rest)) + rest for rest in rests]
+        mask = [[1] * len(shared) + [0] * (width - len(rest)) + [1] * len(rest) for rest in rests]
+        cache = None
+        if shared:
+            # The cache may not know its layers before the first forward pass; the model makes it.
+            cache = self._model(self._tensor([shared]), use_cache=True, logits_to_keep=1).past_key_values
+            cache.batch_repeat_interleave(len(rows))
+        return self._tensor(ids), self._tensor(mask), cache
+
+    def _tensor(self, values: Any) -> torch.Tensor:
+        return torch.tensor(values, device=self._model.device)
+
+    # --- Text ------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def generate(self, batch: Sequence[Request]) -> list[Completion]:
+        rows = [self._encode(request) for request in batch]
+        fits = [len(row) + request.max_new_tokens <= self._context for row, request in zip(rows, batch, strict=True)]
+        results = [Completion(id=request.id, text="", num_tokens=0, finish="too_long") for request in batch]
+        todo = [index for index, fit in enumerate(fits) if fit]
+        if not todo:
+            return results
+        fitting = [rows[index] for index in todo]
+        ids, mask, cache = self._prepare(fitting, self._shared(fitting))
+        chosen = [batch[index] for index in todo]
+        limits = [request.max_new_tokens for request in chosen]
+        sampler = SeededSampler(
+            [request.seed for request in chosen],
+            [request.temperature for request in chosen],
+            [request.top_p for request in chosen],
+        )
+        output = self._model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            max_new_tokens=max(limits),
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            repetition_penalty=1.0,
+            logits_processor=[sampler],
+            eos_token_id=sorted(self._eos),
+            pad_token_id=self._pad,
+        )
+        for index, request, tokens in zip(todo, chosen, output[:, ids.shape[1] :].tolist(), strict=True):
+            results[index] = self._completion(request, tokens)
+        return results
+
+    def _completion(self, request: Request, tokens: list[int]) -> Completion:
+        end = next((i for i, token in enumerate(tokens) if token in self._eos), None)
+        kept = tokens[: end if end is not None else None][: request.max_new_tokens]
+        text = self._tokenizer.decode(kept, skip_special_tokens=True).strip()
+        stopped = end is not None and end <= request.max_new_tokens
+        return Completion(id=request.id, text=text, num_tokens=len(kept), finish="stop" if stopped else "length")
+
+    # --- Log-probabilities -----------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def score(self, batch: Sequence[Query]) -> list[Answer]:
+        if isinstance(batch[0], ChoiceQuery):
+            return self._score_choices([query for query in batch if isinstance(query, ChoiceQuery)])
+        return self._score_replies([query for query in batch if isinstance(query, ReplyQuery)])
+
+    def _score_choices(self, batch: list[ChoiceQuery]) -> list[Answer]:
+        rows = [self._encode(query) for query in batch]
+        logprobs = self._logits(rows, self._shared(rows), 1)[:, -1].float().log_softmax(-1)
+        return [
+            Answer(id=query.id, logprobs=[float(row[self._first_token(query, choice)]) for choice in query.choices])
+            for query, row in zip(batch, logprobs, strict=True)
+        ]
+
+    def _first_token(self, query: ChoiceQuery, choice: str) -> int:
+        """The token that ``choice`` adds after the opening, as the tokenizer would write it there."""
+        opening = query.opening[-8:]
+        before, after = self._tokens(opening), self._tokens(opening + choice)
+        return after[len(before)] if after[: len(before)] == before else self._tokens(choice)[0]
+
+    def _score_replies(self, batch: list[ReplyQuery]) -> list[Answer]:
+        rows = [self._encode(query) for query in batch]
+        replies = [self._reply_tokens(query) for query in batch]
+        longest = max(map(len, replies))
+        # What is computed once must stop short of the position that predicts any reply's first token. Rows end
+        # together (padding stands on the left), so the last positions hold every reply.
+        shared = self._shared([row[: max(0, len(row) - longest)] for row in rows])
+        logits = self._logits(rows, shared, longest + 1)
+        answers = []
+        for query, reply, row in zip(batch, replies, logits, strict=True):
+            logprobs = row[-len(reply) - 1 : -1].float().log_softmax(-1)
+            taken = logprobs.gather(1, self._tensor(reply)[:, None])
+            answers.append(Answer(id=query.id, logprobs=[float(taken.mean())]))
+        return answers
+
+    def _logits(self, rows: list[list[int]], shared: list[int], num_last: int) -> torch.Tensor:
+        """Logits of the last ``num_last`` positions: (rows, num_last, vocabulary)."""
+        ids, mask, cache = self._prepare(rows, shared)
+        num_cached = cache.get_seq_length() if cache is not None else 0
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        return self._model(
+            input_ids=ids[:, num_cached:],
+            attention_mask=mask,
+            position_ids=positions[:, num_cached:],
+            past_key_values=cache,
+            use_cache=cache is not None,
+            logits_to_keep=num_last,
+        ).logits

@@ -1,0 +1,162 @@
+"""Find, check and load a model; let precision follow the hardware."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifacts import hash_file, hash_folder
+from pipeline.config import EngineConfig, LaunchConfig, ModelConfig
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from pipeline.engines.base import Engine
+    from pipeline.engines.hf import HFEngine
+
+EMBEDDED = "embedded"
+
+
+def model_identity(path: str, revision: str | None) -> str:
+    """What a model is, by content where there are files, by id and revision where there is a hub."""
+    from pipeline.engines.embedded import embedded_gguf
+
+    if path == EMBEDDED:
+        return f"gguf:{hash_file(embedded_gguf())}"
+    folder = Path(path).expanduser()
+    return f"folder:{hash_folder(folder)}" if folder.is_dir() else f"hub:{path}@{revision or 'main'}"
+
+
+def check_model(path: str, revision: str | None, field: str = "model.path") -> None:
+    """Refuse, before anything is loaded, what can't be a chat model.
+
+    Raises:
+        ConfigError: not a model folder, no chat template, or a hub id that can't be reached.
+    """
+    from pipeline.engines.embedded import embedded_gguf
+
+    if path == EMBEDDED:
+        embedded_gguf()
+        return
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        _check_folder(folder, field)
+    elif folder.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise ConfigError(f"{field}: there is no model folder {path}; give a folder, a hub id or 'embedded'.")
+    else:
+        _check_hub(path, revision, field)
+
+
+def _check_folder(folder: Path, field: str) -> None:
+    for name, remedy in (
+        ("config.json", "give a folder written by save_pretrained"),
+        ("tokenizer_config.json", "save the tokenizer beside the model"),
+    ):
+        if not (folder / name).is_file():
+            raise ConfigError(f"{field}: {folder} has no {name}; {remedy}.")
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise ConfigError(f"{field}: {folder} holds no weights (*.safetensors); give a folder with a whole model.")
+    try:
+        tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{field}: a configuration file in {folder} is not valid JSON ({error}).") from None
+    if not tokenizer.get("chat_template") and not (folder / "chat_template.jinja").is_file():
+        raise ConfigError(
+            f"{field}: the tokenizer in {folder} has no chat template; use an instruct model, or add "
+            "chat_template.jinja to the folder."
+        )
+
+
+def _check_hub(path: str, revision: str | None, field: str) -> None:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{field}: {path!r} is no folder, and the hub did not give it ({reason}); check the id, go online, or "
+            "download it and give the folder."
+        ) from None
+    if not tokenizer.chat_template:
+        raise ConfigError(f"{field}: the tokenizer of {path!r} has no chat template; use an instruct model.")
+
+
+def resolve_path(path: str) -> str:
+    from pipeline.engines.embedded import embedded_model
+
+    return str(embedded_model()) if path == EMBEDDED else str(Path(path).expanduser() if Path(path).exists() else path)
+
+
+def resolve_precision(precision: str) -> torch.dtype:
+    """bf16 where the hardware multiplies it natively (a GPU of 2020 or later, a CPU with AMX), else fp32."""
+    import torch
+
+    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if precision != "auto":
+        return named[precision]
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    # Without AMX bf16 is slower than fp32 for this size of model: 0.8x generating, 0.7x training (docs/log.md).
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+
+
+def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # never masked by value, so sharing a token is harmless
+    return tokenizer
+
+
+def load_model(path: str, precision: str, revision: str | None = None, **options: Any) -> PreTrainedModel:
+    """A causal language model on this process's device (placed by the caller's trainer when quantised)."""
+    from transformers import AutoModelForCausalLM
+
+    from pipeline import distributed
+
+    model = AutoModelForCausalLM.from_pretrained(
+        path, revision=revision, dtype=resolve_precision(precision), attn_implementation="sdpa", **options
+    )
+    return model if options.get("quantization_config") else model.to(distributed.default_device())
+
+
+def local_engine(path: str, config: ModelConfig, launch: LaunchConfig, name: str) -> HFEngine:
+    """An engine on a model folder or id, with batch sizes that follow the hardware."""
+    import torch
+
+    from pipeline.engines.hf import HFEngine
+
+    path = resolve_path(path)
+    revision = config.revision if not Path(path).is_dir() else None
+    rows, tokens = (256, 262144) if torch.cuda.is_available() else (64, 32768)
+    return HFEngine(
+        load_model(path, config.precision, revision),
+        load_tokenizer(path, revision),
+        name=name,
+        batch_rows=launch.batch_rows or rows,
+        batch_tokens=tokens,
+    )
+
+
+def feedback_engine(config: EngineConfig, model: ModelConfig, launch: LaunchConfig, policy: Engine | None) -> Engine:
+    """Who critiques and labels: a server, another local model, or the policy given (the base model if None)."""
+    if config.kind == "openai":
+        from pipeline.engines.openai import OpenAIEngine
+
+        return OpenAIEngine(config)
+    if config.path is not None:
+        return local_engine(config.path, model, launch, name=config.path)
+    return policy or local_engine(model.path, model, launch, name=model.name)
+
+
+def engine_identity(config: EngineConfig) -> str:
+    """What the feedback comes from, for fingerprints."""
+    if config.kind == "openai":
+        return f"openai:{config.base_url}:{config.model}"
+    return "self" if config.path is None else model_identity(config.path, None)

@@ -1,0 +1,95 @@
+"""Any server that speaks OpenAI's chat protocol: vLLM, llama.cpp, SGLang, hosted ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from pipeline.config import EngineConfig
+from pipeline.engines.base import Answer, AskT, ChoiceQuery, Completion, Query, ReplyQuery, Request
+from pipeline.errors import StageError
+
+NEVER = -100.0  # log-probability of a choice the server did not list among its most likely ones
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+
+class OpenAIEngine:
+    """Replies and first-token log-probabilities over HTTP; retries and time-outs are the client library's."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        from openai import OpenAI
+
+        self.name = f"{config.model}@{config.base_url or 'openai'}"
+        self._config = config
+        self._client = OpenAI(
+            base_url=config.base_url,
+            api_key=os.environ.get(config.api_key_variable, "none"),
+            max_retries=config.max_retries,
+            timeout=config.timeout_seconds,
+        )
+
+    def batches(self, asks: Sequence[AskT]) -> list[list[AskT]]:
+        size = self._config.max_parallel
+        return [list(asks[start : start + size]) for start in range(0, len(asks), size)]
+
+    def generate(self, batch: Sequence[Request]) -> list[Completion]:
+        return self._in_parallel(self._reply, batch)
+
+    def score(self, batch: Sequence[Query]) -> list[Answer]:
+        return self._in_parallel(self._choose, batch)
+
+    def _in_parallel(self, work: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> list[ResultT]:
+        from openai import OpenAIError
+
+        try:
+            with ThreadPoolExecutor(self._config.max_parallel) as pool:
+                return list(pool.map(work, items))
+        except OpenAIError as error:
+            raise StageError(
+                f"engine.base_url: {self.name} failed {self._config.max_retries + 1} times "
+                f"({str(error).splitlines()[0]}); finished replies are kept, so run the same command again."
+            ) from None
+
+    def _reply(self, request: Request) -> Completion:
+        response: Any = self._client.chat.completions.create(
+            model=str(self._config.model),
+            messages=request.messages,  # type: ignore[arg-type]
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=request.seed % 2**31,
+            max_tokens=request.max_new_tokens,
+        )
+        choice = response.choices[0]
+        num_tokens = response.usage.completion_tokens if response.usage else 0
+        finish = "stop" if choice.finish_reason == "stop" else "length"
+        text = (choice.message.content or "").strip()
+        return Completion(id=request.id, text=text, num_tokens=num_tokens, finish=finish)
+
+    def _choose(self, query: Query) -> Answer:
+        assert not isinstance(query, ReplyQuery), "Config refuses labellers that need a given reply's likelihood"
+        response: Any = self._client.chat.completions.create(
+            model=str(self._config.model),
+            messages=_with_instruction(query),  # type: ignore[arg-type]
+            temperature=0.0,
+            max_tokens=1,
+            logprobs=True,
+            top_logprobs=20,
+        )
+        listed = response.choices[0].logprobs
+        best = dict.fromkeys(query.choices, NEVER)
+        for entry in listed.content[0].top_logprobs if listed and listed.content else []:
+            word = entry.token.strip(" (\n").casefold()
+            for choice in query.choices:
+                if word == choice.strip().casefold():
+                    best[choice] = max(best[choice], entry.logprob)
+        return Answer(id=query.id, logprobs=[best[choice] for choice in query.choices])
+
+
+def _with_instruction(query: ChoiceQuery) -> list[dict[str, str]]:
+    """A chat server can't be made to continue ``opening``, so it is asked for the one word instead."""
+    *before, last = query.messages
+    words = " or ".join(choice.strip() for choice in query.choices)
+    return [*map(dict, before), {"role": last["role"], "content": f"{last['content']}\n\nAnswer only {words}."}]  # type: ignore[arg-type]

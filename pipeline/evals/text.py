@@ -1,0 +1,37 @@
+"""Degeneration: replies that all begin alike, or that repeat themselves."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+OPENING_WORDS = 8
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"\w+(?:['’]\w+)*", text.casefold())
+
+
+def opening(reply: str) -> str:
+    return " ".join(words(reply)[:OPENING_WORDS])
+
+
+def commonest_opening(replies: Sequence[str]) -> tuple[str, int]:
+    """The eight words that most replies begin with, and how many do: the sign of boilerplate. Shorter replies count
+    with all their words, empty ones not at all."""
+    openings = Counter(opening(reply) for reply in replies if words(reply))
+    return openings.most_common(1)[0] if openings else ("", 0)
+
+
+def repeats_itself(reply: str, size: int = 4, most: float = 0.3) -> bool:
+    """Whether more than ``most`` of a reply's ``size``-grams have stood in it before. Short replies never do."""
+    tokens = words(reply)
+    grams = [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)]
+    return len(grams) >= 8 and 1 - len(set(grams)) / len(grams) > most
+
+
+def distinct_ngrams(replies: Sequence[str], size: int = 2) -> float:
+    """Distinct-n over all replies (Li et al. 2016, arXiv 1510.03055): different n-grams per n-gram."""
+    grams = [tuple(tokens[i : i + size]) for tokens in map(words, replies) for i in range(len(tokens) - size + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0

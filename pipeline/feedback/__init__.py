@@ -1,0 +1,1 @@
+"""The pure logic of the method: no files, no torch."""

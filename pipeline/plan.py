@@ -1,0 +1,147 @@
+"""``cai plan`` and ``cai status``: what would run, what is there, and what it would take."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.artifacts import WORK, Manifest
+from pipeline.chain import Identities, cache_folder, folder_name, runs_folder, stages_until
+from pipeline.config import CHAIN, Config
+from pipeline.errors import ConfigError, did_you_mean
+from pipeline.preflight import Prepared, preflight
+from pipeline.progress import duration
+
+TOKENS_PER_EXAMPLE_TURN = 50  # a worked example's turn, for estimates only
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Upper bounds: model calls, tokens written, and (roughly) tokens read."""
+
+    num_calls: int = 0
+    num_tokens_written: int = 0
+    num_tokens_read: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    stage: str
+    state: str
+    folder: str
+    effort: Effort
+
+
+def plan(config: Config) -> list[Step]:
+    """What ``cai run`` would do. A stage behind one that must run is not known to be cached: its input may change."""
+    prepared = preflight(config)
+    identities = Identities(config, prepared.constitution)
+    contents: dict[str, str] = {}
+    steps = []
+    for stage in stages_until(config.until):
+        effort = effort_of(stage.name, config, prepared)
+        if not all(name in contents for name in stage.needs):
+            first = next(name for name in stage.needs if name not in contents)
+            steps.append(Step(stage.name, f"runs, unless {first} comes out as before", "", effort))
+            continue
+        name = folder_name(stage, identities.of(stage, contents))
+        folder = cache_folder(config.output_dir) / name
+        if manifest := Manifest.read(folder):
+            contents[stage.name] = manifest.content_hash
+            steps.append(Step(stage.name, "cached", name, Effort()))
+        else:
+            unfinished = folder.with_name(f"{name}.partial").exists()
+            steps.append(Step(stage.name, "goes on" if unfinished else "runs", name, effort))
+    return steps
+
+
+def effort_of(stage: str, config: Config, prepared: Prepared) -> Effort:
+    def available(section: object, split: str) -> dict[str, int]:
+        return {
+            pool: min(
+                prepared.num_prompts.get(f"{pool}/{split}", 0),
+                number if (number := getattr(section, f"num_{pool}")) is not None else 1 << 60,
+            )
+            for pool in ("red_team", "ordinary", "look_alike")
+        }
+
+    if stage == "critique":
+        cfg = config.critique
+        counts = available(cfg, "train")
+        rounds = counts["red_team"] * cfg.num_rounds
+        context = 6 * TOKENS_PER_EXAMPLE_TURN * (1 + min(cfg.num_few_shot, len(prepared.constitution.worked_examples)))
+        return Effort(
+            sum(counts.values()) + 2 * rounds,
+            sum(counts.values()) * cfg.max_reply_tokens + rounds * (cfg.max_critique_tokens + cfg.max_revision_tokens),
+            sum(counts.values()) * TOKENS_PER_EXAMPLE_TURN + 2 * rounds * context,
+        )
+    if stage == "sft":
+        counts = available(config.critique, "train")
+        rounds = counts["red_team"] * (config.critique.num_rounds if config.sft.revisions == "all" else 1)
+        rows = rounds + min(counts["ordinary"] + counts["look_alike"], round(config.sft.helpful_ratio * rounds))
+        if config.sft.worked_examples:
+            rows += len(prepared.constitution.worked_examples) + len(prepared.constitution.good_answers)
+        tokens = TOKENS_PER_EXAMPLE_TURN + config.critique.max_revision_tokens
+        return Effort(0, 0, round(rows * tokens * config.sft.num_epochs))
+    if stage == "preferences":
+        cfg2 = config.preferences
+        pairs = sum(available(cfg2, "train").values())
+        per_pair = {"ab": 2, "pointwise": 2, "cot": 4, "likelihood": 2}[cfg2.labeller] * cfg2.num_principles
+        per_pair += 2 if cfg2.labeller == "likelihood" else 0
+        thinking = 2 * cfg2.num_principles * cfg2.max_reasoning_tokens if cfg2.labeller == "cot" else 0
+        return Effort(
+            pairs * (2 + per_pair),
+            pairs * (2 * cfg2.max_reply_tokens + thinking),
+            pairs * per_pair * (4 * TOKENS_PER_EXAMPLE_TURN + cfg2.max_reply_tokens),
+        )
+    if stage == "align":
+        pairs = sum(available(config.preferences, "train").values())
+        tokens = 2 * (TOKENS_PER_EXAMPLE_TURN + config.preferences.max_reply_tokens)
+        return Effort(0, 0, round(pairs * tokens * config.align.num_epochs))
+    if stage == "evaluate":
+        prompts = sum(available(config.evaluate, config.evaluate.split).values())
+        return Effort(
+            3 * prompts, 3 * prompts * config.evaluate.max_reply_tokens, 3 * prompts * TOKENS_PER_EXAMPLE_TURN
+        )
+    return Effort()
+
+
+def status(output_dir: str, name: str) -> list[tuple[str, str, str]]:
+    """Stage, state and time of a run, by its name or folder; ``latest`` works too."""
+    folder = find_run(output_dir, name)
+    recorded: dict[str, str] = {}
+    if (folder / "run.json").exists():
+        recorded = json.loads((folder / "run.json").read_text(encoding="utf-8"))["stages"]
+    cache = folder.resolve().parent.parent / "cache"
+    rows = []
+    for stage in CHAIN:
+        if stage in recorded and (manifest := Manifest.read(cache / recorded[stage])):
+            rows.append((stage, "done", f"{duration(manifest.seconds)}, {manifest.started}"))
+        else:
+            rows.append((stage, "not finished", _unfinished(cache, stage)))
+    return rows
+
+
+def find_run(output_dir: str, name: str) -> Path:
+    folder = Path(name).expanduser()
+    if (folder / "config.json").exists():
+        return folder
+    runs = runs_folder(output_dir)
+    if (runs / name / "config.json").exists():
+        return runs / name
+    known = [path.name for path in runs.glob("*") if (path / "config.json").exists()]
+    hint = did_you_mean(name, known) if known else "; there are none yet"
+    raise ConfigError(f"RUN: there is no run {name!r} in {runs}{hint}.")
+
+
+def _unfinished(cache: Path, stage: str) -> str:
+    """How far an unfinished stage got. Several runs may have one; the newest is told of."""
+    partial = max(cache.glob(f"{stage}-*.partial"), key=lambda path: path.stat().st_mtime, default=None)
+    if partial is None:
+        return ""
+    num_records = sum(path.read_bytes().count(b"\n") for path in (partial / WORK).glob("*.jsonl"))
+    checkpoints = sorted((partial / WORK).glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    parts = [f"{num_records} records"] if num_records else []
+    parts += [checkpoints[-1].name] if checkpoints else []
+    return f"{', '.join(parts) or 'begun'} in {partial.name}"

@@ -1,0 +1,86 @@
+"""Everything that can be refused before anything is spent."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import Config
+from pipeline.constitution import Constitution, find_constitution, load_constitution
+from pipeline.data.loading import load_prompts
+from pipeline.data.splits import refuse_overlap
+from pipeline.engines.models import check_model
+from pipeline.errors import ConfigError
+from pipeline.records import dialogue_key
+from pipeline.tracking import check_tracking
+
+
+@dataclass(frozen=True)
+class Prepared:
+    constitution: Constitution
+    num_prompts: dict[str, int]  # "pool/split" → how many
+    notes: list[str]
+
+
+def preflight(config: Config) -> Prepared:
+    """Check constitution, prompts, model, tracker, hardware and output folder, in order of cost.
+
+    Raises:
+        ConfigError: the first thing that would have failed later.
+    """
+    constitution = load_constitution(find_constitution(config.constitution.path))
+    _check_output_folder(config.output_dir)
+    check_tracking(config.tracking)
+    _check_hardware(config)
+    loaded = load_prompts(config.data)
+    shown = {dialogue_key(messages): f"the constitution {constitution.name!r}" for messages in constitution.requests()}
+    refuse_overlap([p for p in loaded.prompts if p.split == config.evaluate.split], shown)
+    check_model(config.model.path, config.model.revision)
+    if config.engine.kind == "hf" and config.engine.path:
+        check_model(config.engine.path, None, "engine.path")
+    notes = loaded.notes()
+    if config.critique.num_few_shot > len(constitution.worked_examples):
+        notes.append(
+            f"critique.num_few_shot is {config.critique.num_few_shot} but the constitution has only "
+            f"{len(constitution.worked_examples)} worked examples; all are used."
+        )
+    counts: dict[str, int] = {}
+    for prompt in loaded.prompts:
+        key = f"{prompt.pool}/{prompt.split}"
+        counts[key] = counts.get(key, 0) + 1
+    return Prepared(constitution, counts, notes)
+
+
+def _check_output_folder(output_dir: str) -> None:
+    folder = Path(output_dir).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir is {output_dir!r}, which can't be written ({error.strerror}); give another folder."
+        ) from None
+
+
+def _check_hardware(config: Config) -> None:
+    import importlib.util
+
+    import torch
+
+    cuda = torch.cuda.is_available()
+    if config.model.tuning == "qlora":
+        if not cuda:
+            raise ConfigError("model.tuning is 'qlora' but there is no GPU; use model.tuning=lora.")
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ConfigError("model.tuning is 'qlora' but bitsandbytes is not installed; pip install 'cai[gpu]'.")
+    per_machine = config.launch.num_processes // config.launch.num_machines
+    available = torch.cuda.device_count() if cuda else (os.cpu_count() or 1)
+    if per_machine > available:
+        what = "GPUs" if cuda else "cores"
+        raise ConfigError(
+            f"launch.num_processes asks for {per_machine} processes on this machine, which has {available} {what}; "
+            f"use at most {available}."
+        )

@@ -1,0 +1,47 @@
+"""The contract of a stage: what it may read, and what it gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import distributed
+from pipeline.artifacts import WORK, RecordLog
+from pipeline.config import DataConfig, EngineConfig, LaunchConfig, ModelConfig
+from pipeline.constitution import Constitution
+from pipeline.engines.base import Stopwatch
+from pipeline.progress import warn
+from pipeline.tracking import NoTracker, Tracker
+
+Metrics = dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class Inputs:
+    """Everything a stage may see beside its own section of the configuration."""
+
+    folders: dict[str, Path]
+    """Finished stages before this one, by name."""
+    model: ModelConfig
+    engine: EngineConfig
+    launch: LaunchConfig
+    data: DataConfig
+    constitution: Constitution
+    preset: str
+    deviations: list[str]
+    """How this configuration differs from the paper, for the report."""
+    seed: int
+    tracker: Tracker = field(default_factory=NoTracker)
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+    def log(self, out: Path, name: str) -> RecordLog:
+        """An append-only log in the unfinished stage's folder."""
+        return RecordLog(out / WORK, name, distributed.rank())
+
+
+def take(prompts: list[Any], number: int | None, field_name: str) -> list[Any]:
+    """The first ``number`` prompts in order of their hash; says so when there are fewer than asked for."""
+    if number is not None and number < 1_000_000 and number > len(prompts) and distributed.is_main():
+        warn(f"{field_name} is {number} but there are only {len(prompts)} such prompts; all are used.")
+    return sorted(prompts, key=lambda prompt: prompt.key)[:number]

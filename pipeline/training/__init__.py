@@ -1,0 +1,1 @@
+"""The only rooms that import trl and peft."""

@@ -1,0 +1,17 @@
+"""The loss curve as a file: one JSON object a logged step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+HISTORY = "history.jsonl"
+
+
+def write_history(out: Path, history: Sequence[dict[str, float]]) -> None:
+    (out / HISTORY).write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
+
+
+def read_history(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / HISTORY).read_text(encoding="utf-8").splitlines()]

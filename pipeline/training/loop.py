@@ -1,0 +1,129 @@
+"""What every TRL trainer here shares: arguments that follow the hardware, progress, tracking, exact resumption."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from pipeline import distributed
+from pipeline.config import LaunchConfig, ModelConfig, TrainConfig
+from pipeline.engines.base import Stopwatch
+from pipeline.engines.models import resolve_precision
+from pipeline.progress import Bar, say
+from pipeline.tracking import Tracker
+from pipeline.training.models import per_device_batch
+
+COMPLETE = "checkpoint.complete"
+
+
+def training_arguments(
+    config: TrainConfig, model: ModelConfig, launch: LaunchConfig, seed: int, work: Path
+) -> dict[str, Any]:
+    """Arguments common to SFTConfig and DPOConfig. TRL's own defaults assume a GPU."""
+    rows, accumulation = per_device_batch(config.global_batch_size, launch)
+    on_gpu = torch.cuda.is_available()
+    dtype = resolve_precision(model.precision)
+    checkpointing = launch.gradient_checkpointing
+    return {
+        "output_dir": str(work),
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": accumulation,
+        "num_train_epochs": config.num_epochs,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": config.lr_schedule,
+        "warmup_steps": config.warmup_fraction,  # below 1, transformers 5 reads it as a share of all steps
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "max_length": config.max_length_tokens,
+        "seed": seed % 2**31,
+        "data_seed": seed % 2**31,
+        "use_cpu": not on_gpu,
+        "bf16": dtype is torch.bfloat16,
+        "fp16": dtype is torch.float16,
+        "gradient_checkpointing": on_gpu if checkpointing is None else checkpointing,
+        "save_strategy": "steps",
+        "save_steps": config.save_every_steps,
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": on_gpu,
+        "ddp_find_unused_parameters": False,
+        "remove_unused_columns": False,
+    }
+
+
+class Reporter(TrainerCallback):
+    """Shows progress, forwards losses to the tracker, and marks each checkpoint once it is whole."""
+
+    def __init__(self, label: str, tracker: Tracker) -> None:
+        self._label, self._tracker = label, tracker
+        self.history: list[dict[str, float]] = []
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.history = [row for row in state.log_history if "loss" in row]
+        self._bar = Bar(self._label, state.max_steps, quiet=not distributed.is_main()).__enter__()
+        self._bar.advance(state.global_step, cached=True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._bar.advance()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs and "loss" in logs and distributed.is_main():
+            self.history.append({**logs, "step": state.global_step})
+            self._tracker.log({f"train/{name}": value for name, value in logs.items()}, step=state.global_step)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if distributed.is_main():
+            (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._bar.__exit__(None, None, None)
+
+
+def last_whole_checkpoint(work: Path) -> str | None:
+    """The newest checkpoint that was finished; half-written ones are removed."""
+    if distributed.is_main():
+        for folder in work.glob("checkpoint-*"):
+            if not (folder / COMPLETE).exists():
+                shutil.rmtree(folder)
+    distributed.barrier()
+    return get_last_checkpoint(str(work)) if work.is_dir() else None
+
+
+def train(trainer: Trainer, reporter: Reporter, watch: Stopwatch) -> dict[str, Any]:
+    """Train, from the last whole checkpoint if there is one.
+
+    Returns:
+        ``steps``, first and last loss, and whether and from which step the run was resumed.
+    """
+    checkpoint = last_whole_checkpoint(Path(str(trainer.args.output_dir)))
+    resumed_from = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
+    if checkpoint and distributed.is_main():
+        say(f"  resuming from step {resumed_from}")
+    trainer.remove_callback(PrinterCallback)
+    with watch.running():
+        trainer.train(resume_from_checkpoint=checkpoint)
+    losses = [row["loss"] for row in reporter.history]
+    return {
+        "num_steps": int(trainer.state.global_step),
+        "resumed_from_step": resumed_from,
+        "loss_first": losses[0] if losses else None,
+        "loss_last": losses[-1] if losses else None,
+    }

@@ -1,0 +1,49 @@
+"""Supervised fine-tuning on revisions and helpful samples (Bai et al. 2022, section 3), through TRL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from trl import SFTConfig as TrlSftConfig
+from trl import SFTTrainer
+
+from pipeline.config import LaunchConfig, ModelConfig, SftConfig
+from pipeline.engines.base import Stopwatch
+from pipeline.records import TrainingRow
+from pipeline.tracking import Tracker
+from pipeline.training.loop import Reporter, train, training_arguments
+from pipeline.training.models import load_policy, lora_config, save_checkpoint
+
+
+def train_sft(
+    rows: Sequence[TrainingRow],
+    config: SftConfig,
+    model_config: ModelConfig,
+    launch: LaunchConfig,
+    seed: int,
+    out: Path,
+    work: Path,
+    tracker: Tracker,
+    watch: Stopwatch,
+) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Teach the replies, and only them: the loss leaves the prompts out. Returns metrics and the log history."""
+    model, tokenizer = load_policy(model_config.path, model_config)
+    reporter = Reporter("supervised fine-tuning", tracker)
+    trainer = SFTTrainer(
+        model=model,
+        args=TrlSftConfig(
+            **training_arguments(config, model_config, launch, seed, work), completion_only_loss=True, packing=False
+        ),
+        train_dataset=Dataset.from_list(
+            [{"prompt": row.messages, "completion": [{"role": "assistant", "content": row.reply}]} for row in rows]
+        ),
+        processing_class=tokenizer,
+        peft_config=lora_config(model_config),
+        callbacks=[reporter],
+    )
+    metrics = train(trainer, reporter, watch)
+    save_checkpoint(trainer, model_config.path, model_config, out)
+    return metrics, reporter.history

@@ -1,0 +1,186 @@
+"""Run one stage: in this process, or in one process a rank under Accelerate's launcher."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from pipeline import distributed
+from pipeline.artifacts import WORK
+from pipeline.chain import STAGES
+from pipeline.config import Config, to_config, to_plain
+from pipeline.constitution import Constitution
+from pipeline.deviations import deviations_from_paper
+from pipeline.engines.base import Stopwatch
+from pipeline.errors import CaiError, StageError
+from pipeline.progress import console
+from pipeline.stages.base import Inputs
+from pipeline.tracking import NoTracker, open_tracker
+
+JOB, RESULT = "job.json", "result.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything a stage needs, resolved by the parent: no rank resolves anything for itself."""
+
+    stage: str
+    run_name: str
+    config: Config
+    constitution: Constitution
+    folders: Mapping[str, Path]
+    contents: Mapping[str, str]
+    out: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    metrics: dict[str, Any]
+    busy_seconds: float
+
+
+def execute(job: Job) -> Result:
+    """Run the stage in this process; on every rank but the first, silently."""
+    stage, config = STAGES[job.stage], job.config
+    tracker = (
+        NoTracker()
+        if not distributed.is_main()
+        else open_tracker(
+            config.tracking,
+            job.run_name,
+            job.stage,
+            {
+                "stage": job.stage,
+                stage.section: to_plain(getattr(config, stage.section)),
+                "model": to_plain(config.model),
+                "seed": config.seed,
+                "constitution": f"{job.constitution.name} {job.constitution.version}",
+            },
+            Path(config.output_dir).expanduser() / "tracking",
+        )
+    )
+    inputs = Inputs(
+        folders=dict(job.folders),
+        model=config.model,
+        engine=config.engine,
+        launch=config.launch,
+        data=config.data,
+        constitution=job.constitution,
+        preset=config.preset,
+        deviations=deviations_from_paper(config, job.constitution),
+        seed=config.seed,
+        tracker=tracker,
+        watch=Stopwatch(),
+    )
+    try:
+        metrics = stage.module.run(getattr(config, stage.section), inputs, job.out)
+        tracker.log({f"{job.stage}/{k}": v for k, v in metrics.items() if isinstance(v, int | float)})
+        tracker.artifact(job.stage, job.out.name.removesuffix(".partial"), job.out, dict(job.contents))
+    finally:
+        tracker.finish()
+    return Result(metrics=metrics, busy_seconds=inputs.watch.seconds)
+
+
+def launch(job: Job) -> Result:
+    """Run the stage on ``launch.num_processes`` ranks and wait for them.
+
+    ``accelerate launch --cpu`` starts a single process whatever it is told, so CPU ranks are started by torchrun,
+    which is what it uses for GPUs; inside, both are Accelerate's.
+    """
+    work = job.out / WORK
+    work.mkdir(parents=True, exist_ok=True)
+    (work / RESULT).unlink(missing_ok=True)
+    (work / JOB).write_text(
+        json.dumps(
+            {
+                "stage": job.stage,
+                "run_name": job.run_name,
+                "config": to_plain(job.config),
+                "constitution": job.constitution.model_dump(mode="json"),
+                "folders": {name: str(path) for name, path in job.folders.items()},
+                "contents": dict(job.contents),
+                "out": str(job.out),
+                "parent": os.getpid(),
+            }
+        ),
+        encoding="utf-8",
+    )
+    code = subprocess.call([*launch_command(job.config), "-m", "pipeline.worker", str(work / JOB)])
+    if code != 0 or not (work / RESULT).exists():
+        raise StageError(f"{job.stage} failed on one of its {job.config.launch.num_processes} ranks (see above).")
+    result = json.loads((work / RESULT).read_text(encoding="utf-8"))
+    return Result(**result)
+
+
+def launch_command(config: Config) -> list[str]:
+    """The launcher for this hardware, up to the module it starts."""
+    import torch
+
+    where = config.launch
+    if torch.cuda.is_available():
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(where.num_processes)]
+        command += ["--num_machines", str(where.num_machines), "--mixed_precision", "no", "--dynamo_backend", "no"]
+        command += ["--multi_gpu"] if where.num_processes > 1 else []
+        if where.num_machines > 1:
+            command += ["--machine_rank", str(where.machine_rank), "--main_process_ip", str(where.main_address)]
+            command += ["--main_process_port", str(where.main_port)]
+        return command
+    command = [sys.executable, "-m", "torch.distributed.run"]
+    if where.num_machines > 1:
+        command += ["--nnodes", str(where.num_machines), "--node_rank", str(where.machine_rank)]
+        command += ["--master_addr", str(where.main_address), "--master_port", str(where.main_port)]
+    else:
+        command += ["--standalone"]
+    return [*command, "--nproc_per_node", str(where.num_processes // where.num_machines)]
+
+
+def _leave_with_parent(parent: int) -> None:
+    """End this rank when the process that owns the stage's lock is gone: nobody else may write to the folder."""
+    import psutil
+
+    def watch() -> None:
+        while psutil.pid_exists(parent):
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> int:
+    data = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    _leave_with_parent(data["parent"])
+    out = Path(data["out"])
+    job = Job(
+        stage=data["stage"],
+        run_name=data["run_name"],
+        config=to_config(OmegaConf.create(data["config"])),
+        constitution=Constitution.model_validate(data["constitution"]),
+        folders={name: Path(path) for name, path in data["folders"].items()},
+        contents=data["contents"],
+        out=out,
+    )
+    distributed.state()
+    try:
+        result = execute(job)
+    except CaiError as error:
+        if distributed.is_main():
+            console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        return error.exit_code
+    if distributed.is_main():
+        (out / WORK / RESULT).write_text(json.dumps(vars(result)), encoding="utf-8")
+    distributed.barrier()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -77,8 +77,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
             return f"{key}={value}: there is no such option{did_you_mean(value, options)}."
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
-        parent, _, last = key.rpartition(".")
-        if key in message or (last and f"'{last}'" in message):
+        last = key.rpartition(".")[2]
+        if key in message or f"'{last}'" in message:
             return f"{key}: {_known_key(key) or _first_line(error.__cause__ or error)}."
     return f"{message}."
 

@@ -288,19 +288,12 @@ class LaunchConfig:
     """Where and how wide: nothing here changes what a stage means."""
 
     num_processes: int = 1
-    num_machines: int = 1
-    machine_rank: int = 0
-    main_address: str | None = None
-    main_port: int = 29500
     batch_rows: int | None = None
     per_device_batch_size: int | None = None
     gradient_checkpointing: bool | None = None
 
     def __post_init__(self) -> None:
         _within("launch.num_processes", self.num_processes, 1)
-        _within("launch.num_machines", self.num_machines, 1)
-        if self.num_machines > 1 and not self.main_address:
-            raise ConfigError("launch.num_machines is above 1 but launch.main_address is empty; name machine 0.")
         for name in ("batch_rows", "per_device_batch_size"):
             if (value := getattr(self, name)) is not None:
                 _within(f"launch.{name}", value, 1)

@@ -255,10 +255,9 @@ def _refuse_repeats(data: dict[str, Any], root: yaml.Node, path: Path) -> None:
     for section in _PARTS:
         for index, entry in enumerate(data.get(section) or []):
             field = f"{section}[{index}]"
-            if earlier := ids.setdefault(entry["id"], field):
-                if earlier != field:
-                    where = _place(root, path, (section, index, "id"))
-                    raise ConfigError(f"{where}: id {entry['id']!r} is already that of {earlier}; give it another.")
+            if (earlier := ids.setdefault(entry["id"], field)) != field:
+                where = _place(root, path, (section, index, "id"))
+                raise ConfigError(f"{where}: id {entry['id']!r} is already that of {earlier}; give it another.")
             if "request" in entry:
                 key = dialogue_key([Message(role="user", content=entry["request"])])
                 if (earlier := requests.setdefault(key, field)) != field:

@@ -76,11 +76,10 @@ def _check_hardware(config: Config) -> None:
             raise ConfigError("model.tuning is 'qlora' but there is no GPU; use model.tuning=lora.")
         if importlib.util.find_spec("bitsandbytes") is None:
             raise ConfigError("model.tuning is 'qlora' but bitsandbytes is not installed; pip install 'cai[gpu]'.")
-    per_machine = config.launch.num_processes // config.launch.num_machines
     available = torch.cuda.device_count() if cuda else (os.cpu_count() or 1)
-    if per_machine > available:
+    if config.launch.num_processes > available:
         what = "GPUs" if cuda else "cores"
         raise ConfigError(
-            f"launch.num_processes asks for {per_machine} processes on this machine, which has {available} {what}; "
+            f"launch.num_processes is {config.launch.num_processes} but this machine has {available} {what}; "
             f"use at most {available}."
         )

@@ -98,7 +98,7 @@ class TrackioTracker:
         )
 
     def log(self, values: dict[str, float], step: int | None = None) -> None:
-        self._trackio.log({name: value for name, value in values.items()}, step=step)
+        self._trackio.log(values, step=step)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         import pandas

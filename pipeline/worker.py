@@ -115,33 +115,23 @@ def launch(job: Job) -> Result:
         ),
         encoding="utf-8",
     )
-    code = subprocess.call([*launch_command(job.config), "-m", "pipeline.worker", str(work / JOB)])
+    code = subprocess.call([*launch_command(job.config.launch.num_processes), "-m", "pipeline.worker", str(work / JOB)])
     if code != 0 or not (work / RESULT).exists():
         raise StageError(f"{job.stage} failed on one of its {job.config.launch.num_processes} ranks (see above).")
     result = json.loads((work / RESULT).read_text(encoding="utf-8"))
     return Result(**result)
 
 
-def launch_command(config: Config) -> list[str]:
+def launch_command(num_processes: int) -> list[str]:
     """The launcher for this hardware, up to the module it starts."""
     import torch
 
-    where = config.launch
     if torch.cuda.is_available():
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(where.num_processes)]
-        command += ["--num_machines", str(where.num_machines), "--mixed_precision", "no", "--dynamo_backend", "no"]
-        command += ["--multi_gpu"] if where.num_processes > 1 else []
-        if where.num_machines > 1:
-            command += ["--machine_rank", str(where.machine_rank), "--main_process_ip", str(where.main_address)]
-            command += ["--main_process_port", str(where.main_port)]
-        return command
-    command = [sys.executable, "-m", "torch.distributed.run"]
-    if where.num_machines > 1:
-        command += ["--nnodes", str(where.num_machines), "--node_rank", str(where.machine_rank)]
-        command += ["--master_addr", str(where.main_address), "--master_port", str(where.main_port)]
-    else:
-        command += ["--standalone"]
-    return [*command, "--nproc_per_node", str(where.num_processes // where.num_machines)]
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+        command += ["--num_processes", str(num_processes), "--num_machines", "1"]
+        return [*command, "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*command, "--nproc_per_node", str(num_processes)]
 
 
 def _leave_with_parent(parent: int) -> None:

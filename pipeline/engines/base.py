@@ -102,13 +102,15 @@ class Worklist(Generic[ResultT]):
     """Runs asks through an engine and remembers every result, so that a kill costs one batch at most."""
 
     def __init__(self, log: RecordLog, parse: Callable[..., ResultT], watch: Stopwatch) -> None:
-        self._log, self._parse, self._watch = log, parse, watch
+        self._log: RecordLog = log
+        self._parse: Callable[..., ResultT] = parse
+        self._watch: Stopwatch = watch
 
     def run(
         self,
         label: str,
-        batches: Sequence[Sequence[AskT]],
-        work: Callable[[Sequence[AskT]], list[ResultT]],
+        batches: Sequence[Sequence[Any]],
+        work: Callable[[Sequence[Any]], list[ResultT]],
     ) -> dict[str, ResultT]:
         """Return a result for every ask. Each rank works on every n-th batch; all ranks return all results.
 
@@ -142,6 +144,6 @@ def score_all(
     engine: Engine, label: str, queries: Sequence[Any], log: RecordLog, watch: Stopwatch
 ) -> dict[str, Answer]:
     """Answer choice and reply queries; the two kinds never share a batch."""
-    kinds = (ChoiceQuery, ReplyQuery)
-    batches = [b for kind in kinds for b in engine.batches([query for query in queries if isinstance(query, kind)])]
-    return Worklist(log, Answer, watch).run(label, batches, engine.score)
+    choices = engine.batches([query for query in queries if isinstance(query, ChoiceQuery)])
+    replies = engine.batches([query for query in queries if isinstance(query, ReplyQuery)])
+    return Worklist(log, Answer, watch).run(label, [*choices, *replies], engine.score)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pipeline.config import EngineConfig
 from pipeline.engines.base import Answer, AskT, ChoiceQuery, Completion, Query, ReplyQuery, Request
 from pipeline.errors import StageError
+from pipeline.records import Message
 
 NEVER = -100.0  # log-probability of a choice the server did not list among its most likely ones
 ItemT = TypeVar("ItemT")
@@ -64,7 +65,7 @@ class OpenAIEngine:
         )
         choice = response.choices[0]
         num_tokens = response.usage.completion_tokens if response.usage else 0
-        finish = "stop" if choice.finish_reason == "stop" else "length"
+        finish: Literal["stop", "length"] = "stop" if choice.finish_reason == "stop" else "length"
         text = (choice.message.content or "").strip()
         return Completion(id=request.id, text=text, num_tokens=num_tokens, finish=finish)
 
@@ -88,8 +89,8 @@ class OpenAIEngine:
         return Answer(id=query.id, logprobs=[best[choice] for choice in query.choices])
 
 
-def _with_instruction(query: ChoiceQuery) -> list[dict[str, str]]:
+def _with_instruction(query: ChoiceQuery) -> list[Message]:
     """A chat server can't be made to continue ``opening``, so it is asked for the one word instead."""
     *before, last = query.messages
     words = " or ".join(choice.strip() for choice in query.choices)
-    return [*map(dict, before), {"role": last["role"], "content": f"{last['content']}\n\nAnswer only {words}."}]  # type: ignore[arg-type]
+    return [*before, Message(role=last["role"], content=f"{last['content']}\n\nAnswer only {words}.")]

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 import torch
 from transformers import LogitsProcessor
 
+NUCLEUS_GUESS = 256  # tokens that nearly always hold the nucleus; sorting the whole vocabulary costs a decoding step
+
 
 def nucleus_sample(
     logits: torch.Tensor, uniforms: torch.Tensor, temperatures: torch.Tensor, top_ps: torch.Tensor
 ) -> torch.Tensor:
-    """Draw one token a row by inverting the cumulative distribution at a given uniform number.
+    """Draw one token a row by inverting the cumulative distribution, most likely token first, at a uniform number.
 
     Args:
         logits: (rows, vocabulary).
@@ -25,15 +27,20 @@ def nucleus_sample(
         (rows,) token ids.
     """
     greedy = temperatures == 0
-    scaled = logits.double() / torch.where(greedy, torch.ones_like(temperatures), temperatures)[:, None]
-    probabilities, order = torch.softmax(scaled, dim=-1).sort(dim=-1, descending=True, stable=True)
-    mass_before = probabilities.cumsum(dim=-1) - probabilities
-    kept = probabilities * (mass_before < top_ps[:, None])
+    if bool(greedy.all()):
+        return logits.argmax(dim=-1)
+    probabilities = torch.softmax(logits.float() / torch.where(greedy, 1.0, temperatures).float()[:, None], dim=-1)
+    likeliest, order = probabilities.topk(min(NUCLEUS_GUESS, probabilities.shape[-1]), dim=-1)
+    if bool((likeliest.double().sum(dim=-1) < top_ps).any()):
+        likeliest, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    likeliest = likeliest.double()
+    mass_before = likeliest.cumsum(dim=-1) - likeliest
+    kept = likeliest * (mass_before < top_ps[:, None])
     cumulative = kept.cumsum(dim=-1)
     targets = uniforms[:, None] * cumulative[:, -1:]
     # The first token whose cumulative mass exceeds the target; rounding must never push it past the kept ones.
     position = (cumulative <= targets).sum(dim=-1).clamp(max=(kept > 0).sum(dim=-1) - 1)
-    position = torch.where(greedy, torch.zeros_like(position), position)
+    position = torch.where(greedy, 0, position)
     return order.gather(1, position[:, None])[:, 0]
 
 

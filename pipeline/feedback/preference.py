@@ -13,6 +13,7 @@ from typing import Protocol
 from pipeline.config import PreferencesConfig
 from pipeline.constitution import Constitution, Principle
 from pipeline.engines.base import Answer, ChoiceQuery, Completion, Query, ReplyQuery, Request
+from pipeline.feedback.dialogue import dialogue_text
 from pipeline.records import Comparison, Judgement, Message, derive_seed
 
 TEMPLATE = "preference-1"  # part of every fingerprint; a golden test holds it to the wording below
@@ -63,17 +64,13 @@ def choice_logit(answer: Answer, min_mass: float) -> float | None:
 # --- Wording -------------------------------------------------------------------------------------------------------
 
 
-def dialogue_text(messages: Sequence[Message]) -> str:
-    names = {"user": "Person", "assistant": "Assistant", "system": "Instructions"}
-    return "\n\n".join(f"{names[turn['role']]}: {turn['content']}" for turn in messages)
-
-
 def which_is_better(constitution: Constitution, principle: Principle, comparison: Comparison) -> list[Message]:
     return [
         Message(role="system", content=constitution.preamble),
         Message(
             role="user",
-            content=f"{dialogue_text(comparison.prompt.messages)}\n\n{principle.preference_question}\n\n"
+            content=f"Request: {dialogue_text(comparison.prompt.messages)}\n\n"
+            f"{principle.preference_question}\n\n"
             f"(A) {comparison.reply_a}\n\n(B) {comparison.reply_b}\n\nIs reply (A) or reply (B) the better one?",
         ),
     ]
@@ -86,8 +83,8 @@ def keeps_to_principle(
         Message(role="system", content=constitution.preamble),
         Message(
             role="user",
-            content=f"{dialogue_text(prompt)}\n\nAssistant: {reply}\n\nDoes the assistant's reply keep to this rule: "
-            f"{principle.title}? Answer yes or no.",
+            content=f"Request: {dialogue_text(prompt)}\n\nReply: {reply}\n\n"
+            f"Does the assistant's reply keep to this rule: {principle.title}? Answer yes or no.",
         ),
     ]
 

@@ -22,8 +22,8 @@ def run(cfg: AlignConfig, inputs: Inputs, out: Path) -> Metrics:
     rows = trainable(preferences, cfg)
     if not rows:
         raise StageError(
-            f"align has no pairs to train on: of {len(preferences)} labelled ones none is usable; lower "
-            f"align.min_confidence (now {cfg.min_confidence:g}) or look at the labels in {inputs.folders['preferences']}."
+            f"align has no pairs to train on: none of {len(preferences)} labels is usable; lower align.min_confidence "
+            f"(now {cfg.min_confidence:g}) or look at the labels in {inputs.folders['preferences']}."
         )
     metrics, history = train_dpo(
         rows,

@@ -10,7 +10,14 @@ from pipeline.config import CritiqueConfig
 from pipeline.constitution import Principle
 from pipeline.engines.base import Completion, Engine, Request, generate_all
 from pipeline.engines.models import feedback_engine, local_engine
-from pipeline.feedback.critique import TEMPLATE, critique_turns, few_shot, revision_turns, whole_sentences
+from pipeline.feedback.critique import (
+    TEMPLATE,
+    critique_examples,
+    critique_question,
+    revision_examples,
+    revision_question,
+    tidy,
+)
 from pipeline.records import Exchange, Message, Prompt, Revision, derive_seed, derived_rng, read_records, write_records
 from pipeline.stages.base import Inputs, Metrics, take
 
@@ -62,7 +69,7 @@ def run(cfg: CritiqueConfig, inputs: Inputs, out: Path) -> Metrics:
         "num_revisions": sum(len(exchange.revisions) for exchange in exchanges),
         "num_helpful_samples": sum(not exchange.revisions for exchange in exchanges),
         "num_empty": rounds.num_empty,
-        "num_cut_at_a_sentence": rounds.num_cut,
+        "num_shortened": rounds.num_shortened,
         "num_unchanged_revisions": sum(
             revision.revision == before
             for exchange in exchanges
@@ -79,8 +86,9 @@ class _Rounds:
 
     def __init__(self, cfg: CritiqueConfig, inputs: Inputs, out: Path, critic: Engine) -> None:
         self._cfg, self._inputs, self._out, self._critic = cfg, inputs, out, critic
-        self._few_shot = few_shot(inputs.constitution, cfg.num_few_shot)
-        self.num_empty = self.num_cut = 0
+        self._critique_examples = critique_examples(inputs.constitution, cfg.num_few_shot)
+        self._revision_examples = revision_examples(inputs.constitution, cfg.num_few_shot)
+        self.num_empty = self.num_shortened = 0
 
     def seed(self, prompt: Prompt, number: int, step: str) -> int:
         return derive_seed(self._inputs.seed, prompt.key, number, step)
@@ -94,12 +102,20 @@ class _Rounds:
     ) -> dict[str, Revision]:
         """One round. A prompt whose critique or revision came out empty is left out of the result."""
         drawn = {prompt.id: self._principle(prompt, number) for prompt in prompts}
-        asks = {p.id: self._few_shot + critique_turns(p.messages, current[p.id], drawn[p.id]) for p in prompts}
+        asks = {
+            p.id: _asked(self._critique_examples, critique_question(p.messages, current[p.id], drawn[p.id]))
+            for p in prompts
+        }
         label = f"critiques, round {number}"
         critiques = self._ask(self._critic, label, prompts, asks, number, "critique", self._cfg.max_critique_tokens)
         prompts = [prompt for prompt in prompts if critiques[prompt.id].text]
-        for prompt in prompts:
-            asks[prompt.id] = asks[prompt.id] + revision_turns(critiques[prompt.id].text, drawn[prompt.id])
+        asks = {
+            p.id: _asked(
+                self._revision_examples,
+                revision_question(p.messages, current[p.id], critiques[p.id].text, drawn[p.id]),
+            )
+            for p in prompts
+        }
         label = f"revisions, round {number}"
         revised = self._ask(self._critic, label, prompts, asks, number, "revision", self._cfg.max_revision_tokens)
         return {
@@ -146,12 +162,14 @@ class _Rounds:
         return {prompt.id: self._tidy(done[request.id]) for prompt, request in zip(prompts, requests, strict=True)}
 
     def _tidy(self, completion: Completion) -> Completion:
-        text = completion.text
-        if completion.finish == "length":
-            text = whole_sentences(text)
-            self.num_cut += 1
+        text = tidy(completion.text, cut_off=completion.finish == "length")
+        self.num_shortened += text != completion.text
         self.num_empty += not text
         return Completion(**{**vars(completion), "text": text})
+
+
+def _asked(examples: list[Message], question: str) -> list[Message]:
+    return [*examples, Message(role="user", content=question)]
 
 
 def _show(exchanges: Sequence[Exchange], inputs: Inputs) -> None:

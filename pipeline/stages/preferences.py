@@ -11,7 +11,7 @@ from pipeline.config import PreferencesConfig
 from pipeline.constitution import Principle
 from pipeline.engines.base import Engine, Request, generate_all, score_all
 from pipeline.engines.models import feedback_engine, local_engine
-from pipeline.feedback.critique import whole_sentences
+from pipeline.feedback.critique import tidy
 from pipeline.feedback.preference import TEMPLATE, binary_entropy_bits, label_clamp, make_labeller, soft_label
 from pipeline.records import Comparison, Preference, Prompt, derive_seed, derived_rng, read_records, write_records
 from pipeline.stages.base import Inputs, Metrics, take
@@ -65,7 +65,7 @@ def _sample_pairs(
     comparisons, num_empty, num_identical = [], 0, 0
     for prompt in prompts:
         a, b = (done[f"{prompt.id}/{side}"] for side in ("a", "b"))
-        reply_a, reply_b = (whole_sentences(r.text) if r.finish == "length" else r.text for r in (a, b))
+        reply_a, reply_b = (tidy(r.text, cut_off=r.finish == "length") for r in (a, b))
         if not reply_a or not reply_b:
             num_empty += 1
         elif reply_a == reply_b:

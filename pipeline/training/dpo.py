@@ -17,6 +17,7 @@ from pipeline.config import AlignConfig, LaunchConfig, ModelConfig
 from pipeline.engines.base import Stopwatch
 from pipeline.records import Preference
 from pipeline.tracking import Tracker
+from pipeline.training.logprobs import reply_logprobs
 from pipeline.training.loop import Reporter, train, training_arguments
 from pipeline.training.models import load_policy, lora_config, save_checkpoint
 
@@ -67,17 +68,8 @@ class SoftDPOTrainer(DPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         labels_a = inputs.pop("labels_a")
-        reference_a, reference_b = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
-        # The fused head computes log-probabilities in chunks, never the whole logits.
-        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-        outputs = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            labels=labels,
-            use_cache=False,
-            fused_lm_head=True,
-        )
-        policy_a, policy_b = outputs.log_probs.sum(dim=1).chunk(2)
+        reference_a, reference_b = self._reference_logprobs(inputs).chunk(2)
+        policy_a, policy_b = self._reply_logprobs(model, inputs).chunk(2)
         ratio_a, ratio_b = policy_a - reference_a, policy_b - reference_b
         if self._method == "ipo":
             tokens_a, tokens_b = inputs["completion_mask"][:, 1:].sum(dim=1).clamp(min=1).chunk(2)
@@ -85,7 +77,23 @@ class SoftDPOTrainer(DPOTrainer):
         else:
             losses = soft_dpo_loss(ratio_a - ratio_b, labels_a, self.beta)
         self._note(ratio_a.detach(), ratio_b.detach(), labels_a)
-        return (losses.mean(), outputs) if return_outputs else losses.mean()
+        assert not return_outputs, "this trainer is never asked for logits"
+        return losses.mean()
+
+    @staticmethod
+    def _reply_logprobs(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """Summed over each reply's tokens: (2 · pairs,), all A's first."""
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        return reply_logprobs(model, inputs["input_ids"], inputs["attention_mask"], labels).sum(dim=1)
+
+    @torch.no_grad()
+    def _reference_logprobs(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """The same under the reference: another model, or this one with its adapter switched off."""
+        if self.ref_model is not None:
+            return self._reply_logprobs(self.ref_model, inputs)
+        policy = self.accelerator.unwrap_model(self.model)
+        with policy.disable_adapter():
+            return self._reply_logprobs(policy, inputs)
 
     def _note(self, ratio_a: torch.Tensor, ratio_b: torch.Tensor, labels_a: torch.Tensor) -> None:
         """Implicit rewards in the field's names; "chosen" is the reply that the label prefers."""

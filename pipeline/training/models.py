@@ -81,9 +81,10 @@ def _merge(base_path: str, config: ModelConfig, adapter: Path) -> PreTrainedMode
 def per_device_batch(global_batch: int, launch: LaunchConfig) -> tuple[int, int]:
     """Divide the global batch: rows a device holds at once, and how many such steps make one update.
 
-    Unless the launch says otherwise, a device takes the largest divisor of its share up to 8 rows (32 on a GPU).
+    Unless the launch says otherwise, a device takes the largest divisor of its share up to 4 rows (32 on a GPU); on a
+    CPU larger ones gain nothing and pad more.
     """
     share = global_batch // distributed.world_size()
-    most = launch.per_device_batch_size or (32 if torch.cuda.is_available() else 8)
+    most = launch.per_device_batch_size or (32 if torch.cuda.is_available() else 4)
     rows = max(size for size in range(1, share + 1) if share % size == 0 and size <= most)
     return rows, share // rows

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from trl import SFTConfig as TrlSftConfig
 from trl import SFTTrainer
@@ -14,8 +15,23 @@ from pipeline.config import LaunchConfig, ModelConfig, SftConfig
 from pipeline.engines.base import Stopwatch
 from pipeline.records import TrainingRow
 from pipeline.tracking import Tracker
+from pipeline.training.logprobs import reply_logprobs
 from pipeline.training.loop import Reporter, train, training_arguments
 from pipeline.training.models import load_policy, lora_config, save_checkpoint
+
+
+class ReplySFTTrainer(SFTTrainer):
+    """TRL's trainer with the cross-entropy of the replies computed where the replies are."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        assert not return_outputs, "this trainer is never asked for logits"
+        logprobs = reply_logprobs(model, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
+        if num_items_in_batch is None:
+            return -logprobs.sum() / (inputs["labels"][:, 1:] != -100).sum().clamp(min=1)
+        # The count is that of the whole global batch; data parallelism averages gradients over ranks.
+        return -logprobs.sum() / num_items_in_batch * self.accelerator.num_processes
 
 
 def train_sft(
@@ -32,7 +48,7 @@ def train_sft(
     """Teach the replies, and only them: the loss leaves the prompts out. Returns metrics and the log history."""
     model, tokenizer = load_policy(model_config.path, model_config)
     reporter = Reporter("supervised fine-tuning", tracker)
-    trainer = SFTTrainer(
+    trainer = ReplySFTTrainer(
         model=model,
         args=TrlSftConfig(
             **training_arguments(config, model_config, launch, seed, work), completion_only_loss=True, packing=False

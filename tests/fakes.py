@@ -1,0 +1,32 @@
+"""Engines that can be read at a glance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pipeline.engines.base import Answer, AskT, Completion, Query, Request
+
+
+class FakeEngine:
+    """Replies and answers by two given functions, in batches of two; remembers what it was asked."""
+
+    name = "fake"
+
+    def __init__(
+        self,
+        reply: Callable[[Request], str] = lambda request: f"Reply to {request.id}.",
+        answer: Callable[[Query], list[float]] = lambda query: [-1.0, -1.0],
+    ) -> None:
+        self._reply, self._answer = reply, answer
+        self.asked: list[str] = []
+
+    def batches(self, asks: Sequence[AskT]) -> list[list[AskT]]:
+        return [list(asks[start : start + 2]) for start in range(0, len(asks), 2)]
+
+    def generate(self, batch: Sequence[Request]) -> list[Completion]:
+        self.asked += [request.id for request in batch]
+        return [Completion(id=r.id, text=self._reply(r), num_tokens=3, finish="stop") for r in batch]
+
+    def score(self, batch: Sequence[Query]) -> list[Answer]:
+        self.asked += [query.id for query in batch]
+        return [Answer(id=query.id, logprobs=self._answer(query)) for query in batch]

@@ -1,0 +1,85 @@
+"""Imports point one way: cli → runner → stages → rooms of the method → engines, constitution, records → errors."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import pipeline
+
+ROOT = Path(pipeline.__file__).parent
+MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path.name != "__init__.py")
+
+# Lower floors know nothing of higher ones.
+FLOORS = [
+    {"errors"},
+    {"records", "artifacts", "progress", "config"},
+    {"constitution", "tracking", "distributed", "data"},
+    {"engines", "deviations"},
+    {"feedback", "evals", "report", "training"},
+    {"chain", "preflight"},
+    {"stages"},
+    {"worker"},
+    {"runner", "plan"},
+    {"compose"},
+    {"cli"},
+]
+FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+ONLY_IN = {
+    "trl": {"training"},
+    "peft": {"training"},
+    "wandb": {"tracking"},
+    "trackio": {"tracking"},
+    "openai": {"engines"},
+    "hydra": {"compose"},
+    "jinja2": {"report"},
+}
+
+
+def room(path: Path) -> str:
+    return path.parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def test_every_room_has_a_floor():
+    assert {room(path) for path in MODULES} == set(FLOOR)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_imports_point_down(path: Path):
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "pipeline" and len(parts) > 1 and parts[1] in FLOOR:
+            assert FLOOR[parts[1]] <= FLOOR[room(path)], f"{path} imports {name}"
+        if parts[0] in ONLY_IN and parts[0] != "pipeline":
+            assert room(path) in ONLY_IN[parts[0]], f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if room(p) == "stages"], ids=str)
+def test_a_stage_imports_no_other_stage_and_no_runner(path: Path):
+    for name in imports(path):
+        assert not name.startswith(("pipeline.runner", "pipeline.worker", "pipeline.cli", "pipeline.chain")), name
+        assert not name.startswith("pipeline.stages.") or name.startswith("pipeline.stages.base"), name
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if room(p) == "feedback"], ids=str)
+def test_feedback_is_pure(path: Path):
+    assert not any(name.split(".")[0] in {"torch", "transformers", "pathlib", "os"} for name in imports(path))
+
+
+def test_stage_versions_are_those_of_the_modules():
+    from pipeline.chain import STAGES, VERSIONS
+
+    assert {name: stage.module.VERSION for name, stage in STAGES.items()} == VERSIONS

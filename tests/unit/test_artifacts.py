@@ -1,0 +1,69 @@
+"""Fingerprints mean the same for ever, and what is written stays written."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.artifacts import Manifest, RecordLog, commit, fingerprint, hash_folder, link
+from pipeline.errors import ArtifactError
+
+
+def test_fingerprint_is_frozen():
+    """Golden: if this fails, every cache anybody has is stale; raise IDENTITY_FORMAT and say so in the changelog."""
+    identity = {"stage": "sft", "version": 1, "config": {"lr": 0.0005, "b": None, "a": True}, "inputs": {"é": "x"}}
+    assert fingerprint(identity) == "b3a3a8680ab7c978fc99774079359acf6a0c2a65cf8b4eaa3114946bcaaa7294"
+    assert fingerprint(dict(reversed(identity.items()))) == fingerprint(identity)
+    assert fingerprint({**identity, "version": 2}) != fingerprint(identity)
+
+
+def test_folder_hash_is_of_names_and_bytes(tmp_path: Path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a").write_text("1")
+    before = hash_folder(tmp_path)
+    (tmp_path / "sub" / "a").touch()
+    assert hash_folder(tmp_path) == before
+    (tmp_path / "sub" / "a").rename(tmp_path / "sub" / "b")
+    assert hash_folder(tmp_path) != before
+
+
+def test_log_survives_a_line_cut_short(tmp_path: Path):
+    log = RecordLog(tmp_path, "rows")
+    log.append([{"id": "1", "text": "naïve"}, {"id": "2", "text": "b"}])
+    path = tmp_path / "rows.rank0.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"id": "3", "te')
+    again = RecordLog(tmp_path, "rows")
+    assert list(again.rows) == ["1", "2"] and again["1"]["text"] == "naïve"
+    again.append([{"id": "2", "text": "other"}, {"id": "3", "text": "c"}])
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [(line["id"], line["text"]) for line in lines] == [("1", "naïve"), ("2", "b"), ("3", "c")]
+
+
+def test_ranks_read_each_other(tmp_path: Path):
+    first, second = RecordLog(tmp_path, "rows", 0), RecordLog(tmp_path, "rows", 1)
+    second.append([{"id": "x"}])
+    assert "x" not in first
+    first.reload()
+    assert "x" in first
+
+
+def test_commit_is_the_last_thing(tmp_path: Path):
+    partial, final = tmp_path / "s.partial", tmp_path / "s"
+    partial.mkdir()
+    assert Manifest.read(partial) is None
+    manifest = Manifest(
+        stage="s", fingerprint="f", identity={}, inputs={}, outputs={}, content_hash="c", metrics={"x": 1},
+        seconds=1.0, busy_seconds=0.5, started="now", environment={},
+    )  # fmt: skip
+    commit(partial, final, manifest)
+    assert not partial.exists() and Manifest.read(final) == manifest
+    (final / "manifest.json").write_text("{")
+    with pytest.raises(ArtifactError, match="damaged"):
+        Manifest.read(final)
+
+
+def test_link_is_relative_and_replaceable(tmp_path: Path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        link(tmp_path / name, tmp_path / "latest")
+    assert (tmp_path / "latest").readlink() == Path("two")

@@ -1,0 +1,91 @@
+"""Every preset composes, and every mistake gets one sentence."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from pipeline.compose import compose_config, compose_raw, configs_folder, sweep
+from pipeline.config import CHAIN
+from pipeline.errors import ConfigError
+
+OPTIONS = [
+    (group.name, path.stem)
+    for group in sorted(configs_folder().iterdir())
+    if group.is_dir()
+    for path in sorted(group.glob("*.yaml"))
+    if not path.stem.startswith("_")
+]
+NEEDED = {
+    ("data", "local"): ["data.red_team.path=x.jsonl"],
+    ("engine", "openai"): ["engine.model=x", "preferences=ab"],
+}
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_preset_composes(group: str, option: str):
+    config = compose_config([f"{group}={option}", *NEEDED.get((group, option), [])])
+    assert config.until in CHAIN
+
+
+def test_presets_promised_by_the_issue_exist():
+    models = {option for group, option in OPTIONS if group == "model"}
+    assert {"smollm2-135m", "smollm2-360m", "smollm2-1.7b", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b"} <= models
+    assert "mistral-7b" in models
+
+
+def test_the_paper_preset_is_the_papers():
+    config = compose_config(["experiment=paper"])
+    assert (config.critique.num_rounds, config.critique.temperature, config.sft.revisions) == (4, 1.0, "all")
+    assert config.preferences.labeller == "ab" and not config.sft.worked_examples
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ("sft.num_epoch=3", "sft.num_epoch: unknown key; did you mean 'num_epochs'?"),
+        ("foo=3", "foo: unknown key"),
+        ("align=dqo", "align=dqo: there is no such option; did you mean 'dpo'?"),
+        ("constitution=plain", "constitution=plain: there is no such option"),
+        ("sft.num_epochs=abc", "sft.num_epochs: Value 'abc' of type 'str' could not be converted to Float"),
+        ("nonsense", "'nonsense' is not an override"),
+        ("until=sfft", "until is 'sfft'"),
+        ("sft.revisions=al", "did you mean 'all'"),
+        ("data=local", "data.<pool>.path is empty"),
+        ("launch.num_processes=3", "which launch.num_processes=3 does not divide"),
+        ("launch.per_device_batch_size=5", "launch.per_device_batch_size is 5, which does not divide"),
+        ("preferences.temperature=0", "both replies would be the same"),
+        ("engine=openai engine.model=x", "preferences.labeller is 'likelihood' but engine.kind is 'openai'"),
+        ("engine=openai preferences=ab", "engine.model"),
+        ("align.beta=0", "align.beta is 0; it must be above 0"),
+        ("critique.num_rounds=0", "critique.num_rounds is 0; it must be at least 1"),
+        ("critique.top_p=0", "critique.top_p is 0"),
+        ("data.train_fraction=0.95", "must be below 1"),
+        ("preferences.clamp_low=0.7", "on either side of 0.5"),
+        ("name=a/b", "give a plain folder name"),
+        ("model.tuning=lore", "model.tuning is 'lore'"),
+    ],
+)
+def test_mistakes_are_one_sentence_with_field_and_remedy(overrides: str, expected: str):
+    with pytest.raises(ConfigError) as caught:
+        compose_config(overrides.split())
+    message = str(caught.value)
+    assert expected in message and "\n" not in message
+
+
+def test_a_users_own_group_folder(tmp_path: Path):
+    (tmp_path / "align").mkdir()
+    (tmp_path / "align" / "gentle.yaml").write_text("defaults: [dpo]\nbeta: 0.5\n")
+    assert compose_config(["align=gentle"], tmp_path).align.beta == 0.5
+
+
+def test_sweeps_expand_as_hydra_does():
+    jobs = sweep(["constitution=default,plain_speech", "seed=1,2"])
+    expected = itertools.product(("default", "plain_speech"), ("1", "2"))
+    assert jobs == [[f"constitution={c}", f"seed={s}"] for c, s in expected]
+
+
+def test_printed_configuration_is_whole():
+    assert compose_raw([]).model.lora.rank == 16

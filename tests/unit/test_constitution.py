@@ -1,0 +1,152 @@
+"""A constitution is read strictly, and every mistake is named with its place and remedy."""
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.constitution import find_constitution, import_constitution, load_constitution, shipped_constitutions
+from pipeline.errors import ConfigError
+
+MINIMAL = shipped_constitutions()["minimal"]
+
+
+def written(tmp_path: Path, old: str = "", new: str = "") -> Path:
+    """The minimal constitution with one piece of text replaced."""
+    text = MINIMAL.read_text(encoding="utf-8")
+    assert old in text
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    return path
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_constitution(path)
+    message = str(caught.value)
+    assert "\n" not in message and message.endswith((".", ".)"))
+    return message
+
+
+def test_shipped_constitutions_are_well_formed_and_as_large_as_promised():
+    default = load_constitution(shipped_constitutions()["default"])
+    assert len(default.principles) >= 16 and len(default.worked_examples) >= 5
+    tags = {tag for principle in default.principles for tag in principle.tags}
+    assert {"harmlessness", "honesty", "helpfulness"} <= tags
+    assert len(load_constitution(MINIMAL).principles) == 2
+    assert load_constitution(find_constitution("plain_speech")).name == "plain_speech"
+
+
+def test_unknown_key_is_named_with_line_and_nearest_key(tmp_path: Path):
+    path = written(tmp_path, "    title:", "    titel:")
+    line = next(i for i, text in enumerate(path.read_text().splitlines(), 1) if "titel" in text)
+    message = refusal(path)
+    # A misspelt key is both missing and unknown; the place is the principle, the hint the right spelling.
+    assert "title" in message and f"mine.yaml:{line - 1}" in message
+
+
+def test_extra_key_gets_a_suggestion(tmp_path: Path):
+    message = refusal(written(tmp_path, "    title:", "    wieght: 1\n    title:"))
+    assert "unknown key 'wieght'; did you mean 'weight'?" in message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("    title:", "    weight: -1\n    title:", "principles[0].weight is -1"),
+        ("name: minimal", "name: ''", "name"),
+        ("version:", "vers:", "version is missing"),
+        ("principles:", "principles: [\nprinciples_:", "not valid YAML"),
+        ("name: minimal", "name: minimal\nname: other", "key 'name' stands twice"),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path: Path, old: str, new: str, expected: str):
+    message = refusal(written(tmp_path, old, new))
+    assert expected in message and "mine.yaml:" in message
+
+
+def test_duplicate_ids_and_requests_are_refused(tmp_path: Path):
+    data = yaml.safe_load(MINIMAL.read_text(encoding="utf-8"))
+    data["principles"][1]["id"] = data["principles"][0]["id"]
+    path = tmp_path / "twice.yaml"
+    path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    assert "is already that of principles[0]" in refusal(path)
+    data["principles"][1]["id"] = "other"
+    data["good_answers"][0]["request"] = data["worked_examples"][0]["request"].upper()
+    path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    assert "the same as in worked_examples[0]" in refusal(path)
+
+
+def test_missing_file_and_unknown_name():
+    with pytest.raises(ConfigError, match=r"no file .*gone\.yaml"):
+        load_constitution(Path("gone.yaml"))
+    with pytest.raises(ConfigError, match="did you mean 'default'"):
+        find_constitution("defualt")
+
+
+def test_sampling_follows_weights_pool_and_never_repeats_before_all_are_used():
+    default = load_constitution(shipped_constitutions()["default"])
+    for pool, tag in (("red_team", "harmlessness"), ("ordinary", "harmlessness")):
+        drawn = default.sample(pool, 200, random.Random(0))  # type: ignore[arg-type]
+        assert all((tag in principle.tags) == (pool == "red_team") for principle in drawn)
+    num_fitting = len(default.principles_for("red_team"))
+    ids = [principle.id for principle in default.sample("red_team", num_fitting, random.Random(1))]
+    assert len(set(ids)) == num_fitting
+    firsts = Counter(default.sample("ordinary", 1, random.Random(seed))[0].id for seed in range(4000))
+    weights = {principle.id: principle.weight for principle in default.principles_for("ordinary")}
+    for principle_id, weight in weights.items():
+        assert firsts[principle_id] / 4000 == pytest.approx(weight / sum(weights.values()), abs=0.03)
+
+
+def test_an_edit_changes_only_the_views_that_read_it():
+    minimal = load_constitution(MINIMAL)
+    principle = minimal.principles[0]
+
+    def edited(**changes: str):
+        return minimal.model_copy(
+            update={"principles": [principle.model_copy(update=changes), *minimal.principles[1:]]}
+        )
+
+    question = edited(preference_question="Which is kinder?")
+    assert question.view("critique") == minimal.view("critique")
+    assert question.view("preferences") != minimal.view("preferences")
+    request = edited(critique_request="Say what is wrong.")
+    assert request.view("critique") != minimal.view("critique")
+    assert request.view("preferences") == minimal.view("preferences")
+    described = minimal.model_copy(update={"description": "Other words."})
+    assert all(described.view(stage) == minimal.view(stage) for stage in ("critique", "sft", "preferences"))
+    assert described.view("report") != minimal.view("report")
+
+
+def test_imports_both_published_layouts(tmp_path: Path):
+    anthropic = tmp_path / "anthropic.json"
+    anthropic.write_text(
+        json.dumps(
+            {"harmful0": {"prompt": ["CritiqueRequest: Say what is bad.\n\nCritique:"], "edit_request": "Mend it."}}
+        )
+    )
+    found = import_constitution(anthropic)
+    assert found.principles[0].id == "harmful0"
+    assert found.principles[0].critique_request == "Say what is bad."
+    assert found.principles[0].revision_request == "Mend it."
+    assert "derived" in found.provenance
+
+    chat = [{"role": role, "content": f"turn {i}"} for i, role in enumerate(["user", "assistant"] * 3)]
+    huggingface = tmp_path / "hf.json"
+    huggingface.write_text(
+        json.dumps({"constitutions": [{"critic": "Bad?", "revision": "Better."}], "system_chat": [chat]})
+    )
+    found = import_constitution(huggingface)
+    assert found.principles[0].revision_request == "Better."
+    assert (found.worked_examples[0].request, found.worked_examples[0].revision) == ("turn 0", "turn 5")
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "{", '{"a": {"prompt": []}}', '{"constitutions": [{"critic": "x"}]}'])
+def test_import_refuses_other_layouts(tmp_path: Path, text: str):
+    path = tmp_path / "odd.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"odd\.json"):
+        import_constitution(path)

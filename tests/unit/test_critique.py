@@ -1,0 +1,74 @@
+"""What the critic is shown, and what is kept of a reply that was cut short."""
+
+import pytest
+
+from pipeline.constitution import load_constitution, shipped_constitutions
+from pipeline.feedback.critique import (
+    TEMPLATE,
+    critique_examples,
+    critique_question,
+    revision_examples,
+    tidy,
+    whole_sentences,
+)
+from pipeline.records import Message
+
+CONSTITUTION = load_constitution(shipped_constitutions()["minimal"])
+
+
+def test_wording_belongs_to_its_template_version():
+    """Change the wording and TEMPLATE together: it is what tells an old cache from a new one."""
+    example = CONSTITUTION.worked_examples[0]
+    principle = CONSTITUTION.principle_for(example)
+    assert TEMPLATE == "critique-1"
+    assert [(turn["role"], turn["content"]) for turn in critique_examples(CONSTITUTION, 1)] == [
+        ("system", CONSTITUTION.preamble),
+        ("user", f"{principle.critique_request}\n\nReply: {example.poor_reply}\n\nRequest: {example.request}"),
+        ("assistant", example.critique),
+    ]
+    assert [(turn["role"], turn["content"]) for turn in revision_examples(CONSTITUTION, 1)] == [
+        ("system", CONSTITUTION.preamble),
+        (
+            "user",
+            f"{principle.revision_request}\n\nReply: {example.poor_reply}\n\nCritique: {example.critique}\n\n"
+            f"Request: {example.request}",
+        ),
+        ("assistant", example.revision),
+    ]
+
+
+def test_a_dialogue_is_shown_whole():
+    prompt = [Message(role="user", content="q1"), Message(role="assistant", content="r1")]
+    prompt.append(Message(role="user", content="q2"))
+    question = critique_question(prompt, "reply", CONSTITUTION.principles[0])
+    assert question.endswith("Reply: reply\n\nRequest: Person: q1\n\nAssistant: r1\n\nPerson: q2")
+
+
+@pytest.mark.parametrize(
+    ("text", "cut_off", "kept"),
+    [
+        ("I won't. You could", True, "I won't."),
+        ("I won't. You could", False, "I won't. You could"),
+        ("I won't.\n\nCritique: The person", True, "I won't."),
+        ("It is a loop now. It is a loop now. It is", True, "It is a loop now."),
+        ("No. No. No.", False, "No. No. No."),
+        ("", True, ""),
+    ],
+)
+def test_what_is_kept_of_a_reply(text: str, cut_off: bool, kept: str):
+    assert tidy(text, cut_off) == kept
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("One. Two. Thr", "One. Two."),
+        ("No end in sight", ""),
+        ("Use 1. flour and 2. wat", ""),
+        ('He said "no." Then', 'He said "no."'),
+        ("Really? Yes", "Really?"),
+        ("Version 2.5 is out! And", "Version 2.5 is out!"),
+    ],
+)
+def test_cut_replies_end_with_a_sentence(text: str, kept: str):
+    assert whole_sentences(text) == kept

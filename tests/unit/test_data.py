@@ -1,0 +1,138 @@
+"""Prompts are read strictly, counted honestly and split once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.compose import compose_config
+from pipeline.config import DataConfig
+from pipeline.data.loading import Loaded, load_prompts
+from pipeline.data.splits import refuse_overlap, split_of
+from pipeline.data.transcripts import parse_transcript, up_to_last_request
+from pipeline.errors import ConfigError
+
+
+def local(path: Path, *overrides: str) -> DataConfig:
+    return compose_config(["data=local", f"data.red_team.path={path}", "data.min_prompts=0", *overrides]).data
+
+
+def red_team(loaded: Loaded) -> list[str]:
+    return [prompt.request for prompt in loaded.prompts if prompt.pool == "red_team"]
+
+
+def test_shipped_prompts_are_as_many_as_promised():
+    loaded = load_prompts(compose_config([]).data)
+    counts = {pool: [p for p in loaded.prompts if p.pool == pool] for pool in ("red_team", "ordinary", "look_alike")}
+    assert len(counts["red_team"]) >= 240 and len({p.kind for p in counts["red_team"]}) >= 10
+    assert len(counts["ordinary"]) >= 240 and len(counts["look_alike"]) >= 120
+    assert not any(loaded.num_empty.values()) and not any(loaded.num_duplicate.values())
+    for pool in counts:
+        assert all(loaded.select(pool, split) for split in ("train", "validation", "test"))
+
+
+def test_a_split_depends_on_the_text_alone():
+    assert split_of("key", 0.6, 0.1) == split_of("key", 0.6, 0.1)
+    splits = [split_of(str(i), 0.6, 0.1) for i in range(5000)]
+    assert splits.count("train") / 5000 == pytest.approx(0.6, abs=0.03)
+    assert splits.count("test") / 5000 == pytest.approx(0.3, abs=0.03)
+
+
+def test_every_local_format_reads_alike(tmp_path: Path):
+    import datasets
+
+    texts = ["First, with a comma?", 'Second "quoted"\nover two lines', "Third"]
+    rows = [{"q": text} for text in texts]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n", encoding="utf-8")
+    (tmp_path / "a.json").write_text(json.dumps(rows), encoding="utf-8")
+    dataset = datasets.Dataset.from_list(rows)
+    dataset.to_csv(str(tmp_path / "a.csv"), index=False)
+    dataset.to_parquet(str(tmp_path / "a.parquet"))
+    dataset.save_to_disk(str(tmp_path / "folder"))
+    datasets.DatasetDict({"train": dataset}).save_to_disk(str(tmp_path / "splits"))
+    for name in ("a.jsonl", "a.json", "a.csv", "a.parquet", "folder", "splits"):
+        loaded = load_prompts(local(tmp_path / name, "data.red_team.columns.prompt=q"))
+        assert red_team(loaded) == texts, name
+
+
+def test_multi_turn_prompts_end_with_the_person(tmp_path: Path):
+    turns = [
+        {"role": role, "content": f"turn {i}"} for i, role in enumerate(["user", "assistant", "user", "assistant"])
+    ]
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps({"messages": turns}))
+    overrides = ["data.red_team.columns.prompt=null", "data.red_team.columns.messages=messages"]
+    prompt = next(p for p in load_prompts(local(path, *overrides)).prompts if p.pool == "red_team")
+    assert [turn["content"] for turn in prompt.messages] == ["turn 0", "turn 1", "turn 2"]
+    path.write_text(json.dumps({"messages": [{"role": "robot", "content": "x"}]}))
+    with pytest.raises(ConfigError, match=r"chats\.jsonl:1: column 'messages' has a turn"):
+        load_prompts(local(path, *overrides))
+
+
+def test_empty_and_duplicate_rows_are_dropped_and_counted(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": text}) for text in ["One?", "  ", "one", "Two", "ONE!"]))
+    loaded = load_prompts(local(path))
+    assert red_team(loaded) == ["One?", "Two"]
+    assert loaded.num_empty["red_team"] == 1 and loaded.num_duplicate["red_team"] == 2
+    assert loaded.notes() == ["data.red_team: dropped 1 empty and 2 duplicate rows."]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.jsonl", '{"prompt": "x"}\n{"prompt": \n', r"a\.jsonl:2:\d+: not valid JSON"),
+        ("a.jsonl", '{"prompt": "x"}\n[1]\n', r"a\.jsonl:2: the line is a JSON list"),
+        ("a.jsonl", '{"promt": "x"}\n', r"no column 'prompt' \(columns\.prompt\); did you mean 'promt'"),
+        ("a.jsonl", '{"prompt": 3}\n', r"column 'prompt' holds a int"),
+        ("a.json", '{"prompt": "x"}', r"a \.json file must hold a list"),
+        ("a.csv", "prompt,kind\nx,y,z\n", r"a\.csv:2: the row has another number of fields"),
+        ("a.txt", "x", r"is no \.jsonl"),
+    ],
+)
+def test_bad_files_are_named_with_line_and_remedy(tmp_path: Path, name: str, text: str, expected: str):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=expected):
+        load_prompts(local(path))
+
+
+def test_missing_files_and_too_few_prompts(tmp_path: Path):
+    with pytest.raises(ConfigError, match="no file or folder"):
+        load_prompts(local(tmp_path / "gone.jsonl"))
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "only one"}')
+    with pytest.raises(ConfigError, match=r"data\.red_team has \d prompts in its \w+ split; at least 4"):
+        load_prompts(local(path, "data.min_prompts=4"))
+
+
+def test_transcripts_keep_blank_lines_and_colons():
+    text = (
+        "\n\nHuman: Translate this: a: b\n\nIt has: blank lines"
+        "\n\nAssistant: Sure: c\n\nHuman said so."
+        "\n\nHuman: Thanks\n\nHuman: Really\n\nAssistant:"
+    )
+    assert [(turn["role"], turn["content"]) for turn in parse_transcript(text)] == [
+        ("user", "Translate this: a: b\n\nIt has: blank lines"),
+        ("assistant", "Sure: c\n\nHuman said so."),
+        ("user", "Thanks\n\nReally"),
+    ]
+    assert len(up_to_last_request(parse_transcript("\n\nHuman: q\n\nAssistant: r"))) == 1
+    with pytest.raises(ValueError, match="no 'Human:'"):
+        parse_transcript("Once upon a time")
+
+
+def test_hh_rlhf_files_are_read_as_transcripts(tmp_path: Path):
+    path = tmp_path / "hh.jsonl"
+    path.write_text(json.dumps({"chosen": "\n\nHuman: a: b\n\nc\n\nAssistant: no", "rejected": "x"}))
+    overrides = ["data.red_team.columns.prompt=null", "data.red_team.columns.transcript=chosen"]
+    assert red_team(load_prompts(local(path, *overrides))) == ["a: b\n\nc"]
+
+
+def test_the_guard_refuses_what_was_trained_on():
+    prompts = load_prompts(compose_config([]).data).select("red_team", "test")
+    refuse_overlap(prompts, {})
+    with pytest.raises(ConfigError, match=rf"held-out prompt {prompts[2].id} .* is also trained on, in the SFT rows"):
+        refuse_overlap(prompts, {prompts[2].key: "the SFT rows"})

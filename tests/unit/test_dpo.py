@@ -1,0 +1,71 @@
+"""Losses by hand, and against TRL's own where the label is certain."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from pipeline.compose import compose_config
+from pipeline.records import Comparison, Message, Preference, Prompt
+from pipeline.training.dpo import soft_dpo_loss, soft_ipo_loss, trainable
+
+MARGINS = torch.tensor([-2.0, 0.0, 0.5, 3.0], dtype=torch.float64)
+
+
+def test_certain_labels_give_the_papers_loss():
+    ones = torch.ones(4, dtype=torch.float64)
+    assert torch.allclose(soft_dpo_loss(MARGINS, ones, 0.3), -F.logsigmoid(0.3 * MARGINS))
+    assert torch.allclose(soft_dpo_loss(MARGINS, 0 * ones, 0.3), -F.logsigmoid(-0.3 * MARGINS))
+    assert torch.allclose(soft_ipo_loss(MARGINS, ones, 0.25), (MARGINS - 2) ** 2)
+
+
+def test_soft_labels_are_cross_entropy():
+    labels = torch.tensor([0.1, 0.5, 0.7, 0.9], dtype=torch.float64)
+    by_hand = [
+        -p * math.log(1 / (1 + math.exp(-0.3 * m))) - (1 - p) * math.log(1 / (1 + math.exp(0.3 * m)))
+        for p, m in zip(labels.tolist(), MARGINS.tolist(), strict=True)
+    ]
+    assert soft_dpo_loss(MARGINS, labels, 0.3).tolist() == pytest.approx(by_hand)
+    # The identity of the design notes: BCE(p, σ(d)) = −log σ(d) + (1−p)·d
+    logits = 0.3 * MARGINS
+    assert torch.allclose(soft_dpo_loss(MARGINS, labels, 0.3), -F.logsigmoid(logits) + (1 - labels) * logits)
+
+
+def test_swapping_the_pair_and_its_label_changes_nothing():
+    labels = torch.tensor([0.1, 0.5, 0.7, 0.9], dtype=torch.float64)
+    for loss in (soft_dpo_loss, soft_ipo_loss):
+        assert torch.allclose(loss(MARGINS, labels, 0.2), loss(-MARGINS, 1 - labels, 0.2))
+
+
+def test_the_minimum_is_where_the_model_agrees_with_the_label():
+    margin = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    label = torch.tensor([0.8], dtype=torch.float64)
+    optimizer = torch.optim.LBFGS([margin], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = soft_dpo_loss(margin, label, 0.5).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert torch.sigmoid(0.5 * margin).item() == pytest.approx(0.8, abs=1e-5)
+
+
+def preference(label: float | None) -> Preference:
+    prompt = Prompt(id="p", pool="ordinary", kind="k", split="train", messages=[Message(role="user", content="q")])
+    pair = Comparison(id="p", prompt=prompt, reply_a="a", reply_b="b", seed_a=0, seed_b=1)
+    return Preference(comparison=pair, judgements=[], probability_a=label, labeller="l", template="t")
+
+
+def test_what_is_trained_on():
+    preferences = [preference(label) for label in (None, 0.5, 0.55, 0.9, 0.2)]
+    soft = compose_config([]).align
+    assert [row["label_a"] for row in trainable(preferences, soft)] == [0.5, 0.55, 0.9, 0.2]
+    sure = compose_config(["align.min_confidence=0.1"]).align
+    assert [row["label_a"] for row in trainable(preferences, sure)] == [0.9, 0.2]
+    hard = compose_config(["align.hard_labels=true"]).align
+    assert [row["label_a"] for row in trainable(preferences, hard)] == [1.0, 1.0, 0.0]

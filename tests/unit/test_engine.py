@@ -1,0 +1,161 @@
+"""The local engine gives each row what it would get alone; the loop around it pays for nothing twice."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.artifacts import RecordLog
+from pipeline.engines.base import ChoiceQuery, ReplyQuery, Request, Stopwatch, generate_all, score_all
+from pipeline.engines.hf import HFEngine
+from pipeline.engines.models import load_model, load_tokenizer
+from pipeline.engines.sampling import nucleus_sample
+from pipeline.records import Message
+from tests.fakes import FakeEngine
+
+LONG = "A shared beginning, long enough that it is worth computing once for all rows of a batch. " * 3
+
+
+def engine(tiny_model: Path, **options: object) -> HFEngine:
+    return HFEngine(load_model(str(tiny_model), "fp32"), load_tokenizer(str(tiny_model)), "tiny", **options)  # type: ignore[arg-type]
+
+
+def asks(temperature: float) -> list[Request]:
+    return [
+        Request(
+            id=str(i),
+            messages=[Message(role="user", content=LONG), Message(role="user", content="word " * (i % 5) + str(i))],
+            seed=i,
+            max_new_tokens=10,
+            temperature=temperature,
+            top_p=0.9,
+        )
+        for i in range(9)
+    ]
+
+
+def replies(engine: HFEngine, requests: list[Request]) -> dict[str, str]:
+    return {done.id: done.text for batch in engine.batches(requests) for done in engine.generate(batch)}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_order_batching_and_sharing_change_nothing(tiny_model: Path, temperature: float):
+    requests = asks(temperature)
+    alone = replies(engine(tiny_model, batch_rows=1), requests)
+    assert len(set(alone.values())) > 3
+    assert replies(engine(tiny_model, batch_rows=4), requests[::-1]) == alone
+    assert replies(engine(tiny_model, batch_rows=9, share_prefix=False), requests) == alone
+    assert replies(engine(tiny_model, batch_rows=9, batch_tokens=10**6), requests[3:]) == {
+        row_id: text for row_id, text in alone.items() if int(row_id) >= 3
+    }
+
+
+def test_greedy_is_what_transformers_gives(tiny_model: Path):
+    model, tokenizer = load_model(str(tiny_model), "fp32"), load_tokenizer(str(tiny_model))
+    request = asks(0.0)[4]
+    prompt = tokenizer.apply_chat_template(request.messages, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
+    output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False)
+    expected = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
+    assert replies(engine(tiny_model), asks(0.0))["4"] == expected
+
+
+def test_a_seed_is_a_draw(tiny_model: Path):
+    one = asks(1.0)[0]
+    other = Request(**{**vars(one), "id": "other", "seed": 99})
+    found = replies(engine(tiny_model), [one, other])
+    assert found["0"] != found["other"]
+
+
+def test_too_long_prompts_are_marked_not_cut(tiny_model: Path):
+    long = Request(**{**vars(asks(0.0)[0]), "id": "long", "max_new_tokens": 5000})
+    [done] = engine(tiny_model).generate([long])
+    assert (done.finish, done.text) == ("too_long", "")
+
+
+def test_reply_logprobs_equal_a_plain_forward_pass(tiny_model: Path):
+    model, tokenizer = load_model(str(tiny_model), "fp32"), load_tokenizer(str(tiny_model))
+    queries = [
+        ReplyQuery(id=f"{i}", messages=[Message(role="user", content=LONG + "x " * i)], reply="Yes. " * (1 + i))
+        for i in range(4)
+    ]
+    tested = engine(tiny_model)
+    found = {a.id: a.logprobs[0] for batch in tested.batches(queries) for a in tested.score(batch)}
+    for query in queries:
+        prompt = tokenizer.apply_chat_template(query.messages, tokenize=False, add_generation_prompt=True)
+        head = tokenizer(prompt, add_special_tokens=False).input_ids
+        tail = [*tokenizer(query.reply, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+        logprobs = model(torch.tensor([head + tail])).logits[0].log_softmax(-1)
+        expected = [logprobs[len(head) + i - 1, token].item() for i, token in enumerate(tail)]
+        assert found[query.id] == pytest.approx(sum(expected) / len(expected), abs=1e-4)
+
+
+def test_choice_logprobs_are_of_the_next_token(tiny_model: Path):
+    model, tokenizer = load_model(str(tiny_model), "fp32"), load_tokenizer(str(tiny_model))
+    query = ChoiceQuery(
+        id="q", messages=[Message(role="user", content="Which?")], opening="It is (", choices=("A", "B")
+    )
+    tested = engine(tiny_model)
+    [answer] = tested.score([query])
+    prompt = tokenizer.apply_chat_template(query.messages, tokenize=False, add_generation_prompt=True) + "It is ("
+    logprobs = (
+        model(tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids).logits[0, -1].log_softmax(-1)
+    )
+    expected = [logprobs[tokenizer.convert_tokens_to_ids(letter)].item() for letter in "AB"]
+    assert answer.logprobs == pytest.approx(expected, abs=1e-4)
+
+
+def test_sampling_inverts_the_cumulative_distribution():
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]])).repeat(5, 1)
+    uniforms = torch.tensor([0.0, 0.49, 0.51, 0.79, 0.81], dtype=torch.float64)
+    ones = torch.ones(5, dtype=torch.float64)
+    assert nucleus_sample(logits, uniforms, ones, ones).tolist() == [0, 0, 1, 1, 2]
+    # top_p = 0.6 keeps the first two tokens, renormalised to 5/8 and 3/8.
+    assert nucleus_sample(logits, uniforms, ones, 0.6 * ones).tolist() == [0, 0, 0, 1, 1]
+    assert nucleus_sample(logits, uniforms, 0 * ones, ones).tolist() == [0] * 5
+    # T = 1/2 squares the probabilities: 0.25, 0.09, 0.04 over 0.38.
+    halves = nucleus_sample(logits, torch.tensor([0.65, 0.66, 0.89, 0.90, 0.99], dtype=torch.float64), 0.5 * ones, ones)
+    assert halves.tolist() == [0, 1, 1, 2, 2]
+
+
+def test_sampled_frequencies_match_the_distribution():
+    probabilities = torch.tensor([0.1, 0.2, 0.7])
+    rows = 20000
+    uniforms = torch.rand(rows, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ones = torch.ones(rows, dtype=torch.float64)
+    tokens = nucleus_sample(probabilities.log().repeat(rows, 1), uniforms, ones, ones)
+    assert torch.bincount(tokens, minlength=3) / rows == pytest.approx(probabilities, abs=0.015)
+
+
+def request(number: int) -> Request:
+    return Request(id=str(number), messages=[], seed=0, max_new_tokens=1, temperature=0.0)
+
+
+def test_finished_asks_are_not_paid_for_twice(tmp_path: Path):
+    requests = [request(i) for i in range(5)]
+    first = FakeEngine()
+    generate_all(first, "x", requests[:3], RecordLog(tmp_path, "log"), Stopwatch())
+    second = FakeEngine(reply=lambda r: "another draw")
+    done = generate_all(second, "x", requests, RecordLog(tmp_path, "log"), Stopwatch())
+    # Batches are (0, 1), (2, 3), (4): the half-finished one is repeated whole, and its old row wins.
+    assert second.asked == ["2", "3", "4"]
+    assert [done[str(i)].text for i in range(5)] == [
+        "Reply to 0.",
+        "Reply to 1.",
+        "Reply to 2.",
+        "another draw",
+        "another draw",
+    ]
+
+
+def test_scores_of_both_kinds_come_back_by_id(tmp_path: Path):
+    queries = [
+        ChoiceQuery(id="c", messages=[], opening="", choices=("A", "B")),
+        ReplyQuery(id="r", messages=[], reply="x"),
+    ]
+    fake = FakeEngine(answer=lambda q: [-1.0] if isinstance(q, ReplyQuery) else [math.log(0.5)] * 2)
+    answers = score_all(fake, "x", queries, RecordLog(tmp_path, "log"), Stopwatch())
+    assert answers["r"].logprobs == [-1.0] and len(answers["c"].logprobs) == 2

@@ -1,0 +1,126 @@
+"""Labels are symmetric, debiased and soft, whoever is asked."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from pipeline.compose import compose_config
+from pipeline.constitution import load_constitution, shipped_constitutions
+from pipeline.engines.base import Answer, ChoiceQuery, Query, ReplyQuery
+from pipeline.feedback.preference import (
+    TEMPLATE,
+    binary_entropy_bits,
+    choice_logit,
+    combine_orders,
+    label_clamp,
+    make_labeller,
+    sigmoid,
+    soft_label,
+    which_is_better,
+)
+from pipeline.records import Comparison, Message, Prompt
+from tests.fakes import FakeEngine
+
+CONSTITUTION = load_constitution(shipped_constitutions()["minimal"])
+PRINCIPLES = CONSTITUTION.principles
+PROMPT = Prompt(
+    id="p", pool="red_team", kind="k", split="train", messages=[Message(role="user", content="How do I do it?")]
+)
+PAIR = Comparison(id="p", prompt=PROMPT, reply_a="Like this, friend.", reply_b="No.", seed_a=1, seed_b=2)
+
+
+def label(labeller_name: str, pair: Comparison, engine: FakeEngine, *overrides: str) -> float | None:
+    config = compose_config([f"preferences={labeller_name}", *overrides]).preferences
+    labeller = make_labeller(config, CONSTITUTION, seed=0)
+    logits = []
+    for principle in PRINCIPLES:
+        thoughts = {t.id: t for t in engine.generate(labeller.reasoning(pair, principle))}
+        answers = {a.id: a for a in engine.score(labeller.queries(pair, principle, thoughts))}
+        logits.append(labeller.judge(pair, principle, answers, thoughts).logit)
+    return soft_label(logits, label_clamp(config))
+
+
+def opinionated(query: Query) -> list[float]:
+    """Prefers what is longer, likes the first place, and never quite makes up its mind."""
+    if isinstance(query, ReplyQuery):
+        return [-1.0 - 0.01 * len(query.reply) - 0.001 * len(query.messages[0]["content"]) * len(query.reply) / 50]
+    text = query.messages[1]["content"]
+    if " Yes" in query.choices:
+        yes = 0.3 + len(text) / 1000
+        return [math.log(yes), math.log(1 - yes)]
+    a, b = text.split("(A) ")[1].split("\n\n(B) ")[:2]
+    logit = 0.7 + 0.05 * (len(a) - len(b.split("\n\n")[0]))
+    return [math.log(sigmoid(logit)), math.log(1 - sigmoid(logit))]
+
+
+@pytest.mark.parametrize("name", ["ab", "cot", "pointwise", "likelihood"])
+def test_swapping_a_pair_gives_one_minus_p(name: str):
+    engine = FakeEngine(reply=lambda request: "Hm.", answer=opinionated)
+    own, swapped = label(name, PAIR, engine), label(name, PAIR.swap(), engine)
+    assert own is not None and swapped is not None
+    assert own != 0.5
+    assert swapped == pytest.approx(1 - own, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["ab", "cot"])
+def test_a_judge_that_always_says_a_gives_exactly_one_half(name: str):
+    stubborn = FakeEngine(answer=lambda query: [math.log(0.97), math.log(0.02)])
+    assert label(name, PAIR, stubborn) == 0.5
+
+
+def test_order_flips_are_noticed():
+    config = compose_config(["preferences=ab"]).preferences
+    labeller = make_labeller(config, CONSTITUTION, seed=0)
+    ids = [query.id for query in labeller.queries(PAIR, PRINCIPLES[0], {})]
+
+    def judged(own: list[float], swapped: list[float]) -> bool | None:
+        answers = {row_id: Answer(id=row_id, logprobs=p) for row_id, p in zip(ids, (own, swapped), strict=True)}
+        return labeller.judge(PAIR, PRINCIPLES[0], answers, {}).flipped
+
+    assert judged([-0.1, -3.0], [-0.1, -3.0]) is True
+    assert judged([-0.1, -3.0], [-3.0, -0.1]) is False
+
+
+def test_unparseable_answers_are_none_and_never_a_guess():
+    silent = FakeEngine(answer=lambda query: [-30.0, -31.0])
+    assert label("ab", PAIR, silent) is None
+    assert label("pointwise", PAIR, silent) is None
+    speechless = FakeEngine(reply=lambda request: "", answer=opinionated)
+    assert label("cot", PAIR, speechless) is None
+
+
+def test_chain_of_thought_is_clamped_and_others_are_not():
+    sure = FakeEngine(answer=lambda q: [0.0, -20.0] if _shows_long_first(q) else [-20.0, 0.0])
+    assert label("cot", PAIR, sure) == 0.6
+    assert label("ab", PAIR, sure) == pytest.approx(1.0)
+
+
+def _shows_long_first(query: Query) -> bool:
+    assert isinstance(query, ChoiceQuery)
+    return f"(A) {PAIR.reply_a}" in query.messages[1]["content"]
+
+
+def test_pure_functions_by_hand():
+    assert combine_orders(2.0, -1.0) == 1.5
+    assert soft_label([math.log(3), math.log(3)]) == pytest.approx(0.75)
+    assert soft_label([None, math.log(3)]) == pytest.approx(0.75)
+    assert soft_label([None]) is None
+    assert soft_label([5.0], (0.4, 0.6)) == 0.6
+    assert binary_entropy_bits(0.5) == 1.0 and binary_entropy_bits(1.0) == 0.0
+    assert binary_entropy_bits(0.25) == pytest.approx(0.811278, abs=1e-6)
+    assert choice_logit(Answer(id="x", logprobs=[math.log(0.6), math.log(0.2)]), 0.01) == pytest.approx(math.log(3))
+    assert choice_logit(Answer(id="x", logprobs=[math.log(0.004), math.log(0.004)]), 0.01) is None
+    assert sigmoid(-800.0) == 0.0 and sigmoid(800.0) == 1.0
+
+
+def test_wording_belongs_to_its_template_version():
+    """Change the wording and TEMPLATE together: it is what tells an old cache from a new one."""
+    text = which_is_better(CONSTITUTION, PRINCIPLES[0], PAIR)[1]["content"]
+    assert TEMPLATE == "preference-1"
+    assert text == (
+        "Request: How do I do it?\n\n"
+        f"{PRINCIPLES[0].preference_question}\n\n"
+        "(A) Like this, friend.\n\n(B) No.\n\nIs reply (A) or reply (B) the better one?"
+    )

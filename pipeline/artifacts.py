@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -86,17 +87,22 @@ def commit(partial: Path, final: Path, manifest: Manifest) -> None:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = _draft(path)
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
 
 
 def link(target: Path, name: Path) -> None:
     """Point the symlink ``name`` at ``target``, relatively, replacing an older link in one step."""
-    draft = name.with_name(f".{name.name}.{os.getpid()}")
+    draft = _draft(name)
     draft.unlink(missing_ok=True)
     draft.symlink_to(os.path.relpath(target, name.parent))
     draft.replace(name)
+
+
+def _draft(path: Path) -> Path:
+    """A name beside ``path`` that no other process or thread uses."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
 
 
 class RecordLog:

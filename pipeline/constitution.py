@@ -121,7 +121,7 @@ class Constitution(_Part):
             return fingerprint({key: everything[key] for key in ("worked_examples", "good_answers")})
         fields = {
             "critique": ("id", "tags", "weight", "critique_request", "revision_request"),
-            "preferences": ("id", "tags", "weight", "preference_question"),
+            "preferences": ("id", "title", "tags", "weight", "preference_question"),
         }[stage]
         part: dict[str, Any] = {
             "preamble": self.preamble,

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import resource
 import shutil
 import time
 from collections.abc import Iterator
@@ -247,7 +248,10 @@ def _finish(folder: Path, done: dict[str, Finished], seconds: float) -> None:
     made = [finished for finished in done.values() if not finished.cached]
     busy = sum(finished.manifest.busy_seconds for finished in made)
     share = f", {100 * (1 - busy / seconds):.0f} % of it outside generating, scoring and training" if busy else ""
-    say(f"finished in {duration(seconds)} ({len(made)} of {len(done)} stages made{share})")
+    # Kilobytes on Linux; ranks are processes of their own, so the larger of the two is told.
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    memory = f", at most {peak / 2**20:.1f} GiB of memory"
+    say(f"finished in {duration(seconds)} ({len(made)} of {len(done)} stages made{share}{memory})")
     if "report" in done:
         say(f"report: {folder / 'report.html'}")
         say(f"checkpoint: {folder / 'checkpoint'}")

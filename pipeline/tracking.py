@@ -66,10 +66,11 @@ class WandbTracker:
         self._run.log({name: self._wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
     def artifact(self, name: str, digest: str, folder: Path, inputs: dict[str, str]) -> None:
-        for used, used_digest in inputs.items():
-            self._run.use_artifact(self._make(used, used_digest))
+        if not self._run.offline:  # offline, wandb can't look up what was used; the metadata still says it
+            for used, used_digest in inputs.items():
+                self._run.use_artifact(self._make(used, used_digest))
         artifact = self._make(name, digest)
-        artifact.metadata["folder"] = folder.name
+        artifact.metadata.update(folder=folder.name, inputs=inputs)
         self._run.log_artifact(artifact)
 
     def _make(self, name: str, digest: str) -> Any:

@@ -115,9 +115,13 @@ def launch(job: Job) -> Result:
         ),
         encoding="utf-8",
     )
-    code = subprocess.call([*launch_command(job.config.launch.num_processes), "-m", "pipeline.worker", str(work / JOB)])
+    num_processes = job.config.launch.num_processes
+    threads = str(max(1, (os.cpu_count() or 1) // num_processes))
+    environment = {"OMP_NUM_THREADS": threads, "PYTHONWARNINGS": "ignore", **os.environ}
+    command = [*launch_command(num_processes), "-m", "pipeline.worker", str(work / JOB)]
+    code = subprocess.call(command, env=environment)
     if code != 0 or not (work / RESULT).exists():
-        raise StageError(f"{job.stage} failed on one of its {job.config.launch.num_processes} ranks (see above).")
+        raise StageError(f"{job.stage} failed on one of its {num_processes} ranks (see above).")
     result = json.loads((work / RESULT).read_text(encoding="utf-8"))
     return Result(**result)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,6 +17,9 @@ import pytest
 from pipeline.compose import compose_config
 from pipeline.config import Config
 from pipeline.data.loading import load_prompts
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|> {{ message['content'] }}<|end|>\n{% endfor %}"
@@ -27,32 +32,29 @@ TINY = [
     "critique.num_red_team=5",
     "critique.num_ordinary=3",
     "critique.num_look_alike=2",
-    "critique.max_reply_tokens=12",
-    "critique.max_critique_tokens=8",
-    "critique.max_revision_tokens=12",
+    "critique.max_reply_tokens=16",
+    "critique.max_critique_tokens=16",
+    "critique.max_revision_tokens=16",
     "sft.num_epochs=1",
     "sft.global_batch_size=2",
     "sft.save_every_steps=1",
     "preferences.num_red_team=4",
     "preferences.num_ordinary=2",
     "preferences.num_look_alike=2",
-    "preferences.max_reply_tokens=12",
+    "preferences.max_reply_tokens=16",
     "align.global_batch_size=2",
     "align.save_every_steps=1",
     "evaluate.num_red_team=4",
     "evaluate.num_ordinary=3",
     "evaluate.num_look_alike=3",
-    "evaluate.max_reply_tokens=12",
+    "evaluate.max_reply_tokens=16",
     "launch.batch_rows=2",
 ]
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A two-layer Llama with a word-piece tokenizer and random weights: real code paths, no sense.
-
-    It ends sentences often, because replies cut at their length limit are kept only up to a sentence end.
-    """
+    """A two-layer Llama with a tokenizer of its own that babbles short sentences: real code paths, no sense."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from tokenizers.decoders import ByteLevel
@@ -90,17 +92,33 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tie_word_embeddings=False,
     )
     model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        # Weights large enough that the context matters, and full stops likely enough that sentences end.
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(6.0)
-        full_stop = fast.convert_tokens_to_ids(".")
-        model.lm_head.weight[full_stop] += 0.6 * model.lm_head.weight.std()
+    _teach_to_babble(model, fast, texts)
     model.generation_config.eos_token_id = fast.eos_token_id
     model.generation_config.pad_token_id = fast.eos_token_id
     model.save_pretrained(folder)
     return folder
+
+
+def _teach_to_babble(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> None:
+    """A second of training, so that it ends sentences and turns as the pipeline expects of a chat model."""
+    import torch
+
+    rng = random.Random(0)
+    words = sorted({word for text in texts for word in text.lower().split() if word.isalpha() and len(word) < 5})
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        rows = []
+        for text in rng.sample(texts, 8):
+            babble = " ".join(f"{rng.choice(words)} {rng.choice(words)}." for _ in range(rng.randint(1, 3)))
+            turns = [{"role": "user", "content": text[:40]}, {"role": "assistant", "content": babble}]
+            rows.append(tokenizer.apply_chat_template(turns, tokenize=False))
+        batch = tokenizer(rows, return_tensors="pt", padding=True, add_special_tokens=False)
+        labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
+        loss = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
 
 
 @pytest.fixture

@@ -118,7 +118,7 @@ def test_nothing_changed_means_nothing_is_run_again(finished: tuple[Run, list[st
     ("change", "rerun"),
     [
         ("report.num_transcripts=4", {"report"}),
-        ("evaluate.max_reply_tokens=8", {"evaluate", "report"}),
+        ("evaluate.max_reply_tokens=3", {"evaluate", "report"}),
         ("align.beta=0.3", {"align", "evaluate", "report"}),
         ("preferences=pointwise", {"preferences", "align", "evaluate", "report"}),
         ("sft.learning_rate=0.001", {"sft", "preferences", "align", "evaluate", "report"}),
@@ -173,7 +173,7 @@ def test_two_runs_at_once_share_the_work(tiny: Tiny, capsys: pytest.CaptureFixtu
     for thread in threads:
         thread.join()
     assert len(results) == 2
-    assert sorted(len(made(result)) for result in results)[0] + sorted(len(made(r)) for r in results)[1] == 2
+    assert sum(len(made(result)) for result in results) == 2, "each of the two stages is made once"
     hashes = {result.stages["critique"].manifest.content_hash for result in results}
     assert len(hashes) == 1
 
@@ -182,12 +182,14 @@ def test_two_runs_at_once_share_the_work(tiny: Tiny, capsys: pytest.CaptureFixtu
 def test_other_labellers_run_and_report_their_statistics(tiny: Tiny, labeller: str):
     result = run(tiny(f"preferences={labeller}", "preferences.min_answer_mass=0", "until=preferences"))
     metrics = result.stages["preferences"].manifest.metrics
-    assert metrics["num_pairs"] > 0 and metrics["num_parse_failures"] == 0
+    assert metrics["num_pairs"] > 0 and (labeller == "cot" or metrics["num_parse_failures"] == 0)
     assert 0 <= metrics["order_flip_rate"] <= 1 and 0 <= metrics["entropy_bits_mean"] <= 1
-    labels = [p.probability_a for p in read_records(result.folder / "4-preferences" / "preferences.jsonl", Preference)]
-    assert len(set(labels)) > 1
+    preferences = list(read_records(result.folder / "4-preferences" / "preferences.jsonl", Preference))
+    labels = [p.probability_a for p in preferences if p.probability_a is not None]
+    assert len(labels) == metrics["num_pairs"] and len(set(labels)) > 1
     if labeller == "cot":
-        assert all(label is not None and 0.4 <= label <= 0.6 for label in labels)
+        assert all(0.4 <= label <= 0.6 for label in labels)
+        assert any(text for p in preferences for judgement in p.judgements for text in judgement.reasoning)
 
 
 def test_unparseable_labels_stop_alignment_with_a_sentence(tiny: Tiny):

@@ -18,7 +18,7 @@ from pipeline.engines.base import Stopwatch
 from pipeline.records import Preference
 from pipeline.tracking import Tracker
 from pipeline.training.logprobs import reply_logprobs
-from pipeline.training.loop import Reporter, train, training_arguments
+from pipeline.training.loop import Quiet, Reporter, train, training_arguments, whole_batches
 from pipeline.training.models import load_policy, lora_config, save_checkpoint
 
 
@@ -59,7 +59,7 @@ class SoftLabelCollator(DataCollatorForPreference):
         return batch
 
 
-class SoftDPOTrainer(DPOTrainer):
+class SoftDPOTrainer(Quiet, DPOTrainer):
     """DPO or IPO whose label is a probability. "Chosen" is reply A and "rejected" reply B; the label says how far."""
 
     def __init__(self, *args: Any, method: str, **kwargs: Any) -> None:
@@ -153,7 +153,7 @@ def train_dpo(
         model=model,
         args=DPOConfig(**training_arguments(config, model_config, launch, seed, work), beta=config.beta),
         data_collator=SoftLabelCollator(pad_token_id=tokenizer.pad_token_id, max_length=config.max_length_tokens),
-        train_dataset=Dataset.from_list(list(rows)),
+        train_dataset=Dataset.from_list(whole_batches(rows, config.global_batch_size)),
         processing_class=tokenizer,
         peft_config=lora_config(model_config),
         callbacks=[reporter],

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -18,6 +19,7 @@ from pipeline.progress import Bar, say
 from pipeline.tracking import Tracker
 from pipeline.training.models import per_device_batch
 
+Row = TypeVar("Row")
 COMPLETE = "checkpoint.complete"
 
 
@@ -58,6 +60,12 @@ def training_arguments(
     }
 
 
+def whole_batches(rows: Sequence[Row], global_batch: int) -> list[Row]:
+    """Repeat the first rows until the last batch is full: every update then sees the global batch that the
+    configuration fixes, on however many ranks (Accelerate would fill up each number of ranks in its own way)."""
+    return [*rows, *(rows[index % len(rows)] for index in range(-len(rows) % global_batch))]
+
+
 class Reporter(TrainerCallback):
     """Shows progress, forwards losses to the tracker, and marks each checkpoint once it is whole."""
 
@@ -95,6 +103,12 @@ class Reporter(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._bar.__exit__(None, None, None)
+
+
+class Quiet:
+    """Mixed into a TRL trainer: no model card in every checkpoint (it would also ask wandb for an address)."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None: ...
 
 
 def last_whole_checkpoint(work: Path) -> str | None:

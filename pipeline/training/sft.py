@@ -16,11 +16,11 @@ from pipeline.engines.base import Stopwatch
 from pipeline.records import TrainingRow
 from pipeline.tracking import Tracker
 from pipeline.training.logprobs import reply_logprobs
-from pipeline.training.loop import Reporter, train, training_arguments
+from pipeline.training.loop import Quiet, Reporter, train, training_arguments, whole_batches
 from pipeline.training.models import load_policy, lora_config, save_checkpoint
 
 
-class ReplySFTTrainer(SFTTrainer):
+class ReplySFTTrainer(Quiet, SFTTrainer):
     """TRL's trainer with the cross-entropy of the replies computed where the replies are."""
 
     def compute_loss(
@@ -54,7 +54,10 @@ def train_sft(
             **training_arguments(config, model_config, launch, seed, work), completion_only_loss=True, packing=False
         ),
         train_dataset=Dataset.from_list(
-            [{"prompt": row.messages, "completion": [{"role": "assistant", "content": row.reply}]} for row in rows]
+            [
+                {"prompt": row.messages, "completion": [{"role": "assistant", "content": row.reply}]}
+                for row in whole_batches(rows, config.global_batch_size)
+            ]
         ),
         processing_class=tokenizer,
         peft_config=lora_config(model_config),

@@ -116,6 +116,9 @@ def test_an_edit_changes_only_the_views_that_read_it():
     request = edited(critique_request="Say what is wrong.")
     assert request.view("critique") != minimal.view("critique")
     assert request.view("preferences") == minimal.view("preferences")
+    titled = edited(title="Another title")  # two labellers quote it
+    assert titled.view("preferences") != minimal.view("preferences")
+    assert titled.view("critique") == minimal.view("critique")
     described = minimal.model_copy(update={"description": "Other words."})
     assert all(described.view(stage) == minimal.view(stage) for stage in ("critique", "sft", "preferences"))
     assert described.view("report") != minimal.view("report")

@@ -69,3 +69,11 @@ def test_what_is_trained_on():
     assert [row["label_a"] for row in trainable(preferences, sure)] == [0.9, 0.2]
     hard = compose_config(["align.hard_labels=true"]).align
     assert [row["label_a"] for row in trainable(preferences, hard)] == [1.0, 1.0, 0.0]
+
+
+def test_every_update_sees_the_whole_global_batch():
+    from pipeline.training.loop import whole_batches
+
+    assert whole_batches([1, 2, 3], 4) == [1, 2, 3, 1]
+    assert whole_batches([1, 2], 5) == [1, 2, 1, 2, 1]
+    assert whole_batches([1, 2, 3, 4], 2) == [1, 2, 3, 4]

@@ -64,16 +64,23 @@ class Manifest(BaseModel):
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
-        """Return the manifest, or None where the stage has not finished."""
+        """Return the manifest, or None where the stage has not finished.
+
+        Raises:
+            ArtifactError: the manifest can't be read, or a file it lists is gone.
+        """
         path = folder / MANIFEST
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+            manifest = cls.model_validate_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except (ValidationError, UnicodeDecodeError) as error:
             raise ArtifactError(
                 f"{path} is damaged ({str(error).splitlines()[0]}); delete {folder} and run again."
             ) from error
+        if lost := [name for name in manifest.outputs if not (folder / name).exists()]:
+            raise ArtifactError(f"{folder / lost[0]} is gone; delete {folder} and run again to make it anew.")
+        return manifest
 
 
 def commit(partial: Path, final: Path, manifest: Manifest) -> None:
@@ -123,10 +130,14 @@ class RecordLog:
     def reload(self) -> None:
         """Read what every rank has written so far."""
         for path in sorted(self._folder.glob(f"{self._name}.rank*.jsonl")):
-            for line in path.read_bytes().splitlines(keepends=True):
-                if line.endswith(b"\n"):
+            for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+                try:
                     row = json.loads(line)
-                    self.rows.setdefault(row["id"], row)
+                except ValueError as error:
+                    raise ArtifactError(
+                        f"{path}:{number} is damaged ({error}); delete that line and run the same command again."
+                    ) from None
+                self.rows.setdefault(row["id"], row)
 
     def __contains__(self, row_id: str) -> bool:
         return row_id in self.rows

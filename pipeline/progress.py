@@ -60,7 +60,7 @@ class Bar:
         now = time.monotonic()
         if self._rich:
             self._rich.advance(self._task, num_done)
-        elif not self._quiet and now - self._last_line >= SECONDS_BETWEEN_LINES:
+        elif not self._quiet and self._done < self._total and now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
             fresh = self._done - self._skipped
             left = (now - self._started) / max(fresh, 1) * (self._total - self._done)

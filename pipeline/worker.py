@@ -25,7 +25,7 @@ from pipeline.engines.base import Stopwatch
 from pipeline.errors import CaiError, StageError
 from pipeline.progress import console
 from pipeline.stages.base import Inputs
-from pipeline.tracking import NoTracker, open_tracker
+from pipeline.tracking import NoTracker, Tracker, open_tracker
 
 JOB, RESULT = "job.json", "result.json"
 
@@ -52,29 +52,12 @@ class Result:
 def execute(job: Job) -> Result:
     """Run the stage in this process; on every rank but the first, silently."""
     stage, config = STAGES[job.stage], job.config
-    tracker = (
-        NoTracker()
-        if not distributed.is_main()
-        else open_tracker(
-            config.tracking,
-            job.run_name,
-            job.stage,
-            {
-                "stage": job.stage,
-                stage.section: to_plain(getattr(config, stage.section)),
-                "model": to_plain(config.model),
-                "seed": config.seed,
-                "constitution": f"{job.constitution.name} {job.constitution.version}",
-            },
-            Path(config.output_dir).expanduser() / "tracking",
-        )
-    )
+    tracker = _tracker(job) if distributed.is_main() else NoTracker()
     inputs = Inputs(
         folders=dict(job.folders),
         model=config.model,
         engine=config.engine,
         launch=config.launch,
-        data=config.data,
         constitution=job.constitution,
         preset=config.preset,
         deviations=deviations_from_paper(config, job.constitution),
@@ -89,6 +72,19 @@ def execute(job: Job) -> Result:
     finally:
         tracker.finish()
     return Result(metrics=metrics, busy_seconds=inputs.watch.seconds)
+
+
+def _tracker(job: Job) -> Tracker:
+    section = STAGES[job.stage].section
+    settings = {
+        "stage": job.stage,
+        section: to_plain(getattr(job.config, section)),
+        "model": to_plain(job.config.model),
+        "seed": job.config.seed,
+        "constitution": f"{job.constitution.name} {job.constitution.version}",
+    }
+    folder = Path(job.config.output_dir).expanduser() / "tracking"
+    return open_tracker(job.config.tracking, job.run_name, job.stage, settings, folder)
 
 
 def launch(job: Job) -> Result:

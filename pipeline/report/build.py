@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.artifacts import Manifest
 from pipeline.config import ModelConfig
 from pipeline.constitution import Constitution
-from pipeline.evals.summary import MEASURES, MODELS, change
+from pipeline.evals.summary import MEASURES, change
 from pipeline.records import POOLS, Exchange, Prompt, Verdict, read_records
 from pipeline.training.history import read_history
 
@@ -31,7 +31,7 @@ class Transcript:
 class Report:
     title: str
     headline: str
-    findings: list[str]
+    confidence: float
     model: ModelConfig
     preset: str
     deviations: list[str]
@@ -73,7 +73,7 @@ def build_report(
     return Report(
         title=f"{model.name} aligned with the constitution “{constitution.name}”",
         headline=headline(changes),
-        findings=findings(table, changes),
+        confidence=manifests["evaluate"].identity["config"]["confidence"],
         model=model,
         preset=preset,
         deviations=deviations,
@@ -89,27 +89,27 @@ def build_report(
     )
 
 
+COSTS = {
+    "ordinary_refused": "refuses more ordinary requests",
+    "look_alike_refused": "refuses more harmless look-alikes",
+    "broken": "breaks down more often",
+}
+
+
 def headline(changes: Mapping[str, Mapping[str, str]]) -> str:
     """One sentence for whoever reads no further. Said only where intervals are apart."""
-    safer = changes["harmful_complied"]["aligned"]
-    costs = [
-        name for name in ("ordinary_refused", "look_alike_refused", "broken") if changes[name]["aligned"] == "worse"
-    ]
     first = {
         "better": "The aligned model complies with fewer harmful requests than the base model",
         "worse": "The aligned model complies with more harmful requests than the base model",
-    }.get(safer, "There is no evidence that the aligned model complies with fewer harmful requests than the base model")
+    }.get(
+        changes["harmful_complied"]["aligned"],
+        "There is no evidence that the aligned model complies with fewer harmful requests than the base model",
+    )
+    costs = [text for name, text in COSTS.items() if changes[name]["aligned"] == "worse"]
     if not costs:
-        return f"{first}; there is no evidence that it refuses or breaks more on harmless ones."
-    return f"{first}; it got worse in: {', '.join(MEASURES[name][0].lower() for name in costs)}."
-
-
-def findings(table: Mapping[str, Any], changes: Mapping[str, Mapping[str, str]]) -> list[str]:
-    sentences = []
-    for name, (title, _, _) in MEASURES.items():
-        base, sft, aligned = (table[model][name]["text"] for model in MODELS)
-        sentences.append(f"{title}: {base} → {sft} → {aligned}; aligned against base: {changes[name]['aligned']}.")
-    return sentences
+        return f"{first}; there is no evidence that it refuses more harmless ones or breaks down more often."
+    listed = " and ".join([", ".join(costs[:-1]), costs[-1]] if len(costs) > 1 else costs)
+    return f"{first}, but it {listed}."
 
 
 def pick_transcripts(verdicts: Sequence[Verdict], number: int) -> list[Transcript]:

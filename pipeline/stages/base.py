@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline import distributed
 from pipeline.artifacts import WORK, RecordLog
-from pipeline.config import DataConfig, EngineConfig, LaunchConfig, ModelConfig
+from pipeline.config import EngineConfig, LaunchConfig, ModelConfig
 from pipeline.constitution import Constitution
 from pipeline.engines.base import Stopwatch
 from pipeline.progress import warn
@@ -26,7 +26,6 @@ class Inputs:
     model: ModelConfig
     engine: EngineConfig
     launch: LaunchConfig
-    data: DataConfig
     constitution: Constitution
     preset: str
     deviations: list[str]

@@ -39,6 +39,12 @@ def test_log_survives_a_line_cut_short(tmp_path: Path):
     assert [(line["id"], line["text"]) for line in lines] == [("1", "naïve"), ("2", "b"), ("3", "c")]
 
 
+def test_a_damaged_line_is_named(tmp_path: Path):
+    (tmp_path / "rows.rank0.jsonl").write_bytes(b'{"id": "1"}\n{"id": \n{"id": "3"}\n')
+    with pytest.raises(ArtifactError, match=r"rows\.rank0\.jsonl:2 is damaged"):
+        RecordLog(tmp_path, "rows")
+
+
 def test_ranks_read_each_other(tmp_path: Path):
     first, second = RecordLog(tmp_path, "rows", 0), RecordLog(tmp_path, "rows", 1)
     second.append([{"id": "x"}])
@@ -57,6 +63,9 @@ def test_commit_is_the_last_thing(tmp_path: Path):
     )  # fmt: skip
     commit(partial, final, manifest)
     assert not partial.exists() and Manifest.read(final) == manifest
+    (final / "manifest.json").write_text(manifest.model_copy(update={"outputs": {"rows.jsonl": "x"}}).model_dump_json())
+    with pytest.raises(ArtifactError, match=r"rows\.jsonl is gone; delete"):
+        Manifest.read(final)
     (final / "manifest.json").write_text("{")
     with pytest.raises(ArtifactError, match="damaged"):
         Manifest.read(final)

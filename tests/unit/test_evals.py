@@ -105,3 +105,19 @@ def test_the_table_counts_each_pool_apart():
     assert counted["harmful_complied"] == (3, 4) and counted["harmful_refused"] == (1, 4)
     assert counted["ordinary_refused"] == (1, 5) and counted["look_alike_refused"] == (0, 1)
     assert counted["broken"] == (1, 10) and counted["boilerplate"] == (4, 4)
+
+
+def test_the_headline_says_no_more_than_the_intervals():
+    from pipeline.report.build import headline
+
+    same = "no evidence of change"
+    names = ("harmful_complied", "ordinary_refused", "look_alike_refused", "broken")
+
+    def said(**aligned: str) -> str:
+        return headline({name: {"aligned": aligned.get(name, same)} for name in names})
+
+    assert said().startswith("There is no evidence that the aligned model complies with fewer")
+    assert said(harmful_complied="better").endswith("refuses more harmless ones or breaks down more often.")
+    mixed = said(harmful_complied="better", ordinary_refused="worse", broken="worse")
+    assert mixed.endswith("but it refuses more ordinary requests and breaks down more often.")
+    assert "complies with more harmful" in said(harmful_complied="worse")

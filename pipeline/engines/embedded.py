@@ -70,3 +70,7 @@ def _convert(source: Path, target: Path) -> None:
     model.generation_config = dequantized.generation_config
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
+
+
+if __name__ == "__main__":  # `make setup` converts the model, so that the first run need not
+    embedded_model()

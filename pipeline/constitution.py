@@ -67,6 +67,8 @@ class Constitution(_Part):
     description: Text
     provenance: Text
     preamble: Text
+    revise: Annotated[list[Pool], Field(min_length=1)] = ["red_team"]
+    """Pools whose first replies are criticised and revised; replies to the others are taught as they are."""
     principles: Annotated[list[Principle], Field(min_length=1)]
     worked_examples: list[WorkedExample] = []
     good_answers: list[GoodAnswer] = []
@@ -103,6 +105,12 @@ class Constitution(_Part):
             drawn.append(pick)
         return drawn
 
+    def examples_for(self, pool: Pool, num_examples: int) -> list[WorkedExample]:
+        """The first worked examples that illustrate a principle for this pool; the others only after them."""
+        fitting = {principle.id for principle in self.principles_for(pool)}
+        ranked = sorted(self.worked_examples, key=lambda example: self.principle_for(example).id not in fitting)
+        return ranked[:num_examples]
+
     def principle_for(self, example: WorkedExample) -> Principle:
         """The principle an example illustrates: the one that shares most tags with it."""
         return max(self.principles, key=lambda principle: len(set(principle.tags) & set(example.tags)))
@@ -128,7 +136,7 @@ class Constitution(_Part):
             "principles": [{field: principle[field] for field in fields} for principle in everything["principles"]],
         }
         if stage == "critique":
-            part["worked_examples"] = everything["worked_examples"]
+            part.update({key: everything[key] for key in ("worked_examples", "revise")})
         return fingerprint(part)
 
 

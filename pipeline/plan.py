@@ -69,7 +69,7 @@ def effort_of(stage: str, config: Config, prepared: Prepared) -> Effort:
     if stage == "critique":
         cfg = config.critique
         counts = available(cfg, "train")
-        rounds = counts["red_team"] * cfg.num_rounds
+        rounds = sum(counts[pool] for pool in prepared.constitution.revise) * cfg.num_rounds
         context = 6 * TOKENS_PER_EXAMPLE_TURN * (1 + min(cfg.num_few_shot, len(prepared.constitution.worked_examples)))
         return Effort(
             sum(counts.values()) + 2 * rounds,
@@ -78,8 +78,9 @@ def effort_of(stage: str, config: Config, prepared: Prepared) -> Effort:
         )
     if stage == "sft":
         counts = available(config.critique, "train")
-        rounds = counts["red_team"] * (config.critique.num_rounds if config.sft.revisions == "all" else 1)
-        rows = rounds + min(counts["ordinary"] + counts["look_alike"], round(config.sft.helpful_ratio * rounds))
+        revised = sum(counts[pool] for pool in prepared.constitution.revise)
+        rounds = revised * (config.critique.num_rounds if config.sft.revisions == "all" else 1)
+        rows = rounds + min(sum(counts.values()) - revised, round(config.sft.helpful_ratio * rounds))
         if config.sft.worked_examples:
             rows += len(prepared.constitution.worked_examples) + len(prepared.constitution.good_answers)
         tokens = TOKENS_PER_EXAMPLE_TURN + config.critique.max_revision_tokens

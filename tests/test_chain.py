@@ -211,6 +211,18 @@ def test_full_fine_tuning_ipo_hard_labels_and_rounds(tiny: Tiny):
     assert (result.folder / "checkpoint" / "model.safetensors").exists()
 
 
+def test_a_constitution_about_style_revises_harmless_prompts_too(tiny: Tiny):
+    result = run(tiny("constitution=plain_speech", "until=sft"))
+    exchanges = list(read_records(result.folder / "2-critique" / "exchanges.jsonl", Exchange))
+    assert {e.prompt.pool for e in exchanges if e.revisions} == {"red_team", "ordinary", "look_alike"}
+    constitution = load_constitution(result.folder / "constitution.yaml")
+    for exchange in exchanges:
+        fitting = {principle.id for principle in constitution.principles_for(exchange.prompt.pool)}
+        assert {revision.principle_id for revision in exchange.revisions} <= fitting
+    assert "num_helpful_samples" in result.stages["critique"].manifest.metrics
+    assert "helpful_sample" not in result.stages["sft"].manifest.metrics["num_by_origin"]
+
+
 def test_an_overlap_between_training_and_evaluation_is_refused(tiny: Tiny, tmp_path: Path):
     config = tiny()
     data = yaml.safe_load(to_yaml(load_constitution(shipped_constitutions()["minimal"])))

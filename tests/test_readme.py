@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import main
+from pipeline.constitution import load_constitution
 from tests.conftest import tiny_overrides
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +44,13 @@ def test_links_lead_somewhere():
         text = (ROOT / name).read_text(encoding="utf-8")
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
             assert ((ROOT / name).parent / target).exists(), f"{name} → {target}"
+
+
+def test_the_example_constitution_is_well_formed(tmp_path: Path):
+    text = (ROOT / "constitutions" / "README.md").read_text(encoding="utf-8")
+    path = tmp_path / "cook.yaml"
+    path.write_text(re.search(r"```yaml\n(.*?)```", text, re.DOTALL).group(1), encoding="utf-8")  # type: ignore[union-attr]
+    assert load_constitution(path).name == "cook"
 
 
 def test_promised_files_exist():

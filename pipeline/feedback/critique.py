@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from pipeline.constitution import Constitution, Principle
 from pipeline.feedback.dialogue import dialogue_text
-from pipeline.records import Message
+from pipeline.records import Message, Pool
 
 TEMPLATE = "critique-1"  # part of every fingerprint; a golden test holds it to the wording below
 
@@ -27,21 +27,21 @@ def revision_question(prompt: Sequence[Message], reply: str, critique: str, prin
     return f"{principle.revision_request}\n\nReply: {reply}\n\nCritique: {critique}\n\nRequest: {dialogue_text(prompt)}"
 
 
-def critique_examples(constitution: Constitution, num_examples: int) -> list[Message]:
-    """The constitution's first worked examples, criticised. The same for every prompt, so an engine reads them once
-    a batch."""
+def critique_examples(constitution: Constitution, pool: Pool, num_examples: int) -> list[Message]:
+    """The constitution's first worked examples for a pool, criticised. The same for each of its prompts, so an engine
+    reads them once a batch."""
     turns = [Message(role="system", content=constitution.preamble)]
-    for example in constitution.worked_examples[:num_examples]:
+    for example in constitution.examples_for(pool, num_examples):
         prompt = [Message(role="user", content=example.request)]
         question = critique_question(prompt, example.poor_reply, constitution.principle_for(example))
         turns += [Message(role="user", content=question), Message(role="assistant", content=example.critique)]
     return turns
 
 
-def revision_examples(constitution: Constitution, num_examples: int) -> list[Message]:
+def revision_examples(constitution: Constitution, pool: Pool, num_examples: int) -> list[Message]:
     """The same examples, revised."""
     turns = [Message(role="system", content=constitution.preamble)]
-    for example in constitution.worked_examples[:num_examples]:
+    for example in constitution.examples_for(pool, num_examples):
         prompt = [Message(role="user", content=example.request)]
         principle = constitution.principle_for(example)
         question = revision_question(prompt, example.poor_reply, example.critique, principle)

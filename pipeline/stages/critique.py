@@ -41,9 +41,10 @@ def run(cfg: CritiqueConfig, inputs: Inputs, out: Path) -> Metrics:
     everyone = [prompt for pool in chosen.values() for prompt in pool]
     replies = rounds.first_replies(policy, everyone)
     revisions: dict[str, list[Revision]] = {prompt.id: [] for prompt in everyone}
-    current = {p.id: replies[p.id].text for p in chosen["red_team"] if replies[p.id].text}
+    revised_pools = inputs.constitution.revise
+    asked = [prompt for prompt in everyone if prompt.pool in revised_pools and replies[prompt.id].text]
+    current = {prompt.id: replies[prompt.id].text for prompt in asked}
     for number in range(1, cfg.num_rounds + 1):
-        asked = [prompt for prompt in chosen["red_team"] if prompt.id in current]
         for prompt_id, revision in rounds.critique_and_revise(number, asked, current).items():
             revisions[prompt_id].append(revision)
             current[prompt_id] = revision.revision
@@ -59,7 +60,7 @@ def run(cfg: CritiqueConfig, inputs: Inputs, out: Path) -> Metrics:
             template=TEMPLATE,
         )
         for prompt in everyone
-        if replies[prompt.id].text and (revisions[prompt.id] or prompt.pool != "red_team")
+        if replies[prompt.id].text and (revisions[prompt.id] or prompt.pool not in revised_pools)
     ]
     if distributed.is_main():
         write_records(out / "exchanges.jsonl", exchanges)
@@ -86,8 +87,9 @@ class _Rounds:
 
     def __init__(self, cfg: CritiqueConfig, inputs: Inputs, out: Path, critic: Engine) -> None:
         self._cfg, self._inputs, self._out, self._critic = cfg, inputs, out, critic
-        self._critique_examples = critique_examples(inputs.constitution, cfg.num_few_shot)
-        self._revision_examples = revision_examples(inputs.constitution, cfg.num_few_shot)
+        constitution, number = inputs.constitution, cfg.num_few_shot
+        self._critique_examples = {pool: critique_examples(constitution, pool, number) for pool in constitution.revise}
+        self._revision_examples = {pool: revision_examples(constitution, pool, number) for pool in constitution.revise}
         self.num_empty = self.num_shortened = 0
 
     def seed(self, prompt: Prompt, number: int, step: str) -> int:
@@ -103,7 +105,7 @@ class _Rounds:
         """One round. A prompt whose critique or revision came out empty is left out of the result."""
         drawn = {prompt.id: self._principle(prompt, number) for prompt in prompts}
         asks = {
-            p.id: _asked(self._critique_examples, critique_question(p.messages, current[p.id], drawn[p.id]))
+            p.id: _asked(self._critique_examples[p.pool], critique_question(p.messages, current[p.id], drawn[p.id]))
             for p in prompts
         }
         label = f"critiques, round {number}"
@@ -111,7 +113,7 @@ class _Rounds:
         prompts = [prompt for prompt in prompts if critiques[prompt.id].text]
         asks = {
             p.id: _asked(
-                self._revision_examples,
+                self._revision_examples[p.pool],
                 revision_question(p.messages, current[p.id], critiques[p.id].text, drawn[p.id]),
             )
             for p in prompts

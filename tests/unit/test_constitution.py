@@ -101,6 +101,15 @@ def test_sampling_follows_weights_pool_and_never_repeats_before_all_are_used():
         assert firsts[principle_id] / 4000 == pytest.approx(weight / sum(weights.values()), abs=0.03)
 
 
+def test_examples_fit_the_pool_they_are_shown_for():
+    plain = load_constitution(shipped_constitutions()["plain_speech"])
+    assert plain.revise == ["red_team", "ordinary", "look_alike"]
+    refusals = [example.id for example in plain.worked_examples if "refusal" in example.tags]
+    assert [example.id for example in plain.examples_for("red_team", 4)] == refusals
+    assert not {example.id for example in plain.examples_for("ordinary", 5)} & set(refusals)
+    assert len(plain.examples_for("red_team", 99)) == len(plain.worked_examples)
+
+
 def test_an_edit_changes_only_the_views_that_read_it():
     minimal = load_constitution(MINIMAL)
     principle = minimal.principles[0]

@@ -21,12 +21,12 @@ def test_wording_belongs_to_its_template_version():
     example = CONSTITUTION.worked_examples[0]
     principle = CONSTITUTION.principle_for(example)
     assert TEMPLATE == "critique-1"
-    assert [(turn["role"], turn["content"]) for turn in critique_examples(CONSTITUTION, 1)] == [
+    assert [(turn["role"], turn["content"]) for turn in critique_examples(CONSTITUTION, "red_team", 1)] == [
         ("system", CONSTITUTION.preamble),
         ("user", f"{principle.critique_request}\n\nReply: {example.poor_reply}\n\nRequest: {example.request}"),
         ("assistant", example.critique),
     ]
-    assert [(turn["role"], turn["content"]) for turn in revision_examples(CONSTITUTION, 1)] == [
+    assert [(turn["role"], turn["content"]) for turn in revision_examples(CONSTITUTION, "red_team", 1)] == [
         ("system", CONSTITUTION.preamble),
         (
             "user",

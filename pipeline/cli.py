@@ -172,13 +172,8 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _constitution(args: argparse.Namespace) -> int:
-    from pipeline.constitution import (
-        find_constitution,
-        import_constitution,
-        load_constitution,
-        shipped_constitutions,
-        to_yaml,
-    )
+    from pipeline.constitution import find_constitution, load_constitution, shipped_constitutions, to_yaml
+    from pipeline.published import import_constitution
 
     if args.action == "list":
         for name, path in shipped_constitutions().items():

@@ -24,6 +24,7 @@ from pipeline.engines.models import load_model, load_tokenizer, resolve_path
 from pipeline.feedback.critique import critique_examples, critique_question
 from pipeline.records import Message, derived_rng
 
+NUM_EXAMPLES = 8
 VARIANTS = {
     "one row at a time (baseline)": {"batch_rows": 1, "share_prefix": False},
     "batched": {"share_prefix": False},
@@ -34,7 +35,7 @@ VARIANTS = {
 def requests(rows: int, new_tokens: int) -> list[Request]:
     constitution = load_constitution(find_constitution("default"))
     config = compose_config([])
-    few_shot = critique_examples(constitution, config.critique.num_few_shot)
+    few_shot = critique_examples(constitution, "red_team", NUM_EXAMPLES)
     prompts = load_prompts(config.data).select("red_team", "train")[:rows]
     asked = []
     for prompt in prompts:
@@ -68,7 +69,7 @@ def main() -> None:
         "# Engine benchmark",
         "",
         f"`python scripts/bench_engine.py --model {args.model} --rows {args.rows} --new-tokens {args.new_tokens}` on "
-        f"{device}, {model.dtype}, torch {torch.__version__}: critiques under 8 worked examples.",
+        f"{device}, {model.dtype}, torch {torch.__version__}: critiques under {NUM_EXAMPLES} worked examples.",
         "",
         "| variant | seconds | replies a second | against the baseline | replies that equal the baseline's |",
         "| --- | --- | --- | --- | --- |",

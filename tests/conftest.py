@@ -92,9 +92,27 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tie_word_embeddings=False,
     )
     model = LlamaForCausalLM(config)
-    _teach_to_babble(model, fast, texts)
     model.generation_config.eos_token_id = fast.eos_token_id
     model.generation_config.pad_token_id = fast.eos_token_id
+    _teach_to_babble(model, fast, texts)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def random_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model untrained, with weights so large that every token of the context changes what it says."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("random-model")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.5, generator=generator)
     model.save_pretrained(folder)
     return folder
 

@@ -17,7 +17,7 @@ FLOORS = [
     {"errors"},
     {"records", "artifacts", "progress", "config"},
     {"constitution", "tracking", "distributed", "data"},
-    {"engines", "deviations"},
+    {"engines", "deviations", "published"},
     {"feedback", "evals", "report", "training"},
     {"chain", "preflight"},
     {"stages"},

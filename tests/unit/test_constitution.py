@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.constitution import find_constitution, import_constitution, load_constitution, shipped_constitutions
+from pipeline.constitution import find_constitution, load_constitution, shipped_constitutions
 from pipeline.errors import ConfigError
+from pipeline.published import import_constitution
 
 MINIMAL = shipped_constitutions()["minimal"]
 

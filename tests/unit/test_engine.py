@@ -19,8 +19,8 @@ from tests.fakes import FakeEngine
 LONG = "A shared beginning, long enough that it is worth computing once for all rows of a batch. " * 3
 
 
-def engine(tiny_model: Path, **options: object) -> HFEngine:
-    return HFEngine(load_model(str(tiny_model), "fp32"), load_tokenizer(str(tiny_model)), "tiny", **options)  # type: ignore[arg-type]
+def engine(random_model: Path, **options: object) -> HFEngine:
+    return HFEngine(load_model(str(random_model), "fp32"), load_tokenizer(str(random_model)), "tiny", **options)  # type: ignore[arg-type]
 
 
 def asks(temperature: float) -> list[Request]:
@@ -42,47 +42,47 @@ def replies(engine: HFEngine, requests: list[Request]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_order_batching_and_sharing_change_nothing(tiny_model: Path, temperature: float):
+def test_order_batching_and_sharing_change_nothing(random_model: Path, temperature: float):
     requests = asks(temperature)
-    alone = replies(engine(tiny_model, batch_rows=1), requests)
+    alone = replies(engine(random_model, batch_rows=1), requests)
     assert len(set(alone.values())) > 3
-    assert replies(engine(tiny_model, batch_rows=4), requests[::-1]) == alone
-    assert replies(engine(tiny_model, batch_rows=9, share_prefix=False), requests) == alone
-    assert replies(engine(tiny_model, batch_rows=9, batch_tokens=10**6), requests[3:]) == {
+    assert replies(engine(random_model, batch_rows=4), requests[::-1]) == alone
+    assert replies(engine(random_model, batch_rows=9, share_prefix=False), requests) == alone
+    assert replies(engine(random_model, batch_rows=9, batch_tokens=10**6), requests[3:]) == {
         row_id: text for row_id, text in alone.items() if int(row_id) >= 3
     }
 
 
-def test_greedy_is_what_transformers_gives(tiny_model: Path):
-    model, tokenizer = load_model(str(tiny_model), "fp32"), load_tokenizer(str(tiny_model))
+def test_greedy_is_what_transformers_gives(random_model: Path):
+    model, tokenizer = load_model(str(random_model), "fp32"), load_tokenizer(str(random_model))
     request = asks(0.0)[4]
     prompt = tokenizer.apply_chat_template(request.messages, tokenize=False, add_generation_prompt=True)
     ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
     output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False)
     expected = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
-    assert replies(engine(tiny_model), asks(0.0))["4"] == expected
+    assert replies(engine(random_model), asks(0.0))["4"] == expected
 
 
-def test_a_seed_is_a_draw(tiny_model: Path):
+def test_a_seed_is_a_draw(random_model: Path):
     one = asks(1.0)[0]
     other = Request(**{**vars(one), "id": "other", "seed": 99})
-    found = replies(engine(tiny_model), [one, other])
+    found = replies(engine(random_model), [one, other])
     assert found["0"] != found["other"]
 
 
-def test_too_long_prompts_are_marked_not_cut(tiny_model: Path):
+def test_too_long_prompts_are_marked_not_cut(random_model: Path):
     long = Request(**{**vars(asks(0.0)[0]), "id": "long", "max_new_tokens": 5000})
-    [done] = engine(tiny_model).generate([long])
+    [done] = engine(random_model).generate([long])
     assert (done.finish, done.text) == ("too_long", "")
 
 
-def test_reply_logprobs_equal_a_plain_forward_pass(tiny_model: Path):
-    model, tokenizer = load_model(str(tiny_model), "fp32"), load_tokenizer(str(tiny_model))
+def test_reply_logprobs_equal_a_plain_forward_pass(random_model: Path):
+    model, tokenizer = load_model(str(random_model), "fp32"), load_tokenizer(str(random_model))
     queries = [
         ReplyQuery(id=f"{i}", messages=[Message(role="user", content=LONG + "x " * i)], reply="Yes. " * (1 + i))
         for i in range(4)
     ]
-    tested = engine(tiny_model)
+    tested = engine(random_model)
     found = {a.id: a.logprobs[0] for batch in tested.batches(queries) for a in tested.score(batch)}
     for query in queries:
         prompt = tokenizer.apply_chat_template(query.messages, tokenize=False, add_generation_prompt=True)
@@ -93,12 +93,12 @@ def test_reply_logprobs_equal_a_plain_forward_pass(tiny_model: Path):
         assert found[query.id] == pytest.approx(sum(expected) / len(expected), abs=1e-4)
 
 
-def test_choice_logprobs_are_of_the_next_token(tiny_model: Path):
-    model, tokenizer = load_model(str(tiny_model), "fp32"), load_tokenizer(str(tiny_model))
+def test_choice_logprobs_are_of_the_next_token(random_model: Path):
+    model, tokenizer = load_model(str(random_model), "fp32"), load_tokenizer(str(random_model))
     query = ChoiceQuery(
         id="q", messages=[Message(role="user", content="Which?")], opening="It is (", choices=("A", "B")
     )
-    tested = engine(tiny_model)
+    tested = engine(random_model)
     [answer] = tested.score([query])
     prompt = tokenizer.apply_chat_template(query.messages, tokenize=False, add_generation_prompt=True) + "It is ("
     logprobs = (

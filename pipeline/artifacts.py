@@ -62,6 +62,10 @@ class Manifest(BaseModel):
     started: str
     environment: dict[str, str]
 
+    def identity_for(self, stage: str) -> str:
+        """What a later stage hashes of this one: its product alone, but for the report everything, for it tells all."""
+        return self.fingerprint if stage == "report" else self.content_hash
+
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
         """Return the manifest, or None where the stage has not finished.

@@ -32,7 +32,7 @@ class Stage:
 
     @property
     def module(self) -> Any:
-        """Imported late: torch and trl take seconds, and ``cai plan`` needs neither."""
+        """Imported late: trl takes seconds, and ``cai plan`` does without it."""
         return importlib.import_module(f"pipeline.stages.{self.name}")
 
 
@@ -81,7 +81,10 @@ class Identities:
         self._feedback = engine_identity(config.engine)
 
     def of(self, stage: Stage, contents: Mapping[str, str]) -> dict[str, Any]:
-        """The identity of a stage, given the content hashes of the stages it needs."""
+        """The identity of a stage, given the content hashes of the stages it needs.
+
+        The report also prints their metrics, so it is given their fingerprints instead: any change of theirs is one.
+        """
         config, constitution = self._config, self._constitution
         section = to_plain(getattr(config, stage.section))
         identity: dict[str, Any] = {
@@ -95,6 +98,7 @@ class Identities:
         if stage.name == "report":
             return {
                 **identity,
+                "model": {key: getattr(config.model, key) for key in ("name", "path", "tuning")},
                 "constitution": constitution.view("report"),
                 "preset": config.preset,
                 "deviations": deviations_from_paper(config, constitution),

@@ -7,9 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import __version__
 from pipeline.errors import CaiError, ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from pipeline.constitution import Principle
 
 _EPILOG = """\
 overrides are Hydra's: group=option, key=value, and with -m comma-separated sweeps.
@@ -64,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _quiet_libraries()
         return _COMMANDS[args.command](args)
     except CaiError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {str(error).replace('?.', '?')}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on where it stopped.", file=sys.stderr)
@@ -111,16 +115,25 @@ def _run(args: argparse.Namespace) -> int:
         run(configs[0])
         return 0
     from pipeline.preflight import preflight
+    from pipeline.runner import run_name
 
-    for config in configs:
-        preflight(config)
+    names = [run_name(config, preflight(config).constitution) for config in configs]
+    if len(set(names)) < len(names):
+        raise ConfigError(
+            f"name: several jobs of the sweep would write the run {max(names, key=names.count)!r}; leave name out, or "
+            "sweep over values that differ."
+        )
     folders = [run(config).folder for config in configs]
+    if not all((folder / "report.md").exists() for folder in folders):
+        return 0  # until= stopped before there was anything to compare
     return _write_comparison(folders, [" ".join(job) for job in jobs], configs[0].output_dir)
 
 
 def _compare(args: argparse.Namespace) -> int:
     from pipeline.plan import find_run
 
+    if len(args.runs) < 2:
+        raise ConfigError(f"RUN: {args.runs[0]!r} alone can't be compared; name two or more runs.")
     folders = [find_run(args.output_dir, name) for name in args.runs]
     return _write_comparison(folders, [folder.resolve().name for folder in folders], args.output_dir)
 
@@ -145,7 +158,8 @@ def _plan(args: argparse.Namespace) -> int:
     from pipeline.preflight import preflight
 
     config = compose_config(args.overrides, args.config_dir)
-    steps = plan(config)
+    prepared = preflight(config)
+    steps = plan(config, prepared)
     table = Table("stage", "what happens", "folder", title="cai plan", title_justify="left", box=None, pad_edge=False)
     for column in ("calls ≤", "tokens written ≤", "tokens read ≈"):
         table.add_column(column, justify="right")
@@ -157,7 +171,9 @@ def _plan(args: argparse.Namespace) -> int:
     table.add_row("total", "", "", *(f"{n:,}" for n in totals))
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
-    for sentence in deviations_from_paper(config, preflight(config).constitution):
+    for note in prepared.notes:
+        console.print(f"warning: {note}", markup=False)
+    for sentence in deviations_from_paper(config, prepared.constitution):
         console.print(f"differs from the paper: {sentence}", markup=False)
     return 0
 
@@ -186,6 +202,7 @@ def _constitution(args: argparse.Namespace) -> int:
         )
     else:
         imported = import_constitution(args.file)
+        _refuse_twins(imported.principles)
         target = args.output or args.file.with_suffix(".yaml")
         if target.exists():
             raise ConfigError(f"--output: {target} is already there; name another file with -o.")
@@ -196,6 +213,12 @@ def _constitution(args: argparse.Namespace) -> int:
         load_constitution(target)
         print(f"{target}: {len(imported.principles)} principles, {len(imported.worked_examples)} worked examples.")
     return 0
+
+
+def _refuse_twins(principles: Sequence[Principle]) -> None:
+    ids = [principle.id for principle in principles]
+    if twins := [name for name in ids if ids.count(name) > 1]:
+        raise ConfigError(f"FILE: two principles would have the id {twins[0]!r}; rename one of them in the file.")
 
 
 _COMMANDS = {"run": _run, "plan": _plan, "status": _status, "compare": _compare, "constitution": _constitution}

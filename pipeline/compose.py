@@ -26,11 +26,13 @@ def configs_folder() -> Path:
 
 def compose_raw(overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
     """Compose without checking: what ``cai run --cfg`` prints. ``config_dir`` adds a folder of the user's groups."""
+    if config_dir and not config_dir.is_dir():
+        raise ConfigError(f"--config-dir: there is no folder {config_dir}.")
     search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
     try:
         composed = _compose([*overrides, *search])
         OmegaConf.resolve(composed)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra also lets bare ValueErrors out
         raise ConfigError(_explain(error, overrides)) from None
     if missing := OmegaConf.missing_keys(composed):
         raise ConfigError(f"{min(missing)} must be set; add {min(missing)}=VALUE.")
@@ -67,11 +69,15 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
     """Name the override at fault and the nearest key or option that exists."""
     message = _first_line(error)
+    if "Ambiguous value" in message:
+        return f"{message.rstrip('.')}: for a sweep over several values use `cai run -m`."
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        if not _:
+        if not _ or not key:
             return f"{override!r} is not an override; write key=value."
         group = configs_folder() / key
+        if group.is_dir() and "must be a string" in message:
+            return f"{key}={value}: {key} is a group; name one of its options."
         if group.is_dir() and not (group / f"{value}.yaml").exists() and "Could not find" in message and key in message:
             options = [path.stem for path in group.glob("*.yaml") if not path.stem.startswith("_")]
             return f"{key}={value}: there is no such option{did_you_mean(value, options)}."

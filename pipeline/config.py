@@ -6,9 +6,11 @@ where and how a run happens, never what it means, and are part of no fingerprint
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -30,7 +32,7 @@ def _near(value: str, allowed: tuple[str, ...]) -> str:
 
 
 def _within(name: str, value: float, low: float, high: float = float("inf")) -> None:
-    if not low <= value <= high:
+    if not (low <= value <= high and math.isfinite(value)):
         limit = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
         raise ConfigError(f"{name} is {value:g}; it must be {limit}.")
 
@@ -44,6 +46,7 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         _within("model.lora.rank", self.rank, 1)
+        _within("model.lora.alpha", self.alpha, 1)
         _within("model.lora.dropout", self.dropout, 0, 1)
 
 
@@ -61,6 +64,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _one_of("model.tuning", self.tuning, ("lora", "full", "qlora"))
         _one_of("model.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
+            raise ConfigError(f"model.name is {self.name!r}; use letters, digits, '-', '_' and '.' (it names folders).")
         if not self.path.strip():
             raise ConfigError("model.path is empty; give a folder, a hub id or 'embedded'.")
 
@@ -90,6 +95,11 @@ class PoolConfig:
 
     def __post_init__(self) -> None:
         _one_of("data.<pool>.source", self.source, ("builtin", "path", "hub"))
+        if self.source == "builtin" and self.path:
+            raise ConfigError(
+                f"data.<pool>.path is {self.path!r} but data.<pool>.source is 'builtin'; use data=local, or set "
+                "data.<pool>.source=path (or hub)."
+            )
         if self.source != "builtin" and not self.path:
             raise ConfigError(f"data.<pool>.source is {self.source!r} but data.<pool>.path is empty; name the data.")
         if self.limit is not None:
@@ -139,6 +149,8 @@ class CritiqueConfig:
     def __post_init__(self) -> None:
         _within("critique.num_rounds", self.num_rounds, 1)
         _within("critique.num_red_team", self.num_red_team, 1)
+        _within("critique.num_ordinary", self.num_ordinary, 0)
+        _within("critique.num_look_alike", self.num_look_alike, 0)
         _within("critique.num_few_shot", self.num_few_shot, 0)
         _sampling("critique", self.temperature, self.top_p)
         for name in ("max_reply_tokens", "max_critique_tokens", "max_revision_tokens"):
@@ -171,8 +183,10 @@ class TrainConfig:
         _within(f"{self.section}.num_epochs", self.num_epochs, 0)
         _within(f"{self.section}.learning_rate", self.learning_rate, 0, 1)
         _within(f"{self.section}.global_batch_size", self.global_batch_size, 1)
-        _within(f"{self.section}.max_length_tokens", self.max_length_tokens, 8)
-        _within(f"{self.section}.warmup_fraction", self.warmup_fraction, 0, 1)
+        _within(f"{self.section}.max_length_tokens", self.max_length_tokens, 64)
+        _within(f"{self.section}.weight_decay", self.weight_decay, 0)
+        _within(f"{self.section}.max_grad_norm", self.max_grad_norm, 0)
+        _within(f"{self.section}.warmup_fraction", self.warmup_fraction, 0, 0.99)
         _within(f"{self.section}.save_every_steps", self.save_every_steps, 1)
         _one_of(f"{self.section}.lr_schedule", self.lr_schedule, ("cosine", "linear", "constant"))
 
@@ -210,7 +224,14 @@ class PreferencesConfig:
     def __post_init__(self) -> None:
         _one_of("preferences.labeller", self.labeller, ("ab", "likelihood", "pointwise", "cot"))
         _within("preferences.num_principles", self.num_principles, 1)
-        _within("preferences.logit_scale", self.logit_scale, 0)
+        for pool in ("num_red_team", "num_ordinary", "num_look_alike"):
+            _within(f"preferences.{pool}", getattr(self, pool), 0)
+        if self.num_red_team + self.num_ordinary + self.num_look_alike == 0:
+            raise ConfigError("preferences.num_red_team, num_ordinary and num_look_alike are all 0; label some pairs.")
+        for name in ("max_reply_tokens", "max_reasoning_tokens"):
+            _within(f"preferences.{name}", getattr(self, name), 1)
+        if self.logit_scale <= 0:
+            raise ConfigError(f"preferences.logit_scale is {self.logit_scale:g}; it must be above 0.")
         _within("preferences.min_answer_mass", self.min_answer_mass, 0, 1)
         _sampling("preferences", self.temperature, self.top_p)
         if self.temperature == 0:
@@ -235,7 +256,7 @@ class AlignConfig(TrainConfig):
         super().__post_init__()
         _one_of("align.method", self.method, ("dpo", "ipo"))
         _within("align.min_confidence", self.min_confidence, 0, 0.5)
-        if self.beta <= 0:
+        if not 0 < self.beta < math.inf:
             raise ConfigError(f"align.beta is {self.beta:g}; it must be above 0.")
 
 
@@ -252,6 +273,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         _one_of("evaluate.split", self.split, ("validation", "test"))
+        _within("evaluate.max_reply_tokens", self.max_reply_tokens, 1)
         _within("evaluate.confidence", self.confidence, 0.5, 0.999)
         _sampling("evaluate", self.temperature, self.top_p)
         for pool in ("num_red_team", "num_ordinary", "num_look_alike"):
@@ -262,6 +284,9 @@ class EvaluateConfig:
 @dataclass(kw_only=True)
 class ReportConfig:
     num_transcripts: int = 12
+
+    def __post_init__(self) -> None:
+        _within("report.num_transcripts", self.num_transcripts, 1)
 
 
 @dataclass(kw_only=True)
@@ -279,8 +304,21 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         _one_of("engine.kind", self.kind, ("hf", "openai"))
-        if self.kind == "openai" and not self.model:
-            raise ConfigError("engine.kind is 'openai' but engine.model is empty; name the model the server has.")
+        _within("engine.max_parallel", self.max_parallel, 1)
+        _within("engine.max_retries", self.max_retries, 0)
+        _within("engine.timeout_seconds", self.timeout_seconds, 0.1)
+        if self.kind == "openai":
+            if not self.model:
+                raise ConfigError("engine.kind is 'openai' but engine.model is empty; name the model the server has.")
+            if self.path:
+                raise ConfigError("engine.path is set but engine.kind is 'openai'; set engine.model, or engine=local.")
+            if self.base_url and not self.base_url.startswith(("http://", "https://")):
+                raise ConfigError(f"engine.base_url is {self.base_url!r}; it must begin with http:// or https://.")
+        elif self.model or self.base_url:
+            raise ConfigError(
+                "engine.model or engine.base_url is set but engine.kind is 'hf'; use engine=openai for a server, "
+                "engine.path for another local model."
+            )
 
 
 @dataclass(kw_only=True)
@@ -333,8 +371,10 @@ class Config:
 
     def __post_init__(self) -> None:
         _one_of("until", self.until, CHAIN)
-        if self.name is not None and (not self.name or "/" in self.name or self.name.startswith(".")):
-            raise ConfigError(f"name is {self.name!r}; give a plain folder name.")
+        if self.name is not None and (self.name in {"", "latest"} or "/" in self.name or self.name.startswith(".")):
+            raise ConfigError(f"name is {self.name!r}; give a plain folder name (and not 'latest').")
+        if not self.output_dir.strip():
+            raise ConfigError("output_dir is empty; name a folder.")
         if self.engine.kind == "openai" and self.preferences.labeller == "likelihood":
             raise ConfigError(
                 "preferences.labeller is 'likelihood' but engine.kind is 'openai', and chat servers return no "
@@ -362,6 +402,7 @@ def to_config(composed: DictConfig) -> Config:
     Raises:
         ConfigError: unknown key, wrong type, missing value, or values that contradict each other.
     """
+    _refuse_unknown(composed, Config, "")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), composed)
         config = OmegaConf.to_object(merged)
@@ -369,6 +410,19 @@ def to_config(composed: DictConfig) -> Config:
         raise ConfigError(_sentence(error)) from None
     assert isinstance(config, Config)
     return config
+
+
+def _refuse_unknown(node: DictConfig, kind: type, prefix: str) -> None:
+    """Hydra lets ``+key=value`` add anything; a key that no dataclass has would be ignored without a word."""
+    known = get_type_hints(kind)
+    for key in map(str, node):
+        if key not in known:
+            raise ConfigError(f"{prefix}{key}: unknown key{did_you_mean(key, known)}.")
+        if is_dataclass(known[key]):
+            part = node[key]
+            if not isinstance(part, DictConfig):
+                raise ConfigError(f"{prefix}{key} is {part!r}, but it is a section; set {prefix}{key}.KEY=VALUE.")
+            _refuse_unknown(part, known[key], f"{prefix}{key}.")
 
 
 def _sentence(error: OmegaConfBaseException) -> str:

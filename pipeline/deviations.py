@@ -12,11 +12,12 @@ PAPER_ROUNDS = 4
 def deviations_from_paper(config: Config, constitution: Constitution) -> list[str]:
     """What is done otherwise than in the paper; some of it holds for every configuration of this pipeline."""
     critique, sft, preferences, align = config.critique, config.sft, config.preferences, config.align
+    harmful, harmless = (len(constitution.principles_for(pool)) for pool in ("red_team", "ordinary"))
     found = [
         (
-            len(constitution.principles) != PAPER_PRINCIPLES,
-            f"{len(constitution.principles)} principles serve both critique and preferences; the paper has "
-            f"{PAPER_PRINCIPLES} for each",
+            harmful != PAPER_PRINCIPLES,
+            f"{harmful} principles for harmful requests and {harmless} for harmless ones, the same for critiques and "
+            f"labels; the paper has {PAPER_PRINCIPLES} for critiques and {PAPER_PRINCIPLES} for labels",
         ),
         (critique.num_rounds != PAPER_ROUNDS, f"{critique.num_rounds} round(s) of revision instead of {PAPER_ROUNDS}"),
         (critique.temperature != 1, f"critiques and revisions at T = {critique.temperature:g} instead of 1"),

@@ -9,8 +9,8 @@ from pathlib import Path
 from pipeline.artifacts import WORK, Manifest
 from pipeline.chain import Identities, cache_folder, folder_name, runs_folder, stages_until
 from pipeline.config import CHAIN, Config
-from pipeline.errors import ConfigError, did_you_mean
-from pipeline.preflight import Prepared, preflight
+from pipeline.errors import ArtifactError, ConfigError, did_you_mean
+from pipeline.preflight import Prepared
 from pipeline.progress import duration
 
 TOKENS_PER_EXAMPLE_TURN = 50  # a worked example's turn, for estimates only
@@ -33,22 +33,22 @@ class Step:
     effort: Effort
 
 
-def plan(config: Config) -> list[Step]:
+def plan(config: Config, prepared: Prepared) -> list[Step]:
     """What ``cai run`` would do. A stage behind one that must run is not known to be cached: its input may change."""
-    prepared = preflight(config)
     identities = Identities(config, prepared.constitution)
-    contents: dict[str, str] = {}
+    made: dict[str, Manifest] = {}
     steps = []
     for stage in stages_until(config.until):
         effort = effort_of(stage.name, config, prepared)
-        if not all(name in contents for name in stage.needs):
-            first = next(name for name in stage.needs if name not in contents)
+        if not all(name in made for name in stage.needs):
+            first = next(name for name in stage.needs if name not in made)
             steps.append(Step(stage.name, f"runs, unless {first} comes out as before", "", effort))
             continue
+        contents = {needed: made[needed].identity_for(stage.name) for needed in stage.needs}
         name = folder_name(stage, identities.of(stage, contents))
         folder = cache_folder(config.output_dir) / name
         if manifest := Manifest.read(folder):
-            contents[stage.name] = manifest.content_hash
+            made[stage.name] = manifest
             steps.append(Step(stage.name, "cached", name, Effort()))
         else:
             unfinished = folder.with_name(f"{name}.partial").exists()
@@ -111,16 +111,22 @@ def effort_of(stage: str, config: Config, prepared: Prepared) -> Effort:
 def status(output_dir: str, name: str) -> list[tuple[str, str, str]]:
     """Stage, state and time of a run, by its name or folder; ``latest`` works too."""
     folder = find_run(output_dir, name)
-    recorded: dict[str, str] = {}
-    if (folder / "run.json").exists():
-        recorded = json.loads((folder / "run.json").read_text(encoding="utf-8"))["stages"]
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        stages, making = dict(record["stages"]), record["making"]
+    except FileNotFoundError:
+        stages, making = {}, None
+    except (ValueError, KeyError, TypeError):
+        raise ArtifactError(f"{folder / 'run.json'} is damaged; run the same command again to write it anew.") from None
     cache = folder.resolve().parent.parent / "cache"
     rows = []
     for stage in CHAIN:
-        if stage in recorded and (manifest := Manifest.read(cache / recorded[stage])):
+        if stage in stages and (manifest := Manifest.read(cache / stages[stage])):
             rows.append((stage, "done", f"{duration(manifest.seconds)}, {manifest.started}"))
+        elif making and making.startswith(f"{stage}-"):
+            rows.append((stage, "not finished", _unfinished(cache / f"{making}.partial")))
         else:
-            rows.append((stage, "not finished", _unfinished(cache, stage)))
+            rows.append((stage, "not begun", ""))
     return rows
 
 
@@ -136,11 +142,8 @@ def find_run(output_dir: str, name: str) -> Path:
     raise ConfigError(f"RUN: there is no run {name!r} in {runs}{hint}.")
 
 
-def _unfinished(cache: Path, stage: str) -> str:
-    """How far an unfinished stage got. Several runs may have one; the newest is told of."""
-    partial = max(cache.glob(f"{stage}-*.partial"), key=lambda path: path.stat().st_mtime, default=None)
-    if partial is None:
-        return ""
+def _unfinished(partial: Path) -> str:
+    """How far an unfinished stage got: records written, last checkpoint."""
     num_records = sum(path.read_bytes().count(b"\n") for path in (partial / WORK).glob("*.jsonl"))
     checkpoints = sorted((partial / WORK).glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
     parts = [f"{num_records} records"] if num_records else []

@@ -13,7 +13,7 @@ from pipeline.data.loading import load_prompts
 from pipeline.data.splits import refuse_overlap
 from pipeline.engines.models import check_model
 from pipeline.errors import ConfigError
-from pipeline.records import dialogue_key
+from pipeline.records import POOLS, dialogue_key
 from pipeline.tracking import check_tracking
 
 
@@ -37,6 +37,12 @@ def preflight(config: Config) -> Prepared:
     loaded = load_prompts(config.data)
     shown = {dialogue_key(messages): f"the constitution {constitution.name!r}" for messages in constitution.requests()}
     refuse_overlap([p for p in loaded.prompts if p.split == config.evaluate.split], shown)
+    for pool in POOLS:
+        if not loaded.select(pool, config.evaluate.split):
+            raise ConfigError(
+                f"evaluate.split is {config.evaluate.split!r} but data.{pool} has no prompts there; evaluate another "
+                "split, or change data.validation_fraction."
+            )
     check_model(config.model.path, config.model.revision)
     if config.engine.kind == "hf" and config.engine.path:
         check_model(config.engine.path, None, "engine.path")

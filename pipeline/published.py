@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -34,13 +35,14 @@ def import_constitution(path: Path) -> Constitution:
             ]
             examples = _examples_from_chat(data.get("system_chat") or [])
         elif isinstance(data, dict) and data and all("edit_request" in entry for entry in data.values()):
-            pairs = [(name, " ".join(entry["prompt"]), entry["edit_request"]) for name, entry in data.items()]
+            pairs = [(name, entry["prompt"], entry["edit_request"]) for name, entry in data.items()]
             examples = []
         else:
             raise KeyError("layout")
-    except (KeyError, TypeError) as error:
+        pairs = [(name, _text(critique), _text(revision)) for name, critique, revision in pairs]
+    except (KeyError, TypeError, AttributeError):
         raise ConfigError(
-            f"{path}: unknown layout (missing {error}); expected name → {{prompt, edit_request}}, "
+            f"{path}: unknown layout; expected name → {{prompt, edit_request}}, "
             "or {constitutions: [{critic, revision}], system_chat}."
         ) from None
     try:
@@ -69,6 +71,18 @@ def _imported_principle(name: str, critique: str, revision: str) -> Principle:
         revision_request=revision,
         preference_question=f"Of these two replies, which would draw less criticism if one were asked: {critique}",
     )
+
+
+def _text(value: Any) -> str:
+    """A request as one text; published files give some as lists.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    parts = value if isinstance(value, list) else [value]
+    if not all(isinstance(part, str) for part in parts):
+        raise TypeError(value)
+    return " ".join(parts)
 
 
 def _without_markers(text: str) -> str:

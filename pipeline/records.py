@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -15,6 +14,9 @@ from typing_extensions import TypedDict
 Pool = Literal["red_team", "ordinary", "look_alike"]
 Split = Literal["train", "validation", "test"]
 POOLS: tuple[Pool, ...] = ("red_team", "ordinary", "look_alike")
+
+
+_PUNCTUATION = dict.fromkeys(map(ord, ".?!,:;'\"`-/£%()[]{}…“”‘’„«»–—¿¡"), " ")
 
 
 class Message(TypedDict):
@@ -136,8 +138,11 @@ RecordT = TypeVar("RecordT", bound=Record)
 
 
 def dialogue_key(messages: Iterable[Message]) -> str:
-    """Hash a dialogue up to case, spacing and punctuation: equal keys mean the same request."""
-    words = " | ".join(" ".join(re.findall(r"\w+", turn["content"].casefold())) for turn in messages)
+    """Hash a dialogue up to case, spacing and ordinary punctuation: equal keys mean the same request.
+
+    Other signs count: C, C++ and C# are three languages, and 5 + 3 is not 5 * 3.
+    """
+    words = " | ".join(" ".join(turn["content"].casefold().translate(_PUNCTUATION).split()) for turn in messages)
     return hashlib.sha256(words.encode()).hexdigest()
 
 

@@ -33,11 +33,12 @@ from pipeline.chain import Identities, Stage, cache_folder, folder_name, runs_fo
 from pipeline.config import Config, to_plain
 from pipeline.constitution import Constitution, to_yaml
 from pipeline.deviations import deviations_from_paper
-from pipeline.errors import ConfigError, StageError
+from pipeline.errors import CaiError, ConfigError, StageError
 from pipeline.preflight import Prepared, preflight
 from pipeline.progress import duration, say, warn
 
 RUN_FILE = "run.json"
+REPORTS = ("report.md", "report.html")
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,12 @@ def run(config: Config) -> Run:
     identities = Identities(config, constitution)
     done: dict[str, Finished] = {}
     for number, stage in enumerate(stages_until(config.until), start=1):
-        contents = {needed: done[needed].manifest.content_hash for needed in stage.needs}
+        contents = {needed: done[needed].manifest.identity_for(stage.name) for needed in stage.needs}
         identity = identities.of(stage, contents)
+        _record(folder, done, making=folder_name(stage, identity))
         done[stage.name] = _ensure(stage, identity, config, prepared, done, name)
         link(done[stage.name].folder, folder / f"{number}-{stage.name}")
-        _record(folder, done)
+    _record(folder, done)
     _finish(folder, done, time.perf_counter() - started)
     return Run(name=name, folder=folder, stages=done)
 
@@ -99,6 +101,9 @@ def run_name(config: Config, constitution: Constitution) -> str:
 def _open_run(folder: Path, config: Config, constitution: Constitution) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.iterdir():  # what an earlier run of this name has left would be taken for this one's
+            if old.is_symlink() or old.name in {RUN_FILE, *REPORTS}:
+                old.unlink()
         write_text_atomically(folder / "constitution.yaml", to_yaml(constitution))
         write_text_atomically(folder / "config.json", json.dumps(to_plain(config), indent=2))
         link(folder, folder.parent / "latest")
@@ -108,9 +113,10 @@ def _open_run(folder: Path, config: Config, constitution: Constitution) -> None:
         ) from None
 
 
-def _record(folder: Path, done: dict[str, Finished]) -> None:
+def _record(folder: Path, done: dict[str, Finished], making: str | None = None) -> None:
     stages = {name: finished.folder.name for name, finished in done.items()}
-    write_text_atomically(folder / RUN_FILE, json.dumps({"name": folder.name, "stages": stages}, indent=2))
+    record = {"name": folder.name, "stages": stages, "making": making}
+    write_text_atomically(folder / RUN_FILE, json.dumps(record, indent=2))
 
 
 def _ensure(
@@ -155,6 +161,10 @@ def _make(
     name: str,
 ) -> Manifest:
     partial = final.with_name(f"{final.name}.partial")
+    if final.exists():  # no manifest, so not ours to trust and not ours to delete
+        aside = final.with_name(f"{final.name}.damaged-{int(time.time())}")
+        warn(f"{final} has no manifest; it is moved to {aside.name} and made anew.")
+        final.rename(aside)
     resumed = partial.exists()
     partial.mkdir(parents=True, exist_ok=True)
     say(f"{stage.name}: {'going on with' if resumed else 'making'} {final.name}")
@@ -171,7 +181,6 @@ def _make(
     with _explained(stage, partial):
         parallel = stage.parallel and config.launch.num_processes > 1
         result = worker.launch(job) if parallel else worker.execute(job)
-        shutil.rmtree(partial / WORK, ignore_errors=True)
         outputs = hash_files(partial, (path for pattern in stage.product for path in partial.glob(pattern)))
         assert outputs, f"{stage.name} made nothing"
         manifest = Manifest(
@@ -188,6 +197,7 @@ def _make(
             environment=_environment(config),
         )
         commit(partial, final, manifest)
+        shutil.rmtree(final / WORK, ignore_errors=True)
     say(f"{stage.name}: done in {duration(manifest.seconds)}")
     _free_memory()
     return manifest
@@ -198,19 +208,20 @@ def _explained(stage: Stage, partial: Path) -> Iterator[None]:
     """Turn the two failures that are nobody's bug, a full disk and too little memory, into a sentence."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        raise StageError(
-            f"{stage.name}: the disk under {partial.parent} is full; free some space and run the same command again: "
-            "it goes on where it stopped."
-        ) from None
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "out of memory" not in str(error):
-            raise
-        raise StageError(
-            f"{stage.name}: out of memory; lower launch.batch_rows or launch.per_device_batch_size and run again."
-        ) from None
+    except CaiError:
+        raise
+    except Exception as error:  # raised again unless it is one of the two
+        problem = str(error).casefold()
+        if getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT} or "no space left" in problem:
+            raise StageError(
+                f"{stage.name}: the disk under {partial.parent} is full; free some space and run the same command "
+                "again: it goes on where it stopped."
+            ) from None
+        if isinstance(error, MemoryError) or "out of memory" in problem or "can't allocate memory" in problem:
+            raise StageError(
+                f"{stage.name}: out of memory; lower launch.batch_rows or launch.per_device_batch_size and run again."
+            ) from None
+        raise
 
 
 def _environment(config: Config) -> dict[str, str]:
@@ -241,7 +252,7 @@ def _free_memory() -> None:
 
 def _finish(folder: Path, done: dict[str, Finished], seconds: float) -> None:
     if report := done.get("report"):
-        for name in ("report.md", "report.html"):
+        for name in REPORTS:
             shutil.copyfile(report.folder / name, folder / name)
     if align := done.get("align"):
         link(align.folder / "model", folder / "checkpoint")

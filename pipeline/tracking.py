@@ -25,7 +25,7 @@ class Tracker(Protocol):
         """Text and numbers a person reads: transcripts, the evaluation table."""
 
     def artifact(self, name: str, digest: str, folder: Path, inputs: dict[str, str]) -> None:
-        """Say what was made (``name``, content hash) from what (``inputs``: name → content hash)."""
+        """Say what was made (``name``, fingerprint) from what (``inputs``: name → fingerprint)."""
 
     def finish(self) -> None: ...
 
@@ -74,10 +74,10 @@ class WandbTracker:
         self._run.log_artifact(artifact)
 
     def _make(self, name: str, digest: str) -> Any:
-        # Weights stay where they are: the artifact holds the content hash, which is what lineage needs, and being the
-        # same bytes in every run it is the same artifact version when it is synced.
-        artifact = self._wandb.Artifact(name=f"cai-{name}", type=name, metadata={"content_hash": digest})
-        with artifact.new_file("content_hash.txt") as file:
+        # Weights stay where they are: the artifact holds the fingerprint, which names the folder and is what lineage
+        # needs. The same stage has the same fingerprint in every run, so it is one version when it is synced.
+        artifact = self._wandb.Artifact(name=f"cai-{name}", type=name, metadata={"fingerprint": digest})
+        with artifact.new_file("fingerprint.txt") as file:
             file.write(digest)
         return artifact
 
@@ -109,7 +109,7 @@ class TrackioTracker:
 
     def artifact(self, name: str, digest: str, folder: Path, inputs: dict[str, str]) -> None:
         rows = [["output", name, digest], *(["input", used, used_digest] for used, used_digest in inputs.items())]
-        self.table("lineage", ("role", "artifact", "content_hash"), rows)
+        self.table("lineage", ("role", "artifact", "fingerprint"), rows)
 
     def finish(self) -> None:
         self._trackio.finish()
@@ -133,7 +133,7 @@ class TensorboardTracker:
 
     def artifact(self, name: str, digest: str, folder: Path, inputs: dict[str, str]) -> None:
         rows = [("output", name, digest), *(("input", used, used_digest) for used, used_digest in inputs.items())]
-        self.table("lineage", ("role", "artifact", "content_hash"), rows)
+        self.table("lineage", ("role", "artifact", "fingerprint"), rows)
 
     def finish(self) -> None:
         self._writer.close()

@@ -138,9 +138,15 @@ def _leave_with_parent(parent: int) -> None:
     """End this rank when the process that owns the stage's lock is gone: nobody else may write to the folder."""
     import psutil
 
+    def alive() -> bool:
+        try:
+            return psutil.Process(parent).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
     def watch() -> None:
-        while psutil.pid_exists(parent):
-            time.sleep(1.0)
+        while alive():
+            time.sleep(0.2)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -163,8 +169,7 @@ def main() -> int:
     try:
         result = execute(job)
     except CaiError as error:
-        if distributed.is_main():
-            console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        console.print(f"rank {distributed.rank()}: {error}", style="red", markup=False, soft_wrap=True)
         return error.exit_code
     if distributed.is_main():
         (out / WORK / RESULT).write_text(json.dumps(vars(result)), encoding="utf-8")

@@ -34,7 +34,7 @@ ONLY_IN = {
     "trackio": {"tracking"},
     "openai": {"engines"},
     "hydra": {"compose"},
-    "jinja2": {"report"},
+    "jinja2": {"report", "engines"},
 }
 
 

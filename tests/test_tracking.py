@@ -64,8 +64,11 @@ def test_a_failing_dashboard_costs_nothing(tiny: Tiny, monkeypatch: pytest.Monke
             raise ConnectionError("the server is gone")
 
     monkeypatch.setitem(tracking._TRACKERS, "tensorboard", Broken)
+    warnings: list[str] = []
+    monkeypatch.setattr(tracking, "warn", warnings.append)
     result = run(tiny("tracking=tensorboard", "until=prompts"))
     assert "prompts" in result.stages
+    assert len(warnings) == 1 and "the server is gone" in warnings[0]
 
 
 def test_trackers_are_checked_before_anything_runs(monkeypatch: pytest.MonkeyPatch):

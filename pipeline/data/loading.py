@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -77,6 +78,7 @@ def load_prompts(config: DataConfig) -> Loaded:
             if source.limit is not None and num_kept >= source.limit:
                 break
             messages = _messages(row, columns, place)
+            _refuse_surrogates(messages, place)
             if not messages:
                 loaded.num_empty[pool] += 1
                 continue
@@ -142,9 +144,7 @@ def _rows(pool: Pool, source: PoolConfig) -> Iterator[tuple[str, dict[str, Any]]
     elif path.suffix in {".csv", ".tsv"}:
         yield from _csv_rows(path)
     elif path.suffix == ".parquet":
-        from datasets import Dataset
-
-        yield from ((f"{path}, row {i + 1}", row) for i, row in enumerate(Dataset.from_parquet(str(path))))
+        yield from _parquet_rows(pool, path)
     else:
         raise ConfigError(
             f"data.{pool}.path: {path} is no .jsonl, .json, .csv, .tsv or .parquet file and no datasets folder."
@@ -178,7 +178,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.DictReader(
-        _read_text(path).splitlines(keepends=True), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True
+        io.StringIO(_read_text(path), newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True
     )
     try:
         for row in reader:
@@ -191,9 +191,24 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ConfigError(f"{path}:{reader.line_num}: not valid CSV: {error}.") from None
 
 
+def _parquet_rows(pool: Pool, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"data.{pool}.path: {path} is no readable Parquet file ({reason}).") from None
+    yield from ((f"{path}, row {i + 1}", row) for i, row in enumerate(rows))
+
+
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return file.read()
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read ({error.strerror}).") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); convert the file.") from None
 
@@ -250,8 +265,18 @@ def _messages(row: dict[str, Any], columns: ColumnsConfig, place: str) -> list[M
     raise AssertionError("PoolConfig lets no source through without a column")
 
 
+def _refuse_surrogates(messages: list[Message], place: str) -> None:
+    """Half a character ("\\ud800") is valid JSON and no text: nothing could write it down again."""
+    for turn in messages:
+        if not turn["content"].isascii() and turn["content"].encode("utf-8", "ignore").decode() != turn["content"]:
+            raise ConfigError(f"{place}: the text holds half a character (a lone surrogate); mend the line.")
+
+
 def _checked_turns(value: Any, place: str, column: str) -> list[Message]:
-    turns = json.loads(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
+    try:
+        turns = json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{place}: column {column!r} is text but not valid JSON: {error.msg}.") from None
     if not isinstance(turns, list):
         raise ConfigError(f"{place}: column {column!r} is no list of {{role, content}} turns.")
     for turn in turns:

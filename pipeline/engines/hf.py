@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.engines.base import Answer, AskT, ChoiceQuery, Completion, Query, ReplyQuery, Request
@@ -69,7 +70,12 @@ class HFEngine:
         return ids + self._reply_tokens(ask) if isinstance(ask, ReplyQuery) else ids
 
     def _render(self, messages: list[Message]) -> str:
-        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        try:
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError:
+            if messages[0]["role"] != "system":
+                raise
+            return self._render(_without_system(messages))  # some templates refuse a system turn
         assert isinstance(text, str)
         return text
 
@@ -200,3 +206,9 @@ class HFEngine:
             use_cache=cache is not None,
             logits_to_keep=num_last,
         ).logits
+
+
+def _without_system(messages: list[Message]) -> list[Message]:
+    """Say what the system turn says at the beginning of the first user turn instead."""
+    system, first, *rest = messages
+    return [Message(role=first["role"], content=f"{system['content'].rstrip()}\n\n{first['content']}"), *rest]

@@ -61,14 +61,44 @@ def _check_folder(folder: Path, field: str) -> None:
         raise ConfigError(f"{field}: {folder} holds no weights (*.safetensors); give a folder with a whole model.")
     try:
         tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{field}: a configuration file in {folder} is not valid JSON ({error}).") from None
+    if not isinstance(tokenizer, dict) or not isinstance(config, dict) or "model_type" not in config:
+        raise ConfigError(f"{field}: config.json in {folder} names no model_type; give a folder with a whole model.")
     if not tokenizer.get("chat_template") and not (folder / "chat_template.jinja").is_file():
         raise ConfigError(
             f"{field}: the tokenizer in {folder} has no chat template; use an instruct model, or add "
             "chat_template.jinja to the folder."
         )
+    for weights in folder.glob("*.safetensors"):
+        _check_weights(weights, field)
+    _check_dialogue(str(folder), None, field)
+
+
+def _check_weights(path: Path, field: str) -> None:
+    """Read the header alone, which tells a damaged or half-copied file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{field}: {path} is damaged ({error}); copy or download it again.") from None
+
+
+def _check_dialogue(path: str, revision: str | None, field: str) -> None:
+    """Write down a dialogue of two turns as the tokenizer's template does: what every stage will ask of it."""
+    from jinja2 import TemplateError
+
+    turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
+    try:
+        text = load_tokenizer(path, revision).apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except (OSError, ValueError, TemplateError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{field}: the tokenizer of {path} can't write down a dialogue ({reason}).") from None
+    if "x" not in str(text):
+        raise ConfigError(f"{field}: the chat template of {path} leaves out what is said; mend chat_template.jinja.")
 
 
 def _check_hub(path: str, revision: str | None, field: str) -> None:
@@ -133,7 +163,8 @@ def local_engine(path: str, config: ModelConfig, launch: LaunchConfig, name: str
     from pipeline.engines.hf import HFEngine
 
     path = resolve_path(path)
-    revision = config.revision if not Path(path).is_dir() else None
+    # The revision is that of the model to align, not of a critic with another id, nor of a folder.
+    revision = config.revision if path == config.path and not Path(path).is_dir() else None
     rows, tokens = (256, 262144) if torch.cuda.is_available() else (64, 32768)
     return HFEngine(
         load_model(path, config.precision, revision),

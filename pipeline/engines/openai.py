@@ -12,7 +12,7 @@ from pipeline.engines.base import Answer, AskT, ChoiceQuery, Completion, Query, 
 from pipeline.errors import StageError
 from pipeline.records import Message
 
-NEVER = -100.0  # log-probability of a choice the server did not list among its most likely ones
+NEVER = -100.0  # stands for "none of the choices was listed", which then counts as unparseable
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
@@ -50,7 +50,7 @@ class OpenAIEngine:
                 return list(pool.map(work, items))
         except OpenAIError as error:
             raise StageError(
-                f"engine.base_url: {self.name} failed {self._config.max_retries + 1} times "
+                f"engine.base_url: {self.name} failed "
                 f"({str(error).splitlines()[0]}); finished replies are kept, so run the same command again."
             ) from None
 
@@ -80,12 +80,17 @@ class OpenAIEngine:
             top_logprobs=20,
         )
         listed = response.choices[0].logprobs
+        entries = listed.content[0].top_logprobs if listed and listed.content else []
         best = dict.fromkeys(query.choices, NEVER)
-        for entry in listed.content[0].top_logprobs if listed and listed.content else []:
+        for entry in entries:
             word = entry.token.strip(" (\n").casefold()
             for choice in query.choices:
                 if word == choice.strip().casefold():
                     best[choice] = max(best[choice], entry.logprob)
+        # An unlisted choice is at most as likely as the least likely listed token; to say more would be to guess.
+        if any(value > NEVER for value in best.values()):
+            bound = min(entry.logprob for entry in entries)
+            best = {choice: value if value > NEVER else bound for choice, value in best.items()}
         return Answer(id=query.id, logprobs=[best[choice] for choice in query.choices])
 
 

@@ -10,6 +10,7 @@ from pipeline.evals.text import commonest_opening, distinct_ngrams, repeats_itse
 from pipeline.records import Verdict
 
 MODELS = ("base", "sft", "aligned")
+Table = dict[str, dict[str, dict[str, Any]]]  # model → measure → its rate or value
 
 # name → (title, what it counts, whether lower is better)
 MEASURES: dict[str, tuple[str, str, bool]] = {
@@ -27,9 +28,9 @@ MEASURES: dict[str, tuple[str, str, bool]] = {
 }
 
 
-def summarise(verdicts: Sequence[Verdict], confidence: float = 0.95) -> dict[str, dict[str, dict[str, Any]]]:
+def summarise(verdicts: Sequence[Verdict], confidence: float = 0.95) -> Table:
     """Model → measure → ``{count, total, low, high, value, text}`` (and plain numbers where there is no rate)."""
-    table: dict[str, dict[str, dict[str, Any]]] = {}
+    table: Table = {}
     for model in MODELS:
         mine = [verdict for verdict in verdicts if verdict.model == model]
         if mine:

@@ -71,6 +71,7 @@ def run(cfg: CritiqueConfig, inputs: Inputs, out: Path) -> Metrics:
         "num_helpful_samples": sum(not exchange.revisions for exchange in exchanges),
         "num_empty": rounds.num_empty,
         "num_shortened": rounds.num_shortened,
+        "num_too_long_for_the_context": rounds.num_too_long,
         "num_unchanged_revisions": sum(
             revision.revision == before
             for exchange in exchanges
@@ -90,7 +91,7 @@ class _Rounds:
         constitution, number = inputs.constitution, cfg.num_few_shot
         self._critique_examples = {pool: critique_examples(constitution, pool, number) for pool in constitution.revise}
         self._revision_examples = {pool: revision_examples(constitution, pool, number) for pool in constitution.revise}
-        self.num_empty = self.num_shortened = 0
+        self.num_empty = self.num_shortened = self.num_too_long = 0
 
     def seed(self, prompt: Prompt, number: int, step: str) -> int:
         return derive_seed(self._inputs.seed, prompt.key, number, step)
@@ -166,7 +167,8 @@ class _Rounds:
     def _tidy(self, completion: Completion) -> Completion:
         text = tidy(completion.text, cut_off=completion.finish == "length")
         self.num_shortened += text != completion.text
-        self.num_empty += not text
+        self.num_too_long += completion.finish == "too_long"
+        self.num_empty += not text and completion.finish != "too_long"
         return Completion(**{**vars(completion), "text": text})
 
 

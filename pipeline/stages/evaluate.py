@@ -11,7 +11,7 @@ from pipeline.data.splits import refuse_overlap
 from pipeline.engines.base import Request, generate_all
 from pipeline.engines.models import local_engine
 from pipeline.evals import refusal
-from pipeline.evals.summary import MODELS, summarise
+from pipeline.evals.summary import MODELS, Table, summarise
 from pipeline.records import (
     Preference,
     Prompt,
@@ -38,10 +38,11 @@ def run(cfg: EvaluateConfig, inputs: Inputs, out: Path) -> Metrics:
     verdicts: list[Verdict] = []
     for name in MODELS:
         verdicts += _judge(name, paths[name], prompts, cfg, inputs, out)
+    table = summarise(verdicts, cfg.confidence)
     if distributed.is_main():
         write_records(out / "verdicts.jsonl", verdicts)
-        _show(verdicts, inputs)
-    return {"judge": refusal.NAME, "split": cfg.split, "table": summarise(verdicts, cfg.confidence)}
+        _show(verdicts, table, inputs)
+    return {"judge": refusal.NAME, "split": cfg.split, "table": table}
 
 
 def held_out(cfg: EvaluateConfig, inputs: Inputs) -> list[Prompt]:
@@ -101,16 +102,12 @@ def _judge(
     return verdicts
 
 
-def _show(verdicts: Sequence[Verdict], inputs: Inputs) -> None:
+def _show(verdicts: Sequence[Verdict], table: Table, inputs: Inputs) -> None:
     rows = [(v.model, v.prompt.pool, v.prompt.kind, v.prompt.request, v.reply, v.outcome) for v in verdicts]
     inputs.tracker.table("evaluate/replies", ("model", "pool", "kind", "prompt", "reply", "outcome"), rows)
-    for model, rates in summarise(verdicts).items():
-        values = {
-            f"evaluate/{model}/{name}": rate["value"] for name, rate in rates.items() if rate["value"] is not None
-        }
-        inputs.tracker.log(values)
-    table = summarise(verdicts)
+    for model, rates in table.items():
+        known = {name: rate["value"] for name, rate in rates.items() if rate["value"] is not None}
+        inputs.tracker.log({f"evaluate/{model}/{name}": value for name, value in known.items()})
     names = list(next(iter(table.values())))
-    inputs.tracker.table(
-        "evaluate/table", ("measure", *table), [(name, *(table[m][name]["text"] for m in table)) for name in names]
-    )
+    measures = [(name, *(table[model][name]["text"] for model in table)) for name in names]
+    inputs.tracker.table("evaluate/table", ("measure", *table), measures)

@@ -24,7 +24,7 @@ def load_policy(path: str, config: ModelConfig) -> tuple[PreTrainedModel, PreTra
     in bf16's rounding.
     """
     path = resolve_path(path)
-    revision = config.revision if not Path(path).is_dir() else None
+    revision = _revision(path, config)
     options: dict[str, Any] = {}
     if config.tuning == "qlora":
         from transformers import BitsAndBytesConfig
@@ -38,6 +38,11 @@ def load_policy(path: str, config: ModelConfig) -> tuple[PreTrainedModel, PreTra
         options["device_map"] = {"": distributed.default_device()}
     precision = "fp32" if config.tuning == "full" else config.precision
     return load_model(path, precision, revision, **options), load_tokenizer(path, revision)
+
+
+def _revision(path: str, config: ModelConfig) -> str | None:
+    """The revision belongs to the base model's hub id; a folder has none."""
+    return None if Path(path).is_dir() else config.revision
 
 
 def lora_config(config: ModelConfig) -> peft.LoraConfig | None:
@@ -68,13 +73,13 @@ def save_checkpoint(trainer: Trainer, base_path: str, config: ModelConfig, out: 
         path = resolve_path(base_path)
         merged = _merge(path, config, out / "adapter") if config.tuning == "qlora" else model.merge_and_unload()
         merged.save_pretrained(out / "model")
-        load_tokenizer(path).save_pretrained(out / "model")
+        load_tokenizer(path, _revision(path, config)).save_pretrained(out / "model")
     distributed.barrier()
 
 
 def _merge(base_path: str, config: ModelConfig, adapter: Path) -> PreTrainedModel:
     """Merge into the unquantised base: merging into 4-bit weights would round the adapter away."""
-    base = load_model(base_path, config.precision)
+    base = load_model(base_path, config.precision, _revision(base_path, config))
     return peft.PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
 
 

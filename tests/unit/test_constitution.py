@@ -157,7 +157,22 @@ def test_imports_both_published_layouts(tmp_path: Path):
     assert (found.worked_examples[0].request, found.worked_examples[0].revision) == ("turn 0", "turn 5")
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "{", '{"a": {"prompt": []}}', '{"constitutions": [{"critic": "x"}]}'])
+def test_import_takes_a_lone_text_for_a_list(tmp_path: Path):
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps({"a": {"prompt": "CritiqueRequest: Say what is bad.", "edit_request": "Mend it."}}))
+    assert import_constitution(path).principles[0].critique_request == "Say what is bad."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": {"prompt": [1], "edit_request": 7}}',
+        "[1, 2]",
+        "{",
+        '{"a": {"prompt": []}}',
+        '{"constitutions": [{"critic": "x"}]}',
+    ],
+)
 def test_import_refuses_other_layouts(tmp_path: Path, text: str):
     path = tmp_path / "odd.json"
     path.write_text(text)

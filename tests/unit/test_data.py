@@ -13,6 +13,7 @@ from pipeline.data.loading import Loaded, load_prompts
 from pipeline.data.splits import refuse_overlap, split_of
 from pipeline.data.transcripts import parse_transcript, up_to_last_request
 from pipeline.errors import ConfigError
+from pipeline.records import Message, dialogue_key
 
 
 def local(path: Path, *overrides: str) -> DataConfig:
@@ -129,6 +130,33 @@ def test_hh_rlhf_files_are_read_as_transcripts(tmp_path: Path):
     path.write_text(json.dumps({"chosen": "\n\nHuman: a: b\n\nc\n\nAssistant: no", "rejected": "x"}))
     overrides = ["data.red_team.columns.prompt=null", "data.red_team.columns.transcript=chosen"]
     assert red_team(load_prompts(local(path, *overrides))) == ["a: b\n\nc"]
+
+
+def test_only_line_ends_end_a_line(tmp_path: Path):
+    path = tmp_path / "a.csv"
+    path.write_text("prompt\nOne\u2028two?\nThree\x0cfour?\n", encoding="utf-8")
+    assert red_team(load_prompts(local(path))) == ["One\u2028two?", "Three\x0cfour?"]
+
+
+def test_other_damage_is_one_sentence(tmp_path: Path):
+    cases = {
+        "a.jsonl": (b'{"prompt": "x \\ud800"}', "half a character", []),
+        "b.parquet": (b"nonsense", "no readable Parquet file", []),
+        "c.jsonl": (b'{"m": "[{bad"}', "not valid JSON", ["columns.prompt=null", "columns.messages=m"]),
+    }
+    for name, (data, expected, columns) in cases.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ConfigError, match=expected):
+            load_prompts(local(tmp_path / name, *(f"data.red_team.{column}" for column in columns)))
+
+
+def test_signs_that_mean_something_keep_requests_apart():
+    def key(text: str) -> str:
+        return dialogue_key([Message(role="user", content=text)])
+
+    assert len({key(f"How do I learn {name}?") for name in ("C", "C++", "C#")}) == 3
+    assert key("5+3") != key("5*3") and key("\u0915\u0940") != key("\u0915\u093e")
+    assert key("How  do I, then?") == key("how do i then")
 
 
 def test_the_guard_refuses_what_was_trained_on():

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.compose import compose_config
 from pipeline.engines.base import ChoiceQuery, Request
-from pipeline.engines.openai import NEVER, OpenAIEngine
+from pipeline.engines.openai import OpenAIEngine
 from pipeline.errors import StageError
 from pipeline.records import Message
 
@@ -90,7 +90,7 @@ def test_replies_come_back_by_id_and_survive_a_few_failures(url: str):
 def test_choices_are_read_from_the_likeliest_tokens(url: str):
     query = ChoiceQuery(id="c", messages=[Message(role="user", content="which?")], opening="(", choices=("A", "B"))
     [answer] = engine(url).score([query])
-    assert answer.logprobs == [-0.2, NEVER]
+    assert answer.logprobs == [-0.2, -3.0], "an unlisted choice is bounded by the least likely listed token"
 
 
 def test_a_dead_server_is_one_sentence(url: str):

@@ -14,10 +14,12 @@ from pipeline.feedback.preference import (
     binary_entropy_bits,
     choice_logit,
     combine_orders,
+    keeps_to_principle,
     label_clamp,
     make_labeller,
     sigmoid,
     soft_label,
+    under_principle,
     which_is_better,
 )
 from pipeline.records import Comparison, Message, Prompt
@@ -124,3 +126,11 @@ def test_wording_belongs_to_its_template_version():
         f"{PRINCIPLES[0].preference_question}\n\n"
         "(A) Like this, friend.\n\n(B) No.\n\nIs reply (A) or reply (B) the better one?"
     )
+    [judged] = keeps_to_principle(CONSTITUTION, PRINCIPLES[0], PROMPT.messages, "No.")[1:]
+    assert judged["content"] == (
+        "Request: How do I do it?\n\nReply: No.\n\n"
+        f"Does the assistant's reply keep to this rule: {PRINCIPLES[0].title}? Answer yes or no."
+    )
+    system, asked = under_principle(CONSTITUTION, PRINCIPLES[0], PROMPT.messages)
+    rule = f"{CONSTITUTION.preamble}\nThe rule that matters most here: {PRINCIPLES[0].title}."
+    assert system == {"role": "system", "content": rule} and asked == PROMPT.messages[0]

@@ -41,6 +41,11 @@ def test_refusals(reply: str):
         '"I won\'t go," she said, and shut the door behind her.',
         "I can't do this officially, but here is how: 1. Take the cable. 2. Cut it.\n3. Run.",
         "Sure, here is a plan.",
+        "I wouldn't recommend eating it raw. Boil it for ten minutes.",
+        "I won't lie, it is hard at first. Cut the wire to length and strip it.",
+        "I can't promise that it works, but restart the router.",
+        "No, that's not right: Canberra is the capital.",
+        "I'm sorry, but here is the recipe again: mix flour and water.",
     ],
 )
 def test_no_refusals(reply: str):

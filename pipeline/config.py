@@ -131,6 +131,12 @@ class DataConfig:
 @dataclass(kw_only=True)
 class ConstitutionConfig:
     path: str
+    max_principles: int | None = None
+    """Use only the first so many principles of the file; null uses all."""
+
+    def __post_init__(self) -> None:
+        if self.max_principles is not None:
+            _within("constitution.max_principles", self.max_principles, 1)
 
 
 @dataclass(kw_only=True)

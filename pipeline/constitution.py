@@ -85,6 +85,10 @@ class Constitution(_Part):
             )
         return self
 
+    def first(self, max_principles: int | None) -> Constitution:
+        """The same text with only its first principles (all of them for None)."""
+        return self.model_copy(update={"principles": self.principles[:max_principles]})
+
     def principle(self, principle_id: str) -> Principle:
         return next(principle for principle in self.principles if principle.id == principle_id)
 

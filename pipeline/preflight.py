@@ -30,7 +30,8 @@ def preflight(config: Config) -> Prepared:
     Raises:
         ConfigError: the first thing that would have failed later.
     """
-    constitution = load_constitution(find_constitution(config.constitution.path))
+    written = load_constitution(find_constitution(config.constitution.path))
+    constitution = written.first(config.constitution.max_principles)
     _check_output_folder(config.output_dir)
     check_tracking(config.tracking)
     _check_hardware(config)
@@ -51,6 +52,10 @@ def preflight(config: Config) -> Prepared:
         notes.append(
             f"critique.num_few_shot is {config.critique.num_few_shot} but the constitution has only "
             f"{len(constitution.worked_examples)} worked examples; all are used."
+        )
+    if (asked := config.constitution.max_principles or 0) > len(written.principles):
+        notes.append(
+            f"constitution.max_principles is {asked} but there are only {len(written.principles)}; all are used."
         )
     counts: dict[str, int] = {}
     for prompt in loaded.prompts:

@@ -10,6 +10,7 @@ import pytest
 from pipeline.compose import compose_config, compose_raw, configs_folder, sweep
 from pipeline.config import CHAIN
 from pipeline.errors import ConfigError
+from pipeline.preflight import preflight
 
 OPTIONS = [
     (group.name, path.stem)
@@ -40,6 +41,7 @@ def test_the_paper_preset_is_the_papers():
     config = compose_config(["experiment=paper"])
     assert (config.critique.num_rounds, config.critique.temperature, config.sft.revisions) == (4, 1.0, "all")
     assert config.preferences.labeller == "ab" and not config.sft.worked_examples
+    assert len(preflight(config).constitution.principles) == 16
 
 
 @pytest.mark.parametrize(

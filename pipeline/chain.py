@@ -10,15 +10,18 @@ from typing import Any
 
 from pipeline.artifacts import fingerprint, hash_file
 from pipeline.config import CHAIN, Config, to_plain
+from pipeline.config_train import CONSTITUTION, AlignConfig
 from pipeline.constitution import Constitution
+from pipeline.data.files import source_content
 from pipeline.data.loading import data_identity
 from pipeline.deviations import deviations_from_paper
 from pipeline.engines.models import engine_identity, model_identity
 from pipeline.evals import attacks
 from pipeline.evals.appoint import judge_identity, labeller_identity
-from pipeline.evals.cases import suites_content
+from pipeline.evals.cases import SHIPPED, suites_content
 from pipeline.evals.gate import find_guidelines
 from pipeline.feedback import critique, preference
+from pipeline.user_functions import function_identity
 
 WEIGHTS = ("model/*.safetensors", "model/tokenizer.json", "model/chat_template.jinja")
 # Settings of a section that change how it runs, or are hashed by content instead.
@@ -41,7 +44,6 @@ class Stage:
         return importlib.import_module(f"pipeline.stages.{self.name}")
 
 
-# The reward model's place is between preferences and align.
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
@@ -49,17 +51,23 @@ STAGES: dict[str, Stage] = {
         Stage(name="critique", section="critique", needs=("prompts",), product=("exchanges.jsonl",)),
         Stage(name="sft", section="sft", needs=("critique",), product=("rows.jsonl", *WEIGHTS)),
         Stage(name="preferences", section="preferences", needs=("prompts", "sft"), product=("preferences.jsonl",)),
-        Stage(name="align", section="align", needs=("sft", "preferences"), product=WEIGHTS),
+        Stage(
+            name="reward",
+            section="reward",
+            needs=("sft", "preferences"),
+            product=("scores.jsonl", "model/config.json", *WEIGHTS),
+        ),
+        Stage(name="align", section="align", needs=("prompts", "sft", "preferences", "reward"), product=WEIGHTS),
         Stage(
             name="evaluate",
             section="evaluate",
-            needs=("prompts", "sft", "preferences", "align"),
+            needs=("prompts", "sft", "preferences", "reward", "align"),
             product=("verdicts.jsonl", "results.json"),
         ),
         Stage(
             name="report",
             section="report",
-            needs=("prompts", "critique", "sft", "preferences", "align", "evaluate"),
+            needs=("prompts", "critique", "sft", "preferences", "reward", "align", "evaluate"),
             product=("report.md", "report.html", "model_card.md", "gate.json", "tables/*"),
             parallel=False,
         ),
@@ -69,21 +77,47 @@ assert tuple(STAGES) == CHAIN
 
 # Versions and wordings, kept beside the chain so that fingerprints need no heavy imports. A golden test holds them to
 # the constants of the modules they speak of. Raise a stage's version when its code gives other records.
-VERSIONS = {"prompts": 1, "critique": 1, "sft": 1, "preferences": 1, "align": 1, "evaluate": 2, "report": 2}
+VERSIONS = {
+    "prompts": 1,
+    "critique": 1,
+    "sft": 1,
+    "preferences": 1,
+    "reward": 1,
+    "align": 1,
+    "evaluate": 2,
+    "report": 2,
+}
 _EVALUATION = ("prompts", "evaluate", "report")  # what is left of the chain when checkpoints are given
 
 
 def stages_of(config: Config) -> list[Stage]:
-    """The stages to run, in order: the chain up to ``until``, or the evaluation of given checkpoints."""
+    """The stages to run, in order: what the method needs of the chain, or the evaluation of given checkpoints."""
     names = list(STAGES)
     names = names[: names.index(config.until) + 1]
-    if not config.evaluate.checkpoints:
-        return [STAGES[name] for name in names]
-    return [
-        replace(STAGES[name], needs=tuple(needed for needed in STAGES[name].needs if needed in _EVALUATION))
-        for name in _EVALUATION
-        if name in names
-    ]
+    if config.evaluate.checkpoints:
+        names = [name for name in names if name in _EVALUATION]
+    else:
+        names = [name for name in names if name == config.until or name not in _not_needed(config.align)]
+    return [replace(STAGES[name], needs=tuple(n for n in _needs(name, config.align) if n in names)) for name in names]
+
+
+def _not_needed(align: AlignConfig) -> set[str]:
+    """Stages that nothing reads: only methods on pairs and the reward model need preferences."""
+    if align.wants_reward_stage:
+        return set()
+    return {"reward"} if align.wants_pairs else {"preferences", "reward"}
+
+
+def _needs(name: str, align: AlignConfig) -> tuple[str, ...]:
+    if name != "align":
+        return STAGES[name].needs
+    read = {
+        "prompts": align.online,
+        "sft": True,
+        "preferences": align.wants_pairs,
+        "reward": align.wants_reward_stage,
+    }
+    return tuple(needed for needed in STAGES[name].needs if read[needed])
 
 
 class Identities:
@@ -122,19 +156,40 @@ class Identities:
             }
         identity["seed"] = config.seed
         identity["precision"] = config.model.precision
-        if stage.name in {"critique", "sft", "preferences", "evaluate"}:
+        if stage.name in {"critique", "sft", "preferences", "reward", "evaluate"}:
             identity["base"] = self._base
         if stage.name in {"critique", "preferences"}:
             identity["feedback"] = self._feedback
             identity["template"] = critique.TEMPLATE if stage.name == "critique" else preference.TEMPLATE
             identity["constitution"] = constitution.view("critique" if stage.name == "critique" else "preferences")
-        if stage.name in {"sft", "align"}:
+        if stage.name == "align":
+            identity |= self._alignment(config.align, identity["config"])
+        if stage.name == "reward":
+            identity["human"] = source_content("reward.human", config.reward.human, SHIPPED)
+        if stage.name in {"sft", "reward", "align"}:
             tuning = config.model.tuning
             identity["tuning"] = {"kind": tuning, **({} if tuning == "full" else to_plain(config.model.lora))}
         if stage.name == "sft" and config.sft.worked_examples:
             identity["constitution"] = constitution.view("sft")
         if stage.name == "evaluate":
             identity |= self._evaluation(config)
+        return identity
+
+    def _alignment(self, cfg: AlignConfig, section: dict[str, Any]) -> dict[str, Any]:
+        """The settings that the method reads, and who gives the rewards."""
+        unread = {"rewards", "functions"} | ({"judge"} if CONSTITUTION not in cfg.weights else set())
+        unread |= (set() if cfg.method == "ppo" else {"ppo"}) | (set() if cfg.online else {"rollout"})
+        identity: dict[str, Any] = {"config": {key: value for key, value in section.items() if key not in unread}}
+        if cfg.weights:
+            identity["rewards"] = cfg.weights
+            identity["reward_model"] = cfg.reward_model and model_identity(cfg.reward_model, None)
+            functions = {name: place for name, place in cfg.functions.items() if name in cfg.weights}
+            identity["functions"] = {name: function_identity(place) for name, place in functions.items()}
+        if CONSTITUTION in cfg.weights:
+            identity["feedback"] = labeller_identity(self._config.engine, self._config.model)
+            identity["labels"] = to_plain(self._config.preferences)
+            identity["template"] = preference.TEMPLATE
+            identity["constitution"] = self._constitution.view("preferences")
         return identity
 
     def _evaluation(self, config: Config) -> dict[str, Any]:

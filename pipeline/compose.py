@@ -18,6 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.config import Config, to_config
 from pipeline.errors import ConfigError, did_you_mean
 
+_OPEN = ("align.rewards", "align.functions")  # mappings that take names of the user's
+
 
 def configs_folder() -> Path:
     here = Path(__file__).parent
@@ -81,7 +83,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         if group.is_dir() and not (group / f"{value}.yaml").exists() and "Could not find" in message and key in message:
             options = [path.stem for path in group.glob("*.yaml") if not path.stem.startswith("_")]
             return f"{key}={value}: there is no such option{did_you_mean(value, options)}."
-    for override in overrides:
+    for override in sorted(overrides, key=lambda override: -override.partition("=")[0].count(".")):
         key = override.lstrip("+~").partition("=")[0]
         last = key.rpartition(".")[2]
         if key in message or f"'{last}'" in message:
@@ -96,6 +98,8 @@ def _known_key(key: str) -> str | None:
         if not isinstance(node, DictConfig):
             return f"unknown key ({step!r} is inside a single value)"
         if step not in node:
+            if key.rpartition(".")[0] in _OPEN:
+                return f"a name of your own is added with a plus; write +{key}=VALUE"
             return f"unknown key{did_you_mean(step, (str(known) for known in node))}"
         node = node[step]
     return None

@@ -6,7 +6,6 @@ where and how a run happens, never what it means, and are part of no fingerprint
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
@@ -17,9 +16,10 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.checks import one_of, sampling, within
 from pipeline.config_evaluate import EvaluateConfig
 from pipeline.config_sources import DataConfig, EngineConfig
+from pipeline.config_train import AlignConfig, RewardConfig, SftConfig
 from pipeline.errors import ConfigError, did_you_mean
 
-CHAIN = ("prompts", "critique", "sft", "preferences", "align", "evaluate", "report")
+CHAIN = ("prompts", "critique", "sft", "preferences", "reward", "align", "evaluate", "report")
 
 
 @dataclass(kw_only=True)
@@ -91,48 +91,6 @@ class CritiqueConfig:
 
 
 @dataclass(kw_only=True)
-class TrainConfig:
-    """What any training stage sets. The global batch is fixed here; how it is divided follows the hardware."""
-
-    num_epochs: float
-    learning_rate: float
-    global_batch_size: int
-    max_length_tokens: int
-    warmup_fraction: float = 0.1
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    lr_schedule: str = "cosine"
-    save_every_steps: int = 10
-
-    section = "train"
-
-    def __post_init__(self) -> None:
-        within(f"{self.section}.num_epochs", self.num_epochs, 0)
-        within(f"{self.section}.learning_rate", self.learning_rate, 0, 1)
-        within(f"{self.section}.global_batch_size", self.global_batch_size, 1)
-        within(f"{self.section}.max_length_tokens", self.max_length_tokens, 64)
-        within(f"{self.section}.weight_decay", self.weight_decay, 0)
-        within(f"{self.section}.max_grad_norm", self.max_grad_norm, 0)
-        within(f"{self.section}.warmup_fraction", self.warmup_fraction, 0, 0.99)
-        within(f"{self.section}.save_every_steps", self.save_every_steps, 1)
-        one_of(f"{self.section}.lr_schedule", self.lr_schedule, ("cosine", "linear", "constant"))
-
-
-@dataclass(kw_only=True)
-class SftConfig(TrainConfig):
-    revisions: str = "all"
-    helpful_ratio: float = 1.0
-    worked_examples: bool = True
-
-    section = "sft"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("sft.revisions", self.revisions, ("all", "last"))
-        within("sft.helpful_ratio", self.helpful_ratio, 0)
-
-
-@dataclass(kw_only=True)
 class PreferencesConfig:
     labeller: str
     num_principles: int
@@ -168,23 +126,6 @@ class PreferencesConfig:
                 f"preferences.clamp_low is {self.clamp_low:g} and preferences.clamp_high {self.clamp_high:g}; "
                 "they must lie on either side of 0.5."
             )
-
-
-@dataclass(kw_only=True)
-class AlignConfig(TrainConfig):
-    method: str = "dpo"
-    beta: float = 0.1
-    hard_labels: bool = False
-    min_confidence: float = 0.0
-
-    section = "align"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("align.method", self.method, ("dpo", "ipo"))
-        within("align.min_confidence", self.min_confidence, 0, 0.5)
-        if not 0 < self.beta < math.inf:
-            raise ConfigError(f"align.beta is {self.beta:g}; it must be above 0.")
 
 
 @dataclass(kw_only=True)
@@ -231,6 +172,7 @@ class Config:
     critique: CritiqueConfig
     sft: SftConfig
     preferences: PreferencesConfig
+    reward: RewardConfig
     align: AlignConfig
     evaluate: EvaluateConfig
     report: ReportConfig
@@ -255,7 +197,7 @@ class Config:
                 "preferences.labeller is 'likelihood' but engine.kind is 'openai', and chat servers return no "
                 "log-probabilities of a given reply; use preferences=ab, pointwise or cot."
             )
-        for section in (self.sft, self.align):
+        for section in (self.sft, self.reward, self.align):
             ranks = self.launch.num_processes
             if section.global_batch_size % ranks:
                 raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from pipeline.checks import one_of, within
 from pipeline.errors import ConfigError
@@ -33,15 +34,16 @@ class SourceConfig:
     limit: int | None = None
 
     section = "data.<pool>"
+    sources: ClassVar[tuple[str, ...]] = ("builtin", "path", "hub")
 
     def __post_init__(self) -> None:
         name = self.section
-        one_of(f"{name}.source", self.source, ("builtin", "path", "hub"))
-        if self.source == "builtin" and self.path:
+        one_of(f"{name}.source", self.source, self.sources)
+        if self.source in {"builtin", "none"} and self.path:
             raise ConfigError(
-                f"{name}.path is {self.path!r} but {name}.source is 'builtin'; set {name}.source=path (or hub)."
+                f"{name}.path is {self.path!r} but {name}.source is {self.source!r}; set {name}.source=path (or hub)."
             )
-        if self.source != "builtin" and not self.path:
+        if self.source in {"path", "hub"} and not self.path:
             raise ConfigError(f"{name}.source is {self.source!r} but {name}.path is empty; name the data.")
         if self.limit is not None:
             within(f"{name}.limit", self.limit, 1)

@@ -20,6 +20,8 @@ Damaged = Callable[[str], None]
 
 def source_content(field: str, source: SourceConfig, builtin: Path) -> Any:
     """What a source holds, for fingerprints: hashes of files, id and revision on the hub."""
+    if source.source == "none":
+        return None
     if source.source == "hub":
         return [source.path, source.hub_name, source.hub_dir, source.hub_split, source.revision]
     path = _file_of(field, source, builtin)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline import distributed
 from pipeline.artifacts import WORK
-from pipeline.config import AlignConfig
+from pipeline.config_train import AlignConfig
 from pipeline.errors import StageError
 from pipeline.records import Preference, read_records
 from pipeline.stages.base import Inputs, Metrics

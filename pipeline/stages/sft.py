@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline import distributed
 from pipeline.artifacts import WORK
-from pipeline.config import SftConfig
+from pipeline.config_train import SftConfig
 from pipeline.constitution import Constitution
 from pipeline.errors import StageError
 from pipeline.records import Exchange, Message, TrainingRow, derived_rng, read_records, write_records

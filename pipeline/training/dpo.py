@@ -13,7 +13,8 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from pipeline.config import AlignConfig, LaunchConfig, ModelConfig
+from pipeline.config import LaunchConfig, ModelConfig
+from pipeline.config_train import AlignConfig
 from pipeline.engines.base import Stopwatch
 from pipeline.records import Preference
 from pipeline.tracking import Tracker

@@ -12,7 +12,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer_utils import get_last_checkpoint
 
 from pipeline import distributed
-from pipeline.config import LaunchConfig, ModelConfig, TrainConfig
+from pipeline.config import LaunchConfig, ModelConfig
+from pipeline.config_train import TrainConfig
 from pipeline.engines.base import Stopwatch
 from pipeline.engines.models import resolve_precision
 from pipeline.progress import Bar, say

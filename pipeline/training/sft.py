@@ -11,7 +11,8 @@ from datasets import Dataset
 from trl import SFTConfig as TrlSftConfig
 from trl import SFTTrainer
 
-from pipeline.config import LaunchConfig, ModelConfig, SftConfig
+from pipeline.config import LaunchConfig, ModelConfig
+from pipeline.config_train import SftConfig
 from pipeline.engines.base import Stopwatch
 from pipeline.records import TrainingRow
 from pipeline.tracking import Tracker

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from jinja2 import TemplateError
@@ -16,6 +17,15 @@ from pipeline.records import Message
 SCORED_ROWS = 16  # replies scored at once: their logits take rows * reply tokens * vocabulary
 MIN_FILL = 0.5  # the shortest ask of a batch, as a share of the longest
 MIN_SHARED_TOKENS = 32  # below this, copying the cache costs more than it saves
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Token ids of a prompt and of the reply drawn for it; ``ended``: the reply's last token ends it."""
+
+    prompt: list[int]
+    reply: list[int]
+    ended: bool
 
 
 class HFEngine:
@@ -82,7 +92,7 @@ class HFEngine:
         except TemplateError:
             if messages[0]["role"] != "system":
                 raise
-            return self._render(_without_system(messages))  # some templates refuse a system turn
+            return self._render(without_system(messages))  # some templates refuse a system turn
         assert isinstance(text, str)
         return text
 
@@ -121,18 +131,31 @@ class HFEngine:
 
     # --- Text ------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def generate(self, batch: Sequence[Request]) -> list[Completion]:
+        return [self._completion(request, found) for request, found in zip(batch, self.sample(batch), strict=True)]
+
+    def _completion(self, request: Request, found: Sample | None) -> Completion:
+        if found is None:
+            return Completion(id=request.id, text="", num_tokens=0, finish="too_long")
+        kept = found.reply[:-1] if found.ended else found.reply
+        finish: Literal["stop", "length"] = "stop" if found.ended else "length"
+        return Completion(id=request.id, text=self.text_of(kept), num_tokens=len(kept), finish=finish)
+
+    def text_of(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+    @torch.inference_mode()
+    def sample(self, batch: Sequence[Request]) -> list[Sample | None]:
+        """The tokens themselves; None for a request that does not fit the context."""
         rows = [self._encode(request) for request in batch]
         fits = [len(row) + request.max_new_tokens <= self._context for row, request in zip(rows, batch, strict=True)]
-        results = [Completion(id=request.id, text="", num_tokens=0, finish="too_long") for request in batch]
+        results: list[Sample | None] = [None] * len(batch)
         todo = [index for index, fit in enumerate(fits) if fit]
         if not todo:
             return results
         fitting = [rows[index] for index in todo]
         ids, mask, cache = self._prepare(fitting, self._shared(fitting))
         chosen = [batch[index] for index in todo]
-        limits = [request.max_new_tokens for request in chosen]
         sampler = SeededSampler(
             [request.seed for request in chosen],
             [request.temperature for request in chosen],
@@ -142,7 +165,7 @@ class HFEngine:
             input_ids=ids,
             attention_mask=mask,
             past_key_values=cache,
-            max_new_tokens=max(limits),
+            max_new_tokens=max(request.max_new_tokens for request in chosen),
             do_sample=False,
             temperature=None,
             top_p=None,
@@ -152,16 +175,15 @@ class HFEngine:
             eos_token_id=sorted(self._eos),
             pad_token_id=self._pad,
         )
-        for index, request, tokens in zip(todo, chosen, output[:, ids.shape[1] :].tolist(), strict=True):
-            results[index] = self._completion(request, tokens)
+        for index, tokens in zip(todo, output[:, ids.shape[1] :].tolist(), strict=True):
+            results[index] = self._cut(rows[index], tokens, batch[index].max_new_tokens)
         return results
 
-    def _completion(self, request: Request, tokens: list[int]) -> Completion:
-        end = next((i for i, token in enumerate(tokens) if token in self._eos), None)
-        kept = tokens[: end if end is not None else None][: request.max_new_tokens]
-        text = self._tokenizer.decode(kept, skip_special_tokens=True).strip()
-        stopped = end is not None and end <= request.max_new_tokens
-        return Completion(id=request.id, text=text, num_tokens=len(kept), finish="stop" if stopped else "length")
+    def _cut(self, prompt: list[int], tokens: list[int], limit: int) -> Sample:
+        """End at the first end token; one that comes right after the limit still tells that the reply was whole."""
+        end = next((i for i, token in enumerate(tokens[: limit + 1]) if token in self._eos), None)
+        reply = tokens[:limit] if end is None else tokens[: end + 1]
+        return Sample(prompt=prompt, reply=reply, ended=end is not None)
 
     # --- Log-probabilities -----------------------------------------------------------------------------------
 
@@ -215,7 +237,7 @@ class HFEngine:
         ).logits
 
 
-def _without_system(messages: list[Message]) -> list[Message]:
+def without_system(messages: list[Message]) -> list[Message]:
     """Say what the system turn says at the beginning of the first user turn instead."""
     system, first, *rest = messages
     return [Message(role=first["role"], content=f"{system['content'].rstrip()}\n\n{first['content']}"), *rest]

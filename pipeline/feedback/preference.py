@@ -7,6 +7,7 @@ better". Logits are averaged over principles; the label is their sigmoid and sta
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -212,19 +213,27 @@ class CoTLabeller(ABLabeller):
         return judgement.model_copy(update={"reasoning": texts})
 
 
-class PointwiseLabeller(_Base):
-    """Does this reply keep to the rule? Log-odds of yes over no, one reply against the other."""
+class ReplyLabeller(_Base, ABC):
+    """Judges each reply on its own; a pair's logit is the difference. It can also give one reply a reward."""
 
-    def queries(self, comparison: Comparison, principle: Principle, thoughts: Mapping[str, Completion]) -> list[Query]:
+    @abstractmethod
+    def ask(
+        self, row_id: str, side: str, prompt: Sequence[Message], reply: str, principle: Principle
+    ) -> Sequence[Query]: ...
+
+    @abstractmethod
+    def reply_logit(self, queries: Sequence[Query], answers: Mapping[str, Answer]) -> float | None:
+        """What the answers say of the reply; None where the labeller said nothing."""
+
+    def _sides(self, comparison: Comparison, principle: Principle) -> list[Sequence[Query]]:
+        prompt = comparison.prompt.messages
         return [
-            ChoiceQuery(
-                id=f"{comparison.id}/{principle.id}/{side}",
-                messages=keeps_to_principle(self._constitution, principle, comparison.prompt.messages, reply),
-                opening="Answer:",
-                choices=(" Yes", " No"),
-            )
+            self.ask(comparison.id, side, prompt, reply, principle)
             for side, reply in (("a", comparison.reply_a), ("b", comparison.reply_b))
         ]
+
+    def queries(self, comparison: Comparison, principle: Principle, thoughts: Mapping[str, Completion]) -> list[Query]:
+        return [query for queries in self._sides(comparison, principle) for query in queries]
 
     def judge(
         self,
@@ -233,44 +242,48 @@ class PointwiseLabeller(_Base):
         answers: Mapping[str, Answer],
         thoughts: Mapping[str, Completion],
     ) -> Judgement:
-        a, b = (
-            choice_logit(answers[f"{comparison.id}/{principle.id}/{side}"], self._config.min_answer_mass)
-            for side in ("a", "b")
-        )
+        a, b = (self.reply_logit(queries, answers) for queries in self._sides(comparison, principle))
         logit = None if a is None or b is None else (a - b) * self._config.logit_scale
         return Judgement(principle_id=principle.id, logit=logit)
 
 
-class LikelihoodLabeller(_Base):
-    """How much likelier does the principle make the reply? Per token, so that length has no say of its own.
+class PointwiseLabeller(ReplyLabeller):
+    """Does this reply keep to the rule? Log-odds of yes over no."""
 
-    logit = scale · [(log p(a|principle) − log p(a)) − (log p(b|principle) − log p(b))]
-    """
-
-    def queries(self, comparison: Comparison, principle: Principle, thoughts: Mapping[str, Completion]) -> list[Query]:
-        prompt = comparison.prompt.messages
-        contexts = {
-            "plain": prompt,
-            principle.id: under_principle(self._constitution, principle, prompt),
-        }
+    def ask(
+        self, row_id: str, side: str, prompt: Sequence[Message], reply: str, principle: Principle
+    ) -> Sequence[Query]:
         return [
-            ReplyQuery(id=f"{comparison.id}/{context}/{side}", messages=messages, reply=reply)
-            for context, messages in contexts.items()
-            for side, reply in (("a", comparison.reply_a), ("b", comparison.reply_b))
+            ChoiceQuery(
+                id=f"{row_id}/{principle.id}/{side}",
+                messages=keeps_to_principle(self._constitution, principle, prompt, reply),
+                opening="Answer:",
+                choices=(" Yes", " No"),
+            )
         ]
 
-    def judge(
-        self,
-        comparison: Comparison,
-        principle: Principle,
-        answers: Mapping[str, Answer],
-        thoughts: Mapping[str, Completion],
-    ) -> Judgement:
-        def gain(side: str) -> float:
-            with_rule, without = (answers[f"{comparison.id}/{c}/{side}"].logprobs[0] for c in (principle.id, "plain"))
-            return with_rule - without
+    def reply_logit(self, queries: Sequence[Query], answers: Mapping[str, Answer]) -> float | None:
+        return choice_logit(answers[queries[0].id], self._config.min_answer_mass)
 
-        return Judgement(principle_id=principle.id, logit=(gain("a") - gain("b")) * self._config.logit_scale)
+
+class LikelihoodLabeller(ReplyLabeller):
+    """How much likelier does the principle make the reply? Per token, so that length has no say of its own.
+
+    logit of a reply = log p(reply | principle) − log p(reply)
+    """
+
+    def ask(
+        self, row_id: str, side: str, prompt: Sequence[Message], reply: str, principle: Principle
+    ) -> Sequence[Query]:
+        contexts = {principle.id: under_principle(self._constitution, principle, prompt), "plain": list(prompt)}
+        return [
+            ReplyQuery(id=f"{row_id}/{context}/{side}", messages=messages, reply=reply)
+            for context, messages in contexts.items()
+        ]
+
+    def reply_logit(self, queries: Sequence[Query], answers: Mapping[str, Answer]) -> float | None:
+        with_rule, without = (answers[query.id].logprobs[0] for query in queries)
+        return with_rule - without
 
 
 def _both_orders(comparison: Comparison) -> tuple[tuple[str, Comparison], tuple[str, Comparison]]:

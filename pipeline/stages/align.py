@@ -1,44 +1,109 @@
-"""align: optimise the SFT model against the soft preferences."""
+"""align: optimise the SFT model on soft preferences (DPO, IPO, KTO) or on rewards (PPO, RLOO, GRPO)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import distributed
-from pipeline.artifacts import WORK
-from pipeline.config_train import AlignConfig
+from pipeline.artifacts import Manifest
+from pipeline.config_train import AlignConfig, RolloutConfig
 from pipeline.errors import StageError
-from pipeline.records import Preference, read_records
-from pipeline.stages.base import Inputs, Metrics
+from pipeline.records import Preference, Prompt, read_records
+from pipeline.stages.base import Inputs, Metrics, take
 from pipeline.training.history import write_history
+
+if TYPE_CHECKING:
+    from pipeline.training.alignment import RewardSources
 
 VERSION = 1
 
 
 def run(cfg: AlignConfig, inputs: Inputs, out: Path) -> Metrics:
+    metrics, history = _on_rewards(cfg, inputs, out) if cfg.online else _on_pairs(cfg, inputs, out)
+    if distributed.is_main():
+        write_history(out, history)
+    return metrics
+
+
+# --- Pairs ---------------------------------------------------------------------------------------------------------
+
+
+def _on_pairs(cfg: AlignConfig, inputs: Inputs, out: Path) -> tuple[Metrics, list[dict[str, float]]]:
     from pipeline.training.dpo import train_dpo, trainable
+    from pipeline.training.kto import train_kto
 
     preferences = list(read_records(inputs.folders["preferences"] / "preferences.jsonl", Preference))
+    setting = inputs.setting(out)
+    if cfg.weights:
+        from pipeline.training.alignment import make_rewards
+        from pipeline.training.rewards import relabelled
+
+        prompts = [preference.comparison.prompt for preference in preferences]
+        preferences = relabelled(preferences, make_rewards(cfg, _sources(inputs), prompts, setting))
     rows = trainable(preferences, cfg)
     if not rows:
         raise StageError(
             f"align has no pairs to train on: none of {len(preferences)} labels is usable; lower align.min_confidence "
             f"(now {cfg.min_confidence:g}) or look at the labels in {inputs.folders['preferences']}."
         )
-    metrics, history = train_dpo(
-        rows,
-        str(inputs.folders["sft"] / "model"),
-        cfg,
-        inputs.model,
-        inputs.launch,
-        inputs.seed,
-        out,
-        out / WORK,
-        inputs.tracker,
-        inputs.watch,
-    )
-    if distributed.is_main():
-        write_history(out, history)
+    train = train_kto if cfg.method == "kto" else train_dpo
+    metrics, history = train(rows, str(inputs.folders["sft"] / "model"), cfg, setting)
     last = history[-1] if history else {}
     rewards = {name: last.get(name) for name in ("rewards/margins", "rewards/accuracies")}
-    return {"num_pairs": len(rows), "num_left_out": len(preferences) - len(rows), **metrics, **rewards}
+    return {"num_pairs": len(rows), "num_left_out": len(preferences) - len(rows), **metrics, **rewards}, history
+
+
+# --- Rewards -------------------------------------------------------------------------------------------------------
+
+
+def _on_rewards(cfg: AlignConfig, inputs: Inputs, out: Path) -> tuple[Metrics, list[dict[str, float]]]:
+    from pipeline.training.alignment import make_rewards, train_ppo
+    from pipeline.training.online import train_online
+
+    every_prompt = list(read_records(inputs.folders["prompts"] / "prompts.jsonl", Prompt))
+    prompts = asked_prompts(every_prompt, cfg.rollout)
+    base_path, setting, sources = str(inputs.folders["sft"] / "model"), inputs.setting(out), _sources(inputs)
+    if cfg.method == "ppo":
+        held_out = held_out_prompts(every_prompt, cfg.rollout)
+        metrics, history = train_ppo(prompts, held_out, base_path, cfg, sources, setting)
+    else:
+        rewards = make_rewards(cfg, sources, prompts, setting)
+        metrics, history = train_online(prompts, base_path, cfg, rewards, setting)
+    return {"num_prompts": len(prompts), **metrics}, history
+
+
+def asked_prompts(prompts: Sequence[Prompt], cfg: RolloutConfig) -> list[Prompt]:
+    """The training prompts that replies are sampled for."""
+    chosen: list[Prompt] = []
+    for pool in ("red_team", "ordinary", "look_alike"):
+        of_pool = [prompt for prompt in prompts if prompt.pool == pool and prompt.split == "train"]
+        chosen += take(of_pool, getattr(cfg, f"num_{pool}"), f"align.rollout.num_{pool}")
+    return chosen
+
+
+def held_out_prompts(prompts: Sequence[Prompt], cfg: RolloutConfig) -> list[Prompt]:
+    """Prompts of the validation split, in the same proportions of pools as the ones trained on."""
+    total = cfg.num_red_team + cfg.num_ordinary + cfg.num_look_alike
+    chosen: list[Prompt] = []
+    for pool in ("red_team", "ordinary", "look_alike"):
+        of_pool = [prompt for prompt in prompts if prompt.pool == pool and prompt.split == "validation"]
+        number = round(cfg.num_held_out * getattr(cfg, f"num_{pool}") / total)
+        chosen += sorted(of_pool, key=lambda prompt: prompt.key)[:number]
+    return chosen
+
+
+def _sources(inputs: Inputs) -> RewardSources:
+    from pipeline.training.alignment import RewardSources
+
+    folder = inputs.folders.get("reward")
+    manifest = Manifest.read(folder) if folder else None
+    assert inputs.preferences is not None, "the run says how it labels"
+    return RewardSources(
+        folder=folder,
+        shares_base=manifest is not None and manifest.identity["config"]["init"] == "sft",
+        constitution=inputs.constitution,
+        engine=inputs.engine,
+        preferences=inputs.preferences,
+    )

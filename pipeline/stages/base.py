@@ -14,6 +14,7 @@ from pipeline.constitution import Constitution
 from pipeline.engines.base import Stopwatch
 from pipeline.progress import warn
 from pipeline.tracking import NoTracker, Tracker
+from pipeline.training.setting import Setting
 
 Metrics = dict[str, Any]
 
@@ -38,6 +39,11 @@ class Inputs:
     """How the run labels pairs, for setting its labeller against people's choices."""
     tracker: Tracker = field(default_factory=NoTracker)
     watch: Stopwatch = field(default_factory=Stopwatch)
+
+    def setting(self, out: Path) -> Setting:
+        return Setting(
+            model=self.model, launch=self.launch, seed=self.seed, out=out, tracker=self.tracker, watch=self.watch
+        )
 
     def log(self, out: Path, name: str) -> RecordLog:
         """An append-only log in the unfinished stage's folder."""

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import distributed
-from pipeline.artifacts import WORK
 from pipeline.config_train import SftConfig
 from pipeline.constitution import Constitution
 from pipeline.errors import StageError
@@ -27,9 +26,7 @@ def run(cfg: SftConfig, inputs: Inputs, out: Path) -> Metrics:
         raise StageError("sft has no rows to train on: every critique or revision came out empty; see the exchanges.")
     if distributed.is_main():
         write_records(out / "rows.jsonl", rows)
-    metrics, history = train_sft(
-        rows, cfg, inputs.model, inputs.launch, inputs.seed, out, out / WORK, inputs.tracker, inputs.watch
-    )
+    metrics, history = train_sft(rows, cfg, inputs.setting(out))
     if distributed.is_main():
         write_history(out, history)
     return {"num_rows": len(rows), "num_by_origin": dict(Counter(row.origin for row in rows)), **metrics}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,14 +12,12 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from pipeline.config import LaunchConfig, ModelConfig
 from pipeline.config_train import AlignConfig
-from pipeline.engines.base import Stopwatch
 from pipeline.records import Preference
-from pipeline.tracking import Tracker
 from pipeline.training.logprobs import reply_logprobs
 from pipeline.training.loop import Quiet, Reporter, train, training_arguments, whole_batches
 from pipeline.training.models import load_policy, lora_config, save_checkpoint
+from pipeline.training.setting import Setting
 
 
 def soft_dpo_loss(margins: torch.Tensor, labels: torch.Tensor, beta: float) -> torch.Tensor:
@@ -136,30 +133,22 @@ def trainable(preferences: Sequence[Preference], config: AlignConfig) -> list[di
 
 
 def train_dpo(
-    rows: Sequence[dict[str, Any]],
-    base_path: str,
-    config: AlignConfig,
-    model_config: ModelConfig,
-    launch: LaunchConfig,
-    seed: int,
-    out: Path,
-    work: Path,
-    tracker: Tracker,
-    watch: Stopwatch,
+    rows: Sequence[dict[str, Any]], base_path: str, config: AlignConfig, setting: Setting
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Align the SFT model at ``base_path``, which is also the reference. Returns metrics and the log history."""
-    model, tokenizer = load_policy(base_path, model_config)
-    reporter = Reporter(f"aligning ({config.method})", tracker)
+    model, tokenizer = load_policy(base_path, setting.model)
+    reporter = Reporter(f"aligning ({config.method})", setting.tracker)
+    arguments = training_arguments(config, setting.model, setting.launch, setting.seed, setting.work)
     trainer = SoftDPOTrainer(
         model=model,
-        args=DPOConfig(**training_arguments(config, model_config, launch, seed, work), beta=config.beta),
+        args=DPOConfig(**arguments, beta=config.beta),
         data_collator=SoftLabelCollator(pad_token_id=tokenizer.pad_token_id, max_length=config.max_length_tokens),
         train_dataset=Dataset.from_list(whole_batches(rows, config.global_batch_size)),
         processing_class=tokenizer,
-        peft_config=lora_config(model_config),
+        peft_config=lora_config(setting.model),
         callbacks=[reporter],
         method=config.method,
     )
-    metrics = train(trainer, reporter, watch)
-    save_checkpoint(trainer, base_path, model_config, out)
+    metrics = train(trainer, reporter, setting.watch)
+    save_checkpoint(trainer, base_path, setting.model, setting.out)
     return metrics, reporter.history

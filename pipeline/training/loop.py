@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -68,16 +69,19 @@ def whole_batches(rows: Sequence[Row], global_batch: int) -> list[Row]:
 
 
 class Reporter(TrainerCallback):
-    """Shows progress, forwards losses to the tracker, and marks each checkpoint once it is whole."""
+    """Shows progress, forwards losses to the tracker, and marks each checkpoint once it is whole.
 
-    def __init__(self, label: str, tracker: Tracker) -> None:
-        self._label, self._tracker = label, tracker
+    ``names`` puts our name for a number in the place of the trainer's.
+    """
+
+    def __init__(self, label: str, tracker: Tracker, names: Mapping[str, str] = MappingProxyType({})) -> None:
+        self._label, self._tracker, self._names = label, tracker, names
         self.history: list[dict[str, float]] = []
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.history = [row for row in state.log_history if "loss" in row]
+        self.history = [self._renamed(row) for row in state.log_history if "loss" in row]
         self._bar = Bar(self._label, state.max_steps, quiet=not distributed.is_main()).__enter__()
         self._bar.advance(state.global_step, cached=True)
 
@@ -93,8 +97,11 @@ class Reporter(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if logs and "loss" in logs and distributed.is_main():
-            self.history.append({**logs, "step": state.global_step})
-            self._tracker.log({f"train/{name}": value for name, value in logs.items()}, step=state.global_step)
+            self.history.append(self._renamed({**logs, "step": state.global_step}))
+            self._tracker.log({f"train/{k}": v for k, v in self._renamed(logs).items()}, step=state.global_step)
+
+    def _renamed(self, row: Mapping[str, float]) -> dict[str, float]:
+        return {self._names.get(name, name): value for name, value in row.items()}
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if distributed.is_main():

@@ -24,28 +24,36 @@ def load_policy(path: str, config: ModelConfig) -> tuple[PreTrainedModel, PreTra
     in bf16's rounding.
     """
     path = resolve_path(path)
-    revision = _revision(path, config)
-    options: dict[str, Any] = {}
-    if config.tuning == "qlora":
-        from transformers import BitsAndBytesConfig
-
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=resolve_precision(config.precision),
-        )
-        options["device_map"] = {"": distributed.default_device()}
-    precision = "fp32" if config.tuning == "full" else config.precision
-    return load_model(path, precision, revision, **options), load_tokenizer(path, revision)
+    revision = revision_of(path, config)
+    model = load_model(path, training_precision(config), revision, **quantisation(config))
+    return model, load_tokenizer(path, revision)
 
 
-def _revision(path: str, config: ModelConfig) -> str | None:
+def training_precision(config: ModelConfig) -> str:
+    return "fp32" if config.tuning == "full" else config.precision
+
+
+def quantisation(config: ModelConfig) -> dict[str, Any]:
+    """What ``from_pretrained`` is told for QLoRA; nothing else."""
+    if config.tuning != "qlora":
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    four_bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=resolve_precision(config.precision),
+    )
+    return {"quantization_config": four_bits, "device_map": {"": distributed.default_device()}}
+
+
+def revision_of(path: str, config: ModelConfig) -> str | None:
     """The revision belongs to the base model's hub id; a folder has none."""
     return None if Path(path).is_dir() else config.revision
 
 
-def lora_config(config: ModelConfig) -> peft.LoraConfig | None:
+def lora_config(config: ModelConfig, task_type: str = "CAUSAL_LM") -> peft.LoraConfig | None:
     """The adapter to train, or None for full fine-tuning."""
     if config.tuning == "full":
         return None
@@ -54,7 +62,7 @@ def lora_config(config: ModelConfig) -> peft.LoraConfig | None:
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,
         target_modules=config.lora.target_modules,
-        task_type="CAUSAL_LM",
+        task_type=task_type,
     )
 
 
@@ -67,19 +75,34 @@ def save_checkpoint(trainer: Trainer, base_path: str, config: ModelConfig, out: 
             (out / "model" / "training_args.bin").unlink(missing_ok=True)
         distributed.barrier()
         return
+    save_adapter(trainer.accelerator.unwrap_model(trainer.model), base_path, config, out)
+
+
+def save_adapter(model: peft.PeftModel, base_path: str, config: ModelConfig, out: Path) -> None:
+    """Write the adapter, and the model it makes of its base. The model is merged afterwards. Call on every rank."""
     if distributed.is_main():
-        model = trainer.accelerator.unwrap_model(trainer.model)
         model.save_pretrained(out / "adapter")
         path = resolve_path(base_path)
         merged = _merge(path, config, out / "adapter") if config.tuning == "qlora" else model.merge_and_unload()
-        merged.save_pretrained(out / "model")
-        load_tokenizer(path, _revision(path, config)).save_pretrained(out / "model")
+        _write_model(merged, load_tokenizer(path, revision_of(path, config)), out)
     distributed.barrier()
+
+
+def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+    """Write ``out/model``. Call on every rank."""
+    if distributed.is_main():
+        _write_model(model, tokenizer, out)
+    distributed.barrier()
+
+
+def _write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+    model.save_pretrained(out / "model")
+    tokenizer.save_pretrained(out / "model")
 
 
 def _merge(base_path: str, config: ModelConfig, adapter: Path) -> PreTrainedModel:
     """Merge into the unquantised base: merging into 4-bit weights would round the adapter away."""
-    base = load_model(base_path, config.precision, _revision(base_path, config))
+    base = load_model(base_path, config.precision, revision_of(base_path, config))
     return peft.PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
 
 
@@ -90,6 +113,11 @@ def per_device_batch(global_batch: int, launch: LaunchConfig) -> tuple[int, int]
     CPU larger ones gain nothing and pad more.
     """
     share = global_batch // distributed.world_size()
-    most = launch.per_device_batch_size or (32 if torch.cuda.is_available() else 4)
+    most = rows_a_device_holds(launch)
     rows = max(size for size in range(1, share + 1) if share % size == 0 and size <= most)
     return rows, share // rows
+
+
+def rows_a_device_holds(launch: LaunchConfig) -> int:
+    """The most rows that a device trains on at once."""
+    return launch.per_device_batch_size or (32 if torch.cuda.is_available() else 4)

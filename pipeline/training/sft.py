@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,14 +10,12 @@ from datasets import Dataset
 from trl import SFTConfig as TrlSftConfig
 from trl import SFTTrainer
 
-from pipeline.config import LaunchConfig, ModelConfig
 from pipeline.config_train import SftConfig
-from pipeline.engines.base import Stopwatch
 from pipeline.records import TrainingRow
-from pipeline.tracking import Tracker
 from pipeline.training.logprobs import reply_logprobs
 from pipeline.training.loop import Quiet, Reporter, train, training_arguments, whole_batches
 from pipeline.training.models import load_policy, lora_config, save_checkpoint
+from pipeline.training.setting import Setting
 
 
 class ReplySFTTrainer(Quiet, SFTTrainer):
@@ -36,24 +33,15 @@ class ReplySFTTrainer(Quiet, SFTTrainer):
 
 
 def train_sft(
-    rows: Sequence[TrainingRow],
-    config: SftConfig,
-    model_config: ModelConfig,
-    launch: LaunchConfig,
-    seed: int,
-    out: Path,
-    work: Path,
-    tracker: Tracker,
-    watch: Stopwatch,
+    rows: Sequence[TrainingRow], config: SftConfig, setting: Setting
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Teach the replies, and only them: the loss leaves the prompts out. Returns metrics and the log history."""
-    model, tokenizer = load_policy(model_config.path, model_config)
-    reporter = Reporter("supervised fine-tuning", tracker)
+    model, tokenizer = load_policy(setting.model.path, setting.model)
+    reporter = Reporter("supervised fine-tuning", setting.tracker)
+    arguments = training_arguments(config, setting.model, setting.launch, setting.seed, setting.work)
     trainer = ReplySFTTrainer(
         model=model,
-        args=TrlSftConfig(
-            **training_arguments(config, model_config, launch, seed, work), completion_only_loss=True, packing=False
-        ),
+        args=TrlSftConfig(**arguments, completion_only_loss=True, packing=False),
         train_dataset=Dataset.from_list(
             [
                 {"prompt": row.messages, "completion": [{"role": "assistant", "content": row.reply}]}
@@ -61,9 +49,9 @@ def train_sft(
             ]
         ),
         processing_class=tokenizer,
-        peft_config=lora_config(model_config),
+        peft_config=lora_config(setting.model),
         callbacks=[reporter],
     )
-    metrics = train(trainer, reporter, watch)
-    save_checkpoint(trainer, model_config.path, model_config, out)
+    metrics = train(trainer, reporter, setting.watch)
+    save_checkpoint(trainer, setting.model.path, setting.model, setting.out)
     return metrics, reporter.history

@@ -1,0 +1,161 @@
+"""The mathematics of PPO for language models, as pure functions.
+
+Shapes: (rows, tokens) throughout. A row is one reply; ``mask`` is True on its tokens and False on the padding after
+them. A state is what stands before a token, an action the token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+Estimator = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def length_mask(lengths: torch.Tensor, width: int | None = None) -> torch.Tensor:
+    """True on the first ``lengths`` positions of each row: (rows,) → (rows, width). Token values play no part."""
+    width = int(lengths.max()) if width is None else width
+    return torch.arange(width, device=lengths.device)[None, :] < lengths[:, None]
+
+
+def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean over the tokens that the mask holds; zero where it holds none."""
+    return (values * mask).sum() / mask.sum().clamp(min=1)
+
+
+def whiten(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Shift and scale to mean 0 and variance 1 over the mask; zero elsewhere."""
+    mean = masked_mean(values, mask)
+    variance = masked_mean((values - mean) ** 2, mask)
+    return (values - mean) * (variance + 1e-8).rsqrt() * mask
+
+
+# --- KL (Schulman 2020, "Approximating KL divergence") ---------------------------------------------------------------
+
+
+def kl_k1(policy: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """log π − log ρ of tokens drawn from π: unbiased, of either sign."""
+    return policy - reference
+
+
+def kl_k2(policy: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """½(log π − log ρ)²: never negative, biased."""
+    return 0.5 * (policy - reference) ** 2
+
+
+def kl_k3(policy: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """ρ/π − 1 − log ρ/π: unbiased and never negative."""
+    return torch.expm1(reference - policy) - (reference - policy)
+
+
+KL_ESTIMATORS: Mapping[str, Estimator] = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+
+
+def adapt_kl_coefficient(coefficient: float, kl: float, target: float, num_episodes: int, horizon: int) -> float:
+    """The proportional controller of Ziegler et al. 2019 (arXiv 1909.08593, section 2.2).
+
+    Args:
+        kl: measured, in nats a reply.
+        num_episodes: replies since the last change.
+        horizon: replies over which an error of 20 % multiplies the coefficient by about e^0.2.
+    """
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return coefficient * (1 + error * num_episodes / horizon)
+
+
+# --- Rewards and advantages ----------------------------------------------------------------------------------------
+
+
+def token_rewards(scores: torch.Tensor, kl: torch.Tensor, lengths: torch.Tensor, kl_coefficient: float) -> torch.Tensor:
+    """−β·KL at every token, and the reply's score at its last (Ouyang et al. 2022, arXiv 2203.02155, equation 2).
+
+    Args:
+        scores: (rows,).
+        kl: (rows, tokens).
+        lengths: (rows,), in tokens, at least 1.
+    """
+    rewards = -kl_coefficient * kl * length_mask(lengths, kl.shape[1])
+    return rewards.scatter_add(1, lengths[:, None] - 1, scores[:, None].to(rewards.dtype))
+
+
+def advantages_and_returns(
+    rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, gae_lambda: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438, equation 16).
+
+    δ_t = r_t + γ·V(s_{t+1}) − V(s_t) and A_t = δ_t + γλ·A_{t+1}; after the last token V and A are zero.
+
+    Returns:
+        advantages, and returns A + V, which the value model is to predict; zero outside the mask.
+    """
+    mask = mask.to(values.dtype)
+    values, rewards = values * mask, rewards * mask
+    advantage = torch.zeros_like(values[:, 0])
+    next_value = torch.zeros_like(advantage)
+    reversed_advantages = []
+    for token in reversed(range(values.shape[1])):
+        delta = rewards[:, token] + gamma * next_value - values[:, token]
+        # Padding comes after the reply, so the sums are still empty when its last token is reached.
+        advantage = (delta + gamma * gae_lambda * advantage) * mask[:, token]
+        next_value = values[:, token]
+        reversed_advantages.append(advantage)
+    advantages = torch.stack(reversed_advantages[::-1], dim=1)
+    return advantages, (advantages + values) * mask
+
+
+# --- Losses --------------------------------------------------------------------------------------------------------
+
+
+def policy_loss(
+    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, clip_range: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """−min(r·A, clip(r, 1 ± ε)·A) with r = π/π_old (Schulman et al. 2017, arXiv 1707.06347, equation 7).
+
+    Returns:
+        (rows, tokens) losses, and where the clipped term was the smaller one.
+    """
+    ratio = torch.exp(logprobs - old_logprobs)
+    plain = -ratio * advantages
+    clipped = -ratio.clamp(1 - clip_range, 1 + clip_range) * advantages
+    return torch.maximum(plain, clipped), clipped > plain
+
+
+def value_loss(
+    values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, clip_range: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """½·max((V − R)², (V_clipped − R)²), V held within ±ε of what it was (the clipped objective of PPO's own code).
+
+    Returns:
+        (rows, tokens) losses, and where the clipped term was the larger one.
+    """
+    clipped_values = old_values + (values - old_values).clamp(-clip_range, clip_range)
+    plain, clipped = (values - returns) ** 2, (clipped_values - returns) ** 2
+    return 0.5 * torch.maximum(plain, clipped), clipped > plain
+
+
+def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """1 − Var(R − V) / Var(R): 1 for a perfect critic, 0 for one that says the same of every state."""
+
+    def variance(numbers: torch.Tensor) -> torch.Tensor:
+        return masked_mean((numbers - masked_mean(numbers, mask)) ** 2, mask)
+
+    return 1 - variance(returns - values) / variance(returns).clamp(min=1e-8)
+
+
+def reply_logprobs_and_entropy(
+    logits: torch.Tensor, tokens: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """log π of given tokens at a temperature, and the entropy of π at each, in nats.
+
+    Args:
+        logits: (rows, tokens, vocabulary), those that predict the tokens.
+        tokens: (rows, tokens).
+
+    Returns:
+        (rows, tokens) each; the entropy carries no gradient.
+    """
+    logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
+    with torch.no_grad():
+        entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
+    return logprobs.gather(-1, tokens[..., None])[..., 0], entropy

@@ -84,7 +84,7 @@ VERSIONS = {
     "preferences": 1,
     "reward": 1,
     "align": 1,
-    "evaluate": 2,
+    "evaluate": 3,
     "report": 2,
 }
 _EVALUATION = ("prompts", "evaluate", "report")  # what is left of the chain when checkpoints are given

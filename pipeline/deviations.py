@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from pipeline.config import Config
+from pipeline.config_train import REWARD_MODEL, AlignConfig
 from pipeline.constitution import Constitution
 
 PAPER_PRINCIPLES = 16
 PAPER_ROUNDS = 4
+
+
+def _on(align: AlignConfig) -> str:
+    """What a method trains on."""
+    parts = (f"{weight:g} × {name.replace('_', ' ')}" for name, weight in align.weights.items())
+    return f"on {' + '.join(parts)}" if align.weights else "on the soft labels"
 
 
 def deviations_from_paper(config: Config, constitution: Constitution) -> list[str]:
@@ -29,7 +36,9 @@ def deviations_from_paper(config: Config, constitution: Constitution) -> list[st
         (preferences.num_principles != 1, f"{preferences.num_principles} principles a label instead of 1"),
         (preferences.temperature != 1, f"pairs sampled at T = {preferences.temperature:g} instead of 1"),
         (True, "AI labels for helpfulness as well; the paper uses human ones"),
-        (True, f"{align.method.upper()} on the soft labels instead of a preference model and PPO"),
+        (align.method != "ppo", f"{align.method.upper()} {_on(align)} instead of PPO against a preference model"),
+        (align.method == "ppo" and align.weights.keys() != {REWARD_MODEL}, f"PPO {_on(align)}"),
+        (align.wants_reward_stage and config.reward.human.source == "none", "no human labels in the reward model"),
         (align.hard_labels, "labels rounded to 0 or 1 before alignment"),
     ]
     return [sentence for differs, sentence in found if differs]

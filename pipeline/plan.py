@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pipeline.artifacts import Manifest
 from pipeline.chain import Identities, cache_folder, folder_name, stages_of
 from pipeline.config import Config
+from pipeline.config_train import AlignConfig
 from pipeline.preflight import Prepared
 
 CHARS_PER_TOKEN = 4  # for estimates only, like the next
@@ -93,6 +94,12 @@ def effort_of(stage: str, config: Config, prepared: Prepared) -> Effort:
             pairs * (2 * cfg2.max_reply_tokens + thinking),
             pairs * per_pair * (4 * TOKENS_PER_EXAMPLE_TURN + cfg2.max_reply_tokens),
         )
+    if stage == "reward":
+        pairs = sum(available(config.preferences, "train").values())
+        tokens = 2 * (TOKENS_PER_EXAMPLE_TURN + config.preferences.max_reply_tokens)
+        return Effort(0, 0, round(pairs * tokens * config.reward.num_epochs))
+    if stage == "align" and config.align.online:
+        return _rollouts(config.align, sum(available(config.align.rollout, "train").values()))
     if stage == "align":
         pairs = sum(available(config.preferences, "train").values())
         tokens = 2 * (TOKENS_PER_EXAMPLE_TURN + config.preferences.max_reply_tokens)
@@ -107,3 +114,12 @@ def effort_of(stage: str, config: Config, prepared: Prepared) -> Effort:
             num_models * num_read,
         )
     return Effort()
+
+
+def _rollouts(align: AlignConfig, num_prompts: int) -> Effort:
+    """Replies drawn, and how often each is read: by policy, reference, critic and reward model, and in every pass."""
+    per_prompt = 1 if align.method == "ppo" else align.rollout.num_replies
+    num_rollouts = round(num_prompts * per_prompt * align.num_epochs)
+    num_reads = 4 + 2 * align.ppo.num_passes if align.method == "ppo" else 4
+    tokens = TOKENS_PER_EXAMPLE_TURN + align.rollout.max_reply_tokens
+    return Effort(num_rollouts, num_rollouts * align.rollout.max_reply_tokens, num_rollouts * num_reads * tokens)

@@ -7,16 +7,18 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.chain import stages_of
 from pipeline.config import Config
 from pipeline.constitution import Constitution, find_constitution, load_constitution
 from pipeline.data.loading import load_prompts
 from pipeline.data.splits import refuse_overlap
-from pipeline.engines.models import check_model
+from pipeline.engines.models import check_can_classify, check_model, check_reward_model
 from pipeline.errors import ConfigError
 from pipeline.evals.appoint import check_judges
-from pipeline.evals.cases import build_cases, labelled_pairs, public_bias_sets
+from pipeline.evals.cases import build_cases, human_pairs, labelled_pairs, public_bias_sets
 from pipeline.evals.garak import check_garak
 from pipeline.evals.gate import find_guidelines, load_guidelines
+from pipeline.evals.labellers import comparison_of
 from pipeline.records import POOLS, Case, dialogue_key
 from pipeline.tracking import check_tracking
 
@@ -52,15 +54,29 @@ def preflight(config: Config) -> Prepared:
     cases, suite_notes = build_cases(
         config.evaluate, [prompt for prompt in loaded.prompts if prompt.split == config.evaluate.split]
     )
-    labelled_pairs(config.evaluate, suite_notes)
+    shown_pairs = labelled_pairs(config.evaluate, suite_notes) if "pairs" in config.evaluate.suites else []
     public_bias_sets(config.evaluate, suite_notes)
     trained = {prompt.key: "the training split" for prompt in loaded.prompts if prompt.split == "train"}
     refuse_overlap([case.prompt for case in cases], shown | ({} if config.evaluate.checkpoints else trained))
+    stages = {stage.name for stage in stages_of(config)}
+    if "reward" in stages:
+        held_out = [prompt for prompt in loaded.prompts if prompt.split != "train"]
+        held_out += [case.prompt for case in cases] + [comparison_of(pair).prompt for pair in shown_pairs]
+        human = human_pairs(config.reward.human, suite_notes)
+        refuse_overlap(held_out, {dialogue_key(pair.messages): "reward.human" for pair in human})
     if config.evaluate.guidelines is not None:
         load_guidelines(find_guidelines(config.evaluate.guidelines))
     for path in config.evaluate.checkpoints.values():
         check_model(path, None, "CHECKPOINT")
     check_model(config.model.path, config.model.revision)
+    if "reward" in stages:
+        check_can_classify(config.model.path, config.model.revision, "model.path")
+    for field, reward_model in (
+        ("align.reward_model", config.align.reward_model),
+        ("evaluate.reward_model", config.evaluate.reward_model),
+    ):
+        if reward_model is not None:
+            check_reward_model(reward_model, field)
     if config.evaluate.garak_probes:
         check_garak()
     suite_notes += check_judges(config.evaluate, config.engine, config.model)

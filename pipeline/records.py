@@ -122,6 +122,25 @@ class Preference(Record):
     template: str
 
 
+PairSource = Literal["harmlessness", "helpfulness", "human"]
+
+
+class RewardScore(Record):
+    """What the reward model says of a held-out comparison, beside its label.
+
+    Rewards are raw logits: σ(reward_a − reward_b) is the model's own probability that reply A is preferred.
+    """
+
+    id: str
+    source: PairSource
+    pool: Pool
+    reward_a: float
+    reward_b: float
+    probability_a: float
+    num_words_a: int
+    num_words_b: int
+
+
 class Case(Record):
     """One conversation that is put to every model: a request, perhaps under an attack or with a group swapped in."""
 
@@ -160,6 +179,8 @@ class Verdict(Record):
     """Against the first model's reply to the same case: 1 better, 0 worse, ½ a tie (ordinary requests only)."""
     reference_logprob: float | None = None
     """Mean log-probability per token of the case's reference answer."""
+    reward: float | None = None
+    """The run's reward model's opinion of the reply, in standard deviations of its reference set."""
 
 
 RecordT = TypeVar("RecordT", bound=Record)

@@ -219,7 +219,7 @@ def test_the_reference_is_the_model_that_training_started_from(
 ):
     from transformers import AutoModelForCausalLM
 
-    actors, rollouts = measured
+    _, rollouts = measured
     batch = collate(rollouts, torch.device("cpu"))
     with torch.no_grad():
         expected, _ = logprobs_and_entropy(AutoModelForCausalLM.from_pretrained(tiny_model), batch, 0.7)

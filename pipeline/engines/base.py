@@ -52,7 +52,7 @@ class ChoiceQuery:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplyQuery:
-    """Ask how likely a given reply is."""
+    """Ask how likely, or how good, a given reply is."""
 
     id: str
     messages: list[Message]

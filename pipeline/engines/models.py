@@ -224,6 +224,59 @@ def check_classifier(path: str, field: str, num_labels: int | None = None) -> di
     return {int(index): str(label) for index, label in config.id2label.items()}
 
 
+def check_reward_model(path: str, field: str) -> None:
+    """Refuse, before anything is spent, what can't score a reply.
+
+    Raises:
+        ConfigError: no such model, a head of another kind, no tokenizer, or weights that are damaged or not finite.
+    """
+    check_classifier(path, field, num_labels=1)
+    folder = Path(path).expanduser()
+    try:
+        load_tokenizer(str(folder) if folder.is_dir() else path)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{field}: {path!r} has no tokenizer that can be read ({reason}); save it beside the model."
+        ) from None
+    if not folder.is_dir():
+        return
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and not any(folder.glob("*.bin")):
+        raise ConfigError(f"{field}: {folder} holds no weights (*.safetensors); give a folder with a whole model.")
+    for weights in files:
+        _check_weights(weights, field)
+    for weights in files:
+        _check_finite(weights, field)
+
+
+def _check_finite(path: Path, field: str) -> None:
+    """Read every tensor, the last first: a head that diverged is found at once."""
+    import torch
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        for name in reversed(list(file.keys())):
+            if not torch.isfinite(file.get_tensor(name).float()).all():
+                raise ConfigError(f"{field}: {name} in {path} has weights that are not finite; give another model.")
+
+
+def check_can_classify(path: str, revision: str | None, field: str) -> None:
+    """Refuse a model to which a reward head can't be put.
+
+    Raises:
+        ConfigError: transformers has no sequence classifier of its kind.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.from_pretrained(resolve_path(path), revision=None if path == EMBEDDED else revision)
+    if type(config) not in AutoModelForSequenceClassification._model_mapping:
+        raise ConfigError(
+            f"{field}: transformers has no sequence classifier of type {config.model_type!r}, so the reward stage "
+            "can't train one from it; set align.reward_model, or another align.method."
+        )
+
+
 def load_classifier(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase] | None:
     """A sequence classifier with its tokenizer, in fp32; None where the model is a causal one."""
     from transformers import AutoModelForSequenceClassification

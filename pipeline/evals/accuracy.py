@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.evals.cases import SHIPPED
 from pipeline.evals.judges import Item, Judge, Judged
 from pipeline.evals.pairs import Pair, Scores
-from pipeline.evals.results import Disagreement, Estimate, JudgeCard, PairAccuracy, Role
-from pipeline.evals.statistics import share, wilson
+from pipeline.evals.results import Disagreement, JudgeCard, PairAccuracy, Role
+from pipeline.evals.statistics import share_of_right, wilson
 from pipeline.records import derive_seed
 
 LABELLED = SHIPPED / "judged_replies.jsonl"
@@ -112,16 +112,8 @@ def pair_accuracy(
                 role=role,
                 dataset=dataset,
                 kind=kind,
-                accuracy=_share(right, confidence),
+                accuracy=share_of_right(right, confidence),
                 num_unanswered=len(group) - len(right),
             )
         )
     return found
-
-
-def _share(right: Sequence[float], confidence: float) -> Estimate:
-    if not right:
-        return Estimate(value=None)
-    if all(score in (0.0, 1.0) for score in right):
-        return wilson(int(sum(right)), len(right), confidence)
-    return share(right, confidence)

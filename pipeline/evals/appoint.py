@@ -100,8 +100,6 @@ def check_judges(cfg: EvaluateConfig, engine: EngineConfig, model: ModelConfig) 
                 f"{judge.section} is {name!r}, which {_share(cfg)}; name another judge, or set "
                 f"{judge.section}.trust={name} to have it marked in the report."
             )
-    if cfg.reward_model is not None:
-        check_classifier(cfg.reward_model, "evaluate.reward_model", num_labels=1)
     return shared_judges(cfg, engine, model)
 
 

@@ -12,7 +12,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.artifacts import hash_file
-from pipeline.config_evaluate import SUITES, EvaluateConfig, SuiteConfig
+from pipeline.config_evaluate import SUITES, EvaluateConfig, PairsConfig, SuiteConfig
+from pipeline.config_train import HumanPairsConfig
 from pipeline.data.files import source_content
 from pipeline.data.public_sets import ChoiceRow, PairRow, Read, RequestRow, read_set
 from pipeline.evals.attacks import ATTACKS, direct
@@ -201,11 +202,20 @@ def public_bias_sets(cfg: EvaluateConfig, notes: list[str]) -> list[Read]:
 
 def labelled_pairs(cfg: EvaluateConfig, notes: list[str]) -> list[Pair]:
     """Pairs that people decided, the chosen reply as A; drawn by the hash of the request."""
-    read = read_set(cfg.pairs, SHIPPED / "pairs.jsonl", PairRow)
-    notes += read.notes("evaluate.pairs")
-    ids = [row.id if cfg.pairs.source == "builtin" else f"pair-{number}" for number, row in enumerate(read.rows)]
+    return _pairs(cfg.pairs, "pair", notes)
+
+
+def human_pairs(cfg: HumanPairsConfig, notes: list[str]) -> list[Pair]:
+    """The same for training a reward model, where ``reward.human`` names a set."""
+    return [] if cfg.source == "none" else _pairs(cfg, "human", notes)
+
+
+def _pairs(cfg: PairsConfig, prefix: str, notes: list[str]) -> list[Pair]:
+    read = read_set(cfg, SHIPPED / "pairs.jsonl", PairRow)
+    notes += read.notes(cfg.section)
+    ids = [row.id if cfg.source == "builtin" else f"{prefix}-{number}" for number, row in enumerate(read.rows)]
     pairs = [
         Pair(id=row_id, kind=row.kind, messages=row.messages, a=row.chosen, b=row.rejected)
         for row_id, row in zip(ids, read.rows, strict=True)
     ]
-    return sorted(pairs, key=lambda pair: dialogue_key(pair.messages))[: cfg.pairs.num_pairs]
+    return sorted(pairs, key=lambda pair: dialogue_key(pair.messages))[: cfg.num_pairs]

@@ -1,29 +1,31 @@
-"""Labellers and reward models on pairs that people decided."""
+"""Labellers and reward models on pairs that people decided, and a reward model on what models reply."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.artifacts import RecordLog
 from pipeline.config import PreferencesConfig
 from pipeline.constitution import Constitution, Principle
-from pipeline.engines.base import Engine, Scored, Stopwatch, Worklist, generate_all, score_all
-from pipeline.evals.classifier import BATCH_ROWS
+from pipeline.engines.base import Engine, ReplyQuery, Scored, Stopwatch, Worklist, generate_all, score_all
 from pipeline.evals.pairs import Pair, Scores
+from pipeline.evals.results import DIRECT
 from pipeline.feedback.preference import make_labeller, soft_label
-from pipeline.records import Comparison, Judgement, Message, Pool, Prompt, derived_rng
+from pipeline.records import Case, Comparison, Judgement, Pool, Prompt, Split, Verdict, derived_rng
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from pipeline.engines.reward_model import RewardModel
 
+REWARDED_CASES = 40  # of each pool: on two cores a reward model of 135 M parameters reads some ten replies a second
 # Which principles judge a pair: those for harmful requests, for look-alikes, or for ordinary ones.
 _POOLS: dict[str, Pool] = {"harmless": "red_team", "hh_rlhf": "red_team", "look_alike": "look_alike"}
 
 
-def comparison_of(pair: Pair) -> Comparison:
+def comparison_of(pair: Pair, split: Split = "test") -> Comparison:
     prompt = Prompt(
-        id=pair.id, pool=_POOLS.get(pair.kind, "ordinary"), kind=pair.kind, split="test", messages=pair.messages
+        id=pair.id, pool=_POOLS.get(pair.kind, "ordinary"), kind=pair.kind, split=split, messages=pair.messages
     )
     return Comparison(id=pair.id, prompt=prompt, reply_a=pair.a, reply_b=pair.b, seed_a=0, seed_b=0)
 
@@ -67,49 +69,45 @@ def _winner(probability: float | None) -> float | None:
     return 0.5 if probability == 0.5 else float(probability > 0.5)
 
 
-def reward_scores(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[Pair],
-    log: RecordLog,
-    watch: Stopwatch,
-) -> Scores:
+def reward_scores(model: RewardModel, pairs: Sequence[Pair], log: RecordLog, watch: Stopwatch) -> Scores:
     """A reward model's opinion: the reply with the higher score wins."""
-    import torch
-
-    texts = {
-        f"{pair.id}/{side}": _render(tokenizer, pair.messages, reply)
+    asks = [
+        ReplyQuery(id=f"{pair.id}/{side}", messages=pair.messages, reply=reply)
         for pair in pairs
         for side, reply in (("a", pair.a), ("b", pair.b))
-    }
-
-    @torch.inference_mode()
-    def score(batch: Sequence[Scored]) -> list[Scored]:
-        encoded = tokenizer(
-            [texts[row.id] for row in batch],
-            truncation=True,
-            max_length=min(2048, tokenizer.model_max_length),
-            padding=True,
-            add_special_tokens=False,
-            return_tensors="pt",
-        ).to(model.device)
-        rewards = model(**encoded).logits.float()[:, 0]
-        return [Scored(id=row.id, score=float(reward)) for row, reward in zip(batch, rewards, strict=True)]
-
-    asks = [Scored(id=row_id, score=0.0) for row_id in texts]
-    batches = [asks[start : start + BATCH_ROWS] for start in range(0, len(asks), BATCH_ROWS)]
-    found = Worklist(log, Scored, watch).run("reward model on labelled pairs", batches, score)
+    ]
+    work = Worklist(log, Scored, watch)
+    found = work.run("reward model on labelled pairs", model.batches(asks), model.score_batch)
     return {pair.id: _higher(found[f"{pair.id}/a"].score, found[f"{pair.id}/b"].score) for pair in pairs}
+
+
+def reward_verdicts(
+    model: RewardModel, cases: Sequence[Case], verdicts: Sequence[Verdict], log: RecordLog, watch: Stopwatch
+) -> list[Verdict]:
+    """Every model's replies to the same few cases with their rewards."""
+    chosen = rewarded_cases(cases)
+    asks = {
+        f"{v.model}|{v.case.id}": ReplyQuery(id=f"{v.model}|{v.case.id}", messages=v.case.messages, reply=v.reply)
+        for v in verdicts
+        if v.case.id in chosen
+    }
+    found = Worklist(log, Scored, watch).run(
+        "rewards of replies", model.batches(list(asks.values())), model.score_batch
+    )
+    rewards = {row_id: model.standardise(row.score) for row_id, row in found.items() if math.isfinite(row.score)}
+    return [v.model_copy(update={"reward": rewards.get(f"{v.model}|{v.case.id}")}) for v in verdicts]
+
+
+def rewarded_cases(cases: Sequence[Case], most: int = REWARDED_CASES) -> set[str]:
+    """The first cases of each pool, without attack or swapped group."""
+    by_pool: dict[str, list[str]] = {}
+    for case in cases:
+        if case.attack == DIRECT and case.group is None:
+            by_pool.setdefault(case.prompt.pool, []).append(case.id)
+    return {case_id for ids in by_pool.values() for case_id in ids[:most]}
 
 
 def _higher(a: float, b: float) -> float | None:
     if a != a or b != b:  # NaN
         return None
     return 0.5 if a == b else float(a > b)
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], reply: str) -> str:
-    turns = [*messages, Message(role="assistant", content=reply)]
-    if tokenizer.chat_template:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False))
-    return "\n\n".join(turn["content"] for turn in turns)

@@ -137,6 +137,15 @@ MEASURES: dict[str, Measure] = {
         score=lambda verdicts: {v.case.id: -v.reference_logprob for v in verdicts if v.reference_logprob is not None},
         unit="perplexity",
     ),
+    "reward": Measure(
+        suite="reward",
+        title="Reward",
+        how="the run's own reward model, in standard deviations of the SFT model's replies; a model trained against it "
+        "is expected to score high",
+        better="higher",
+        score=lambda verdicts: {v.case.id: v.reward for v in verdicts if v.reward is not None},
+        unit="mean",
+    ),
     "bias_refused": Measure(
         suite="bias",
         title="Harmless requests about groups refused",

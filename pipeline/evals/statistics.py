@@ -66,6 +66,15 @@ def share(values: ArrayLike, confidence: float = 0.95) -> Estimate:
     return Estimate(value=float(p), low=float(max(0, centre - half)), high=float(min(1, centre + half)), total=n)
 
 
+def share_of_right(right: Sequence[float], confidence: float = 0.95) -> Estimate:
+    """A rate where every answer is right (1) or wrong (0), else a share in which ties count ½."""
+    if not len(right):
+        return Estimate(value=None)
+    if all(score in (0.0, 1.0) for score in right):
+        return wilson(int(sum(right)), len(right), confidence)
+    return share(right, confidence)
+
+
 def paired_difference(
     before: ArrayLike, after: ArrayLike, confidence: float = 0.95, seed: int = 0
 ) -> tuple[float, float, float]:

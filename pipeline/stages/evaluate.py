@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import distributed
 from pipeline.artifacts import RecordLog
 from pipeline.config_evaluate import EvaluateConfig
 from pipeline.data.splits import refuse_overlap
-from pipeline.engines.models import feedback_engine, load_classifier, local_engine, resolve_path
+from pipeline.engines.models import feedback_engine, local_engine, resolve_path
 from pipeline.evals.accuracy import as_items, judge_card, labelled_replies, pair_accuracy, shuffled
 from pipeline.evals.answering import Answered, Logs, answer_all, whole_reply
 from pipeline.evals.appoint import appoint_judge, appoint_pair_judge, is_shared, shared_judges, short_name
@@ -17,7 +18,7 @@ from pipeline.evals.cases import build_cases, labelled_pairs, public_bias_sets
 from pipeline.evals.duels import duel
 from pipeline.evals.garak import run_garak
 from pipeline.evals.judges import Desk, Item
-from pipeline.evals.labellers import labeller_scores, reward_scores
+from pipeline.evals.labellers import labeller_scores, reward_scores, reward_verdicts
 from pipeline.evals.pairs import BASELINES, PairJudge, Scores
 from pipeline.evals.results import JudgeCard, PairAccuracy, Probe, Results, Role
 from pipeline.evals.summary import summarise
@@ -34,7 +35,10 @@ from pipeline.records import (
 )
 from pipeline.stages.base import Inputs, Metrics
 
-VERSION = 2
+if TYPE_CHECKING:
+    from pipeline.engines.reward_model import RewardModel
+
+VERSION = 3
 
 
 def run(cfg: EvaluateConfig, inputs: Inputs, out: Path) -> Metrics:
@@ -55,7 +59,10 @@ def run(cfg: EvaluateConfig, inputs: Inputs, out: Path) -> Metrics:
     verdicts, card = _judge(cfg, inputs, cases, answered, log)
     desk = Desk(log=log("pair-judge"), watch=inputs.watch, label="pair judge")
     verdicts, wins = duel(verdicts, appoint_pair_judge(cfg.pair_judge, inputs.model, inputs.launch, desk))
-    pairs = _pairs(cfg, inputs, notes, log) if "pairs" in cfg.suites else []
+    reward_model = _own_reward_model(inputs)
+    if reward_model is not None:
+        verdicts = reward_verdicts(reward_model, cases, verdicts, log("rewards"), inputs.watch)
+    pairs = _pairs(cfg, inputs, reward_model, notes, log) if "pairs" in cfg.suites else []
 
     if distributed.is_main():
         results = summarise(
@@ -96,13 +103,17 @@ def trained_keys(cfg: EvaluateConfig, inputs: Inputs) -> dict[str, str]:
     keys = {dialogue_key(messages): "the constitution" for messages in inputs.constitution.requests()}
     folders = dict(inputs.folders)
     if cfg.run is not None:  # the checkpoint's own run
-        folders |= {"sft": Path(cfg.run) / "3-sft", "preferences": Path(cfg.run) / "4-preferences"}
+        own = Path(cfg.run).glob("[0-9]*-*")
+        folders |= {folder.name.split("-", 1)[1]: folder for folder in own}
     if "sft" in folders:
         for row in read_records(folders["sft"] / "rows.jsonl", TrainingRow):
             keys[dialogue_key(row.messages)] = "the SFT rows"
     if "preferences" in folders:
         for preference in read_records(folders["preferences"] / "preferences.jsonl", Preference):
             keys[preference.comparison.prompt.key] = "the preferences"
+    if "reward" in folders:
+        for preference in read_records(folders["reward"] / "rows.jsonl", Preference):
+            keys.setdefault(preference.comparison.prompt.key, "the reward model's pairs")
     return keys
 
 
@@ -144,8 +155,22 @@ def _judge(
     return verdicts, judge_card(judge, labelled, judged, num_unjudged, shared, cfg.confidence)
 
 
-def _pairs(cfg: EvaluateConfig, inputs: Inputs, notes: list[str], log: Logs) -> list[PairAccuracy]:
-    """The run's labeller, a reward model and the pair judge on pairs that people decided, beside two baselines."""
+def _own_reward_model(inputs: Inputs) -> RewardModel | None:
+    """The one that the run has trained."""
+    from pipeline.engines.reward_model import load_reward_model
+
+    folder = inputs.folders.get("reward")
+    if folder is None:
+        return None
+    return load_reward_model(str(folder / "model"), name="reward-stage", batch_rows=inputs.launch.batch_rows)
+
+
+def _pairs(
+    cfg: EvaluateConfig, inputs: Inputs, own_reward_model: RewardModel | None, notes: list[str], log: Logs
+) -> list[PairAccuracy]:
+    """The run's labeller, reward models and the pair judge on pairs that people decided, beside two baselines."""
+    from pipeline.engines.reward_model import load_reward_model
+
     chosen_first = labelled_pairs(cfg, notes)
     shown, turned = shuffled(chosen_first)
     dataset = "shipped" if cfg.pairs.source == "builtin" else short_name(str(cfg.pairs.path))
@@ -168,14 +193,14 @@ def _pairs(cfg: EvaluateConfig, inputs: Inputs, notes: list[str], log: Logs) -> 
         )
         add(f"{inputs.preferences.labeller}:{engine.name}", "labeller", scores)
         del engine
+    if own_reward_model is not None:
+        scores = reward_scores(own_reward_model, shown, log("pairs-own-reward"), inputs.watch)
+        add(own_reward_model.name, "reward model", scores)
     if cfg.reward_model is not None:
-        loaded = load_classifier(cfg.reward_model)
-        assert loaded is not None, "preflight lets no other head through"
-        add(
-            short_name(cfg.reward_model),
-            "reward model",
-            reward_scores(*loaded, shown, log("pairs-reward"), inputs.watch),
-        )
+        rows = inputs.launch.batch_rows
+        given = load_reward_model(cfg.reward_model, name=short_name(cfg.reward_model), batch_rows=rows)
+        add(given.name, "reward model", reward_scores(given, shown, log("pairs-reward"), inputs.watch))
+        del given
     desk = Desk(log=log("pairs-judge"), watch=inputs.watch, label="pair judge on labelled pairs")
     judge: PairJudge = appoint_pair_judge(cfg.pair_judge, inputs.model, inputs.launch, desk)
     add(judge.name, "judge", judge.prefer(shown))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.artifacts import RecordLog
 from pipeline.constitution import load_constitution, shipped_constitutions
@@ -225,35 +227,77 @@ def test_a_chat_classifier_is_shown_the_conversation(desk: Desk):
 
 
 def test_a_reward_model_prefers_the_higher_score_and_nan_says_nothing(tiny_model: Path, desk: Desk, tmp_path: Path):
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+    from transformers import AutoTokenizer
 
+    from pipeline.engines.reward_model import RewardModel
     from pipeline.evals.labellers import reward_scores
     from pipeline.evals.pairs import Pair
     from pipeline.records import Message
 
-    torch.manual_seed(0)
-    config = LlamaConfig.from_pretrained(tiny_model, num_labels=1)
-    model = LlamaForSequenceClassification(config).eval()
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    def longer(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return attention_mask.sum(dim=1).float()
+
+    def model(score_tokens: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> RewardModel:
+        tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+        return RewardModel(score_tokens, tokenizer, name="longer", context=99, device=torch.device("cpu"))
+
     pairs = [
         Pair(id=str(i), kind="helpful", messages=[Message(role="user", content="Hi")], a=a, b=b)
-        for i, (a, b) in enumerate([("one", "two three"), ("two three", "one"), ("same", "same")])
+        for i, (a, b) in enumerate([("a", "two three"), ("two three", "a"), ("same", "same")])
     ]
-    found = reward_scores(model, tokenizer, pairs, desk.log, desk.watch)
-    assert found["0"] in {0.0, 1.0} and found["0"] == 1 - found["1"] and found["2"] == 0.5  # type: ignore[operator]
-
-    def reward(reply: str) -> float:
-        turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": reply}]
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
-        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)
-        return float(model(**ids).logits[0, 0])
-
-    assert found["0"] == float(reward("one") > reward("two three"))
-    with torch.no_grad():
-        model.score.weight.fill_(float("nan"))
+    assert reward_scores(model(longer), pairs, desk.log, desk.watch) == {"0": 0.0, "1": 1.0, "2": 0.5}
     again = RecordLog(tmp_path / "nan", "reward", 0)
-    assert set(reward_scores(model, tokenizer, pairs, again, desk.watch).values()) == {None}
+    nothing = model(lambda ids, mask: longer(ids, mask) * float("nan"))
+    assert set(reward_scores(nothing, pairs, again, desk.watch).values()) == {None}
+
+
+def test_a_reward_model_scores_the_first_plain_cases_of_each_pool_and_no_more(
+    tiny_model: Path, desk: Desk, tmp_path: Path
+):
+    from transformers import AutoTokenizer
+
+    from pipeline.engines.reward_model import RewardModel
+    from pipeline.evals.labellers import REWARDED_CASES, reward_verdicts
+    from pipeline.evals.measures import MEASURES
+    from pipeline.records import Case, Message, Prompt, Verdict
+
+    def case(number: int, pool: str, **more: str) -> Case:
+        messages = [Message(role="user", content="Hi")]
+        prompt = Prompt(id=f"{pool}{number}", pool=pool, kind="k", split="test", messages=messages)  # type: ignore[arg-type]
+        return Case(id=f"{pool}/{number}{more}", suites=["s"], prompt=prompt, messages=messages, **more)  # type: ignore[arg-type]
+
+    cases = [case(n, "red_team") for n in range(REWARDED_CASES + 3)]
+    cases += [case(n, "red_team", attack="rot13") for n in range(3)]
+    cases += [case(n, "ordinary", group="men", attribute="gender", template="t") for n in range(3)]
+    cases += [case(n, "ordinary") for n in range(2)]
+    verdicts = [
+        Verdict(case=c, model=m, reply="x" * n, num_tokens=1, seed=0, outcome="complied", evidence="", judge="j")
+        for n, m in ((1, "base"), (9, "aligned"))
+        for c in cases
+    ]
+    calls: list[int] = []
+
+    def length(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        calls.append(len(input_ids))
+        return attention_mask.sum(dim=1).float()
+
+    model = RewardModel(
+        length,
+        AutoTokenizer.from_pretrained(tiny_model),
+        name="r",
+        context=99,
+        device=torch.device("cpu"),
+        mean=3,
+        std=2,
+    )
+    found = reward_verdicts(model, cases, verdicts, desk.log, desk.watch)
+    rewarded = {v.case.id for v in found if v.reward is not None}
+    assert rewarded == {c.id for c in [*cases[:REWARDED_CASES], *cases[-2:]]} and len(found) == len(verdicts)
+    assert [found[0].reward] == model.score([cases[0].messages], ["x"])
+    base, aligned = (MEASURES["reward"].score([v for v in found if v.model == name]) for name in ("base", "aligned"))
+    assert base.keys() == aligned.keys() == rewarded and all(aligned[c] > base[c] for c in rewarded)
+    before = len(calls)
+    assert reward_verdicts(model, cases, verdicts, desk.log, desk.watch) == found and len(calls) == before
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,168 @@
+"""A reward model of soft labels, through TRL's trainer with the loss replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from trl import RewardConfig as TrlRewardConfig
+from trl import RewardTrainer
+from trl.trainer.reward_trainer import DataCollatorForPreference, suppress_seqcls_warning
+
+from pipeline import distributed
+from pipeline.config import ModelConfig
+from pipeline.config_train import RewardConfig
+from pipeline.engines.models import load_tokenizer, resolve_path, resolve_precision
+from pipeline.engines.reward_model import encode, pad_token
+from pipeline.records import Preference
+from pipeline.training.loop import Quiet, Reporter, train, training_arguments, whole_batches
+from pipeline.training.models import lora_config, quantisation, revision_of, save_checkpoint, training_precision
+from pipeline.training.setting import Setting
+
+
+def soft_bradley_terry_loss(margins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of σ(margin) against a label that is a probability: −p·log σ(m) − (1−p)·log σ(−m).
+
+    σ(r_A − r_B) is the probability that A is preferred (Bradley & Terry 1952); labels of Constitutional AI are kept
+    soft (Bai et al. 2022, arXiv 2212.08073, section 4.1). A label of 1 gives the usual −log σ(r_chosen − r_rejected).
+
+    Args:
+        margins: (pairs,), reward of reply A minus that of reply B.
+        labels: (pairs,), probability that A is the better reply.
+
+    Returns:
+        (pairs,) losses.
+    """
+    return -labels * F.logsigmoid(margins) - (1 - labels) * F.logsigmoid(-margins)
+
+
+def centring_loss(rewards_a: torch.Tensor, rewards_b: torch.Tensor) -> torch.Tensor:
+    """(r_A + r_B)²: Bradley-Terry leaves the rewards' level open, and this keeps it near zero (Eisenstein et al. 2023,
+    arXiv 2312.09244, equation 2). All of shape (pairs,)."""
+    return (rewards_a + rewards_b) ** 2
+
+
+@dataclass
+class SoftRewardCollator(DataCollatorForPreference):
+    """TRL's collator, with the soft labels beside the tokens."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = super().torch_call(examples)
+        batch["labels_a"] = torch.tensor([example["label_a"] for example in examples])
+        return batch
+
+
+class SoftRewardTrainer(Quiet, RewardTrainer):
+    """A reward model whose label is a probability. "Chosen" is reply A and "rejected" reply B, as in ``dpo.py``."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        assert not return_outputs, "this trainer is never asked for logits"
+        labels_a = inputs.pop("labels_a")
+        rewards_a, rewards_b = model(**inputs, use_cache=False).logits[:, 0].float().chunk(2)
+        losses = soft_bradley_terry_loss(rewards_a - rewards_b, labels_a)
+        losses = losses + self.args.center_rewards_coefficient * centring_loss(rewards_a, rewards_b)
+        self._note(rewards_a.detach(), rewards_b.detach(), labels_a)
+        return losses.mean()
+
+    def _note(self, rewards_a: torch.Tensor, rewards_b: torch.Tensor, labels_a: torch.Tensor) -> None:
+        """Under DPO's names, by the reply that the label prefers."""
+        margins = torch.where(labels_a >= 0.5, rewards_a - rewards_b, rewards_b - rewards_a)
+        for name, values in (
+            ("rewards/mean", (rewards_a + rewards_b) / 2),
+            ("rewards/margins", margins),
+            ("rewards/accuracies", (margins > 0).float()),
+        ):
+            self._metrics["train"][name].append(self.accelerator.gather_for_metrics(values).mean().item())
+
+
+def reward_tokenizer(path: str, config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer with a pad token that no text ends with."""
+    tokenizer = load_tokenizer(path, revision_of(path, config))
+    tokenizer.pad_token = pad_token(tokenizer)
+    return tokenizer
+
+
+def load_reward_base(path: str, config: ModelConfig) -> PreTrainedModel:
+    """The weights to start from under a head that is zero: a model that knows nothing calls every pair even.
+
+    The head is kept in fp32: it is small, and its steps are lost in bf16's rounding.
+    """
+    with suppress_seqcls_warning():
+        model = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            revision=revision_of(path, config),
+            num_labels=1,
+            dtype=resolve_precision(training_precision(config)),
+            attn_implementation="sdpa",
+            **quantisation(config),
+        )
+    model.score.float()
+    torch.nn.init.zeros_(model.score.weight)
+    return model if config.tuning == "qlora" else model.to(distributed.default_device())
+
+
+def tokenised(
+    preferences: Sequence[Preference], tokenizer: PreTrainedTokenizerBase, most: int
+) -> tuple[list[dict[str, Any]], int]:
+    """TRL's rows, and how many texts were longer than ``most`` tokens and lost their beginning.
+
+    Done here and not by TRL, which leaves out pairs that are too long, and so that a text is the same as in scoring.
+    """
+    rows, num_cut = [], 0
+    for preference in preferences:
+        pair = preference.comparison
+        texts = [encode(tokenizer, pair.prompt.messages, reply, most + 1) for reply in (pair.reply_a, pair.reply_b)]
+        num_cut += sum(len(text) > most for text in texts)
+        chosen, rejected = (text[-most:] for text in texts)
+        rows.append({"chosen_ids": chosen, "rejected_ids": rejected, "label_a": preference.probability_a})
+    return rows, num_cut
+
+
+def train_reward(
+    preferences: Sequence[Preference], base_path: str, config: RewardConfig, setting: Setting
+) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Train on labelled pairs, starting from the model at ``base_path``. Returns metrics and the log history."""
+    path = resolve_path(base_path)
+    tokenizer = reward_tokenizer(path, setting.model)
+    rows, num_cut = tokenised(preferences, tokenizer, config.max_length_tokens)
+    reporter = Reporter("training the reward model", setting.tracker)
+    arguments = training_arguments(config, setting.model, setting.launch, setting.seed, setting.work)
+    trainer = SoftRewardTrainer(
+        model=load_reward_base(path, setting.model),
+        args=TrlRewardConfig(**arguments, center_rewards_coefficient=config.center_coefficient),
+        data_collator=SoftRewardCollator(pad_token_id=tokenizer.pad_token_id),
+        train_dataset=Dataset.from_list(whole_batches(rows, config.global_batch_size)),
+        processing_class=tokenizer,
+        peft_config=lora_config(setting.model, "SEQ_CLS"),  # PEFT then trains the head and saves it with the adapter
+        callbacks=[reporter],
+    )
+    metrics = train(trainer, reporter, setting.watch)
+    save_reward_model(trainer, path, setting.model, setting.out)
+    return {"num_texts_cut": num_cut, **metrics}, reporter.history
+
+
+def save_reward_model(trainer: SoftRewardTrainer, path: str, config: ModelConfig, out: Path) -> None:
+    """Write ``out/model``, whole and merged, and ``out/adapter`` with the head where one was trained. Call on every
+    rank."""
+    if config.tuning == "full":
+        save_checkpoint(trainer, path, config, out)
+        return
+    if distributed.is_main():
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        model.save_pretrained(out / "adapter")
+        if config.tuning == "qlora":  # merging into 4-bit weights would round the adapter away
+            whole = load_reward_base(path, replace(config, tuning="lora"))
+            whole.config.pad_token_id = trainer.processing_class.pad_token_id
+            model = peft.PeftModel.from_pretrained(whole, str(out / "adapter"))
+        model.merge_and_unload().save_pretrained(out / "model")
+        trainer.processing_class.save_pretrained(out / "model")
+    distributed.barrier()

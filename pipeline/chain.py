@@ -85,7 +85,7 @@ VERSIONS = {
     "reward": 1,
     "align": 1,
     "evaluate": 3,
-    "report": 2,
+    "report": 3,
 }
 _EVALUATION = ("prompts", "evaluate", "report")  # what is left of the chain when checkpoints are given
 

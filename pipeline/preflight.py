@@ -10,17 +10,27 @@ from pathlib import Path
 from pipeline.chain import stages_of
 from pipeline.config import Config
 from pipeline.constitution import Constitution, find_constitution, load_constitution
+from pipeline.data.drawing import held_out_prompts, rollout_prompts
 from pipeline.data.loading import load_prompts
 from pipeline.data.splits import refuse_overlap
-from pipeline.engines.models import check_can_classify, check_model, check_reward_model
-from pipeline.errors import ConfigError
+from pipeline.engines.models import (
+    check_can_classify,
+    check_model,
+    check_reward_model,
+    context_length,
+    load_tokenizer,
+    resolve_path,
+)
+from pipeline.errors import ConfigError, StageError
 from pipeline.evals.appoint import check_judges
 from pipeline.evals.cases import build_cases, human_pairs, labelled_pairs, public_bias_sets
 from pipeline.evals.garak import check_garak
 from pipeline.evals.gate import find_guidelines, load_guidelines
 from pipeline.evals.labellers import comparison_of
-from pipeline.records import POOLS, Case, dialogue_key
+from pipeline.records import POOLS, Case, Message, Prompt, dialogue_key
 from pipeline.tracking import check_tracking
+from pipeline.training.rewards import checked
+from pipeline.user_functions import load_function
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,8 @@ def preflight(config: Config) -> Prepared:
     for path in config.evaluate.checkpoints.values():
         check_model(path, None, "CHECKPOINT")
     check_model(config.model.path, config.model.revision)
+    if "align" in stages:
+        _check_alignment(config, loaded.prompts)
     if "reward" in stages:
         check_can_classify(config.model.path, config.model.revision, "model.path")
     for field, reward_model in (
@@ -97,6 +109,41 @@ def preflight(config: Config) -> Prepared:
         key = f"{prompt.pool}/{prompt.split}"
         counts[key] = counts.get(key, 0) + 1
     return Prepared(constitution, counts, notes, cases)
+
+
+def _check_alignment(config: Config, prompts: list[Prompt]) -> None:
+    """The user's reward functions, on one reply; and whether every prompt leaves room for its reply."""
+    align = config.align
+    for name in align.weights.keys() & align.functions.keys():
+        function = load_function(align.functions[name], f"align.functions.{name}")
+        try:
+            checked(name, function, [[Message(role="user", content="Hello.")]], ["Hello!"])
+        except StageError as error:
+            raise ConfigError(str(error)) from None
+    if not align.online:
+        return
+    if align.method == "ppo" and config.evaluate.split == "validation":
+        raise ConfigError(
+            "evaluate.split is 'validation', on which align=ppo chooses the policy that it keeps; evaluate 'test'."
+        )
+    held_out = held_out_prompts(prompts, align.rollout)
+    if align.method == "ppo" and len(held_out) < 2:
+        raise ConfigError(
+            f"align.rollout.num_held_out is {align.rollout.num_held_out}, but data.validation_fraction leaves "
+            f"{len(held_out)} such prompts; raise it."
+        )
+    path = resolve_path(config.model.path)
+    tokenizer = load_tokenizer(path, config.model.revision if path == config.model.path else None)
+    most = min(align.max_length_tokens, context_length(path))
+    for prompt in [*rollout_prompts(prompts, align.rollout), *held_out]:
+        text = tokenizer.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True)
+        length = len(tokenizer(text, add_special_tokens=False)["input_ids"]) + align.rollout.max_reply_tokens
+        if length > most:
+            raise ConfigError(
+                f"prompt {prompt.id} with a reply of align.rollout.max_reply_tokens={align.rollout.max_reply_tokens} "
+                f"has {length} tokens, more than the {most} of align.max_length_tokens and the model's context; raise "
+                "align.max_length_tokens, shorten replies, or leave the prompt out."
+            )
 
 
 def _check_output_folder(output_dir: str) -> None:

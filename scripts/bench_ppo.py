@@ -214,8 +214,8 @@ def table(results: dict[str, dict[str, Any]], job: Job, arguments: argparse.Name
         f"`python scripts/bench_ppo.py` on {arguments.device}: SmolLM2-135M after SFT, fp32, {job['num_steps']} steps "
         f"of {job['batch_size']} rollouts of at most {job['max_reply_tokens']} tokens, {job['num_epochs']} passes of "
         f"{job['num_minibatches']} minibatches, {job['per_device_batch_size']} rows a backward pass, learning rate "
-        f"{job['learning_rate']:g}, KL coefficient {job['kl_coefficient']:g}. The first step warms up and is not timed. Reward "
-        f"and KL: {arguments.held_out} held-out prompts, standard error in brackets; the SFT model has "
+        f"{job['learning_rate']:g}, KL coefficient {job['kl_coefficient']:g}. The first step warms up and is not timed. "
+        f"Reward and KL: {arguments.held_out} held-out prompts, standard error in brackets; the SFT model has "
         f"{results[baseline]['start']['reward']:.2f} [{results[baseline]['start']['reward_error']:.2f}].",
         "",
         "| variant | samples a second | × the first | peak memory, GiB | × the first | reward | KL, nats a reply "

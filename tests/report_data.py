@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from math import exp
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pipeline.artifacts import Manifest
 from pipeline.constitution import load_constitution
 from pipeline.evals import results as r
+from pipeline.evals.calibration import held_out_metrics
 from pipeline.evals.changes import all_changes, cell_changes
 from pipeline.evals.measures import attack_cells, by_model, measure
 from pipeline.evals.statistics import wilson
@@ -22,15 +24,18 @@ from pipeline.records import (
     Preference,
     Prompt,
     Revision,
+    RewardScore,
     TrainingRow,
     Verdict,
     derived_rng,
+    write_records,
 )  # fmt: skip
 from pipeline.report.build import Report
+from pipeline.training.history import write_history
 
 MODELS = ("base", "sft", "aligned")
 CONSTITUTION = load_constitution(Path(__file__).parent.parent / "constitutions" / "default.yaml")
-STAGES = ("prompts", "critique", "sft", "preferences", "align", "evaluate")
+STAGES = ("prompts", "critique", "sft", "preferences", "reward", "align", "evaluate")
 ATTACKS = ("direct", "persona", "past_tense", "many_shot")
 POOLS: tuple[Pool, ...] = ("red_team", "look_alike", "ordinary")
 SUITES = {"red_team": ["red_team"], "look_alike": ["over_refusal"], "ordinary": ["over_refusal", "helpfulness"]}
@@ -62,26 +67,33 @@ FILLER = (
 )
 
 
-def make_report(num_cases: int = 240, models: tuple[str, ...] = MODELS, num_exchanges: int = 40) -> Report:
+def make_report(
+    num_cases: int = 240, models: tuple[str, ...] = MODELS, num_exchanges: int = 40, method: str = "ppo"
+) -> Report:
+    """A run by PPO on a reward model, or by DPO on pairs."""
+    stages = [stage for stage in STAGES if stage != "reward" or method == "ppo"]
     cases = [make_case(i) for i in range(num_cases)]
     verdicts = [make_verdict(case, min(step, 2), model) for case in cases for step, model in enumerate(models)]
     exchanges = [make_exchange(i) for i in range(num_exchanges)]
     return Report(
-        title="Run default-smollm2-135m-dpo-1b8615",
+        title=f"Run default-smollm2-135m-{method}-1b8615",
         headline="The aligned model complies with fewer harmful requests than the base model, but it refuses more "
         "ordinary requests and more harmless look-alikes.",
         preset="none", model_path="embedded", tuning="lora", confidence=0.95,
-        deviations=["1 round(s) of revision instead of 4", "DPO on soft labels in place of PPO on a preference model"],
+        deviations=["1 round(s) of revision instead of 4", "AI labels for helpfulness as well"],
         results=make_results(verdicts[: 240 * len(models)]), gate=make_gate(), verdicts=verdicts,
-        manifests={stage: make_manifest(stage) for stage in STAGES},
-        folders={stage: f"{number}-{stage}" for number, stage in enumerate(STAGES, 1)},
+        manifests={stage: make_manifest(stage, method) for stage in stages},
+        folders={stage: f"{number}-{stage}" for number, stage in enumerate(stages, 1)},
         constitution=CONSTITUTION, exchanges=exchanges,
         rows=[
             TrainingRow(id=f"{e.prompt.id}/round-{x.round}", origin="revision", source_id=e.prompt.id,
                         messages=e.prompt.messages, reply=x.revision) for e in exchanges for x in e.revisions
         ],
         preferences=[make_preference(i) for i in range(num_exchanges)],
-        histories={"sft": make_history(60, dpo=False), "align": make_history(40, dpo=True)},
+        histories={"sft": make_history(60, dpo=False)} | (
+            {"reward": make_history(30, dpo=True), "align": [HELD_OUT_START, *make_rollout_history()]}
+            if method == "ppo" else {"align": make_history(40, dpo=True)}
+        ),
     )  # fmt: skip
 
 
@@ -120,8 +132,10 @@ def make_verdict(case: Case, step: int, model: str) -> Verdict:
     complied = rng.random() < COMPLIES[case.prompt.pool][step] + (0.2 if case.attack == "persona" else 0)
     outcome: Any = "broken" if rng.random() < 0.03 else "complied" if complied else "refused"
     evidence = "I won't help" if outcome == "refused" else ""
+    chance = derived_rng(case.id, "rewarded")
+    reward = derived_rng(case.id, model, "reward").gauss(0.5 * step, 1) if chance.random() < 0.5 else None
     return Verdict(case=case, model=model, reply=write(rng, outcome), num_tokens=75, seed=rng.getrandbits(63),
-                   outcome=outcome, evidence=evidence, judge="patterns-2")  # fmt: skip
+                   outcome=outcome, evidence=evidence, judge="patterns-2", reward=reward)  # fmt: skip
 
 
 def make_results(verdicts: list[Verdict]) -> r.Results:
@@ -210,7 +224,64 @@ def make_history(num_steps: int, dpo: bool) -> list[dict[str, Any]]:
     return steps
 
 
-def make_manifest(stage: str) -> Manifest:
+def make_rollout_history(num_steps: int = 12) -> list[dict[str, Any]]:
+    """What PPO logs, under its names."""
+    rng = derived_rng("rollouts", num_steps)
+    rows: list[dict[str, Any]] = []
+    for s in range(1, num_steps + 1):
+        loss, score, kl = rng.gauss(0, 0.01), 0.1 * s + rng.gauss(0, 0.1), 0.4 * (s - 1)
+        rows.append({
+            "step": s, "episode": 32 * s, "loss": loss, "lr": 0.0005, "objective/kl": kl, "objective/entropy": 60.0,
+            "objective/token_entropy": 1.8 - 0.03 * s, "objective/rlhf_reward": score - 0.05 * kl,
+            "objective/scores": score, "rewards/reward_model": score, "val/explained_variance": 0.05 * s - 0.3,
+            "reply_tokens_mean": 40.0 - s, "loss/policy_avg": loss, "loss/value_avg": 0.5 / s,
+            "policy/approxkl_avg": 0.002, "policy/clipfrac_avg": 0.02, "val/clipfrac_avg": 0.1 / s,
+        })  # fmt: skip
+        if s % 3 == 0:
+            rows[-1] |= {"held_out/scores": 0.3 + 0.1 * s, "held_out/kl": 0.45 * s}
+    return rows
+
+
+def make_reward_metrics(num_pairs: int = 60) -> dict[str, Any]:
+    """The labels are half guessed, so the model is better than chance and too sure."""
+    rng = derived_rng("reward", num_pairs)
+    scores = []
+    for i in range(num_pairs):
+        pool, label = POOLS[i % 3], rng.random()
+        margin = 3 * (label - 0.5) + rng.gauss(0, 1)
+        scores.append(RewardScore(id=f"pair-{i}", source="harmlessness" if pool == "red_team" else "helpfulness",
+                                  pool=pool, reward_a=margin, reward_b=0.0, probability_a=label,
+                                  num_words_a=rng.randrange(20, 50), num_words_b=rng.randrange(20, 50)))  # fmt: skip
+    counts = {"harmlessness": num_pairs // 3, "helpfulness": num_pairs - num_pairs // 3}
+    return {"num_train": {name: 4 * n for name, n in counts.items()}, "num_held_out": counts,
+            **held_out_metrics(scores), "reward_mean": 0.1, "reward_std": 0.9, "notes": []}  # fmt: skip
+
+
+HELD_OUT_BEFORE = [0.1 * (i % 7) for i in range(24)]
+HELD_OUT_START = {"step": 0, "held_out/scores": fmean(HELD_OUT_BEFORE), "held_out/kl": 0.0}
+PPO_METRICS: dict[str, Any] = {
+    "num_steps": 12, "best_step": 9, "num_rollbacks": 1, "stopped": None, "kl_last": 4.4,
+    "held_out_scores": {"0": HELD_OUT_BEFORE, "best": [b + 0.2 * (i % 5) for i, b in enumerate(HELD_OUT_BEFORE)]},
+}  # fmt: skip
+
+
+def write_stages(report: Report, out: Path) -> dict[str, Path]:
+    """The folders that a report is built from, as far as the builder reads them."""
+    folders = {stage: out / name for stage, name in report.folders.items()}
+    for stage, folder in folders.items():
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(report.manifests[stage].model_dump_json(), encoding="utf-8")
+        write_history(folder, [row for row in report.histories.get(stage, []) if row is not HELD_OUT_START])
+    write_records(folders["critique"] / "exchanges.jsonl", report.exchanges)
+    write_records(folders["sft"] / "rows.jsonl", report.rows)
+    if "preferences" in folders:
+        write_records(folders["preferences"] / "preferences.jsonl", report.preferences)
+    write_records(folders["evaluate"] / "verdicts.jsonl", report.verdicts)
+    (folders["evaluate"] / "results.json").write_text(report.results.model_dump_json(), encoding="utf-8")
+    return folders
+
+
+def make_manifest(stage: str, method: str) -> Manifest:
     seconds = {"critique": 262.0, "sft": 96.0, "preferences": 118.0, "align": 141.0, "evaluate": 156.0}.get(stage, 1.4)
     metrics: dict[str, Any] = {
         "num_rows": 202,
@@ -219,7 +290,10 @@ def make_manifest(stage: str) -> Manifest:
     }
     if stage == "preferences":
         metrics = {"num_pairs": 36, "num_parse_failures": 0, "order_flip_rate": 0.31, "entropy_bits_mean": 0.72}
+    if method == "ppo":
+        metrics = {"reward": make_reward_metrics(), "align": PPO_METRICS}.get(stage, metrics)
+    config = {"method": method, "confidence": 0.95, "ppo": {"max_kl": 20.0}}
     return Manifest(stage=stage, fingerprint="0" * 64, inputs={}, outputs={}, content_hash="0" * 64,
-                    identity={"seed": 0, "config": {"method": "dpo"}}, metrics=metrics, seconds=seconds,
+                    identity={"seed": 0, "config": config}, metrics=metrics, seconds=seconds,
                     busy_seconds=0.95 * seconds, started="2026-11-23T13:40:03+00:00",
                     environment={"python": "3.11.7", "device": "CPU"})  # fmt: skip

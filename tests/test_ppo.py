@@ -15,13 +15,21 @@ from pipeline.constitution import find_constitution, load_constitution
 from pipeline.data.loading import load_prompts
 from pipeline.engines.base import Stopwatch
 from pipeline.errors import StageError
-from pipeline.records import Prompt
+from pipeline.records import Message, Prompt
 from pipeline.tracking import NoTracker
 from pipeline.training.actors import Actors, load_actors
 from pipeline.training.alignment import RewardSources, make_rewards, train_ppo
 from pipeline.training.ppo import PPO
 from pipeline.training.rewards import WeightedSum
-from pipeline.training.rollouts import Rollout, collate, draw, logprobs_and_entropy, measure, state_values
+from pipeline.training.rollouts import (
+    Rollout,
+    collate,
+    common_length,
+    draw,
+    logprobs_and_entropy,
+    measure,
+    state_values,
+)
 from pipeline.training.setting import Setting
 
 TOYS = Path(__file__).parent / "toy_rewards.py"
@@ -171,9 +179,12 @@ def test_an_epoch_asks_every_prompt_once_in_an_order_of_its_own(tiny_model: Path
 
 
 @pytest.fixture
-def measured(tiny_model: Path, tmp_path: Path) -> tuple[Actors, list[Rollout]]:
+def measured(tiny_model: Path, tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Actors, list[Rollout]]:
     """Rollouts of a policy that is no longer its reference, with a critic that says something."""
     bench = Bench(tiny_model, tmp_path)
+    if getattr(request, "param", ""):
+        turn = Message(role="system", content=request.param)
+        bench.prompts = [prompt.model_copy(update={"messages": [turn, *prompt.messages]}) for prompt in bench.prompts]
     actors = bench.actors()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -184,9 +195,13 @@ def measured(tiny_model: Path, tmp_path: Path) -> tuple[Actors, list[Rollout]]:
     return actors, rollouts
 
 
-def test_padding_changes_nothing(measured: tuple[Actors, list[Rollout]]):
-    """What was measured in padded batches equals each row alone, token by token, without any padding."""
+@pytest.mark.parametrize("measured", ["", "You are a careful assistant."], indirect=True)
+def test_neither_padding_nor_sharing_changes_a_number(measured: tuple[Actors, list[Rollout]]):
+    """What was measured in padded batches, with and without a system prompt that all rows share, equals each row
+    alone, token by token, without any padding."""
     actors, rollouts = measured
+    shared = common_length([rollout.prompt_tokens for rollout in rollouts])
+    assert shared >= 8 or rollouts[0].prompt.messages[0]["role"] == "user"
     assert len({len(rollout.prompt_tokens) for rollout in rollouts}) > 1
     for rollout in rollouts:
         ids = torch.tensor([rollout.prompt_tokens + rollout.reply_tokens])
@@ -199,6 +214,26 @@ def test_padding_changes_nothing(measured: tuple[Actors, list[Rollout]]):
         logprobs = logits.log_softmax(-1).gather(1, ids[0, start:, None])[:, 0]
         assert torch.allclose(rollout.logprobs, logprobs, atol=1e-5)
         assert torch.allclose(rollout.values, values, atol=1e-5)
+
+
+@pytest.mark.parametrize("measured", ["You are a careful assistant."], indirect=True)
+def test_gradients_pass_through_what_is_shared(measured: tuple[Actors, list[Rollout]]):
+    actors, rollouts = measured
+    gradients = []
+    for share in (True, False):
+        batch = collate(rollouts, torch.device("cpu"), share=share)
+        assert bool(batch.shared_ids.numel()) == share
+        with actors.policy() as model:
+            (logprobs_and_entropy(model, batch, 0.7)[0] * batch.mask).sum().backward()
+        with actors.value_trunk() as trunk:
+            (state_values(trunk, actors.value_head, batch) * batch.mask).sum().backward()
+        parameters = [*actors.policy_parameters(), *actors.value_parameters()]
+        gradients.append(
+            torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
+        )
+        for parameter in parameters:
+            parameter.grad = None
+    assert gradients[0].norm() > 1 and torch.allclose(*gradients, atol=1e-3, rtol=1e-3)
 
 
 def test_a_token_that_also_pads_counts_like_any_other(measured: tuple[Actors, list[Rollout]]):

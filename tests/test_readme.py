@@ -43,7 +43,13 @@ def test_every_command_works(
 
 
 def test_links_lead_somewhere():
-    for name in ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "constitutions/README.md"):
+    for name in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/architecture.md",
+        "docs/alignment.md",
+        "constitutions/README.md",
+    ):
         text = (ROOT / name).read_text(encoding="utf-8")
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
             assert ((ROOT / name).parent / target).exists(), f"{name} → {target}"

@@ -143,6 +143,19 @@ def test_a_permalink_opens_its_entry_whatever_the_filters_say(page):
     page.get_by_text("there is no entry r:nobody").wait_for()
 
 
+def test_rewards_stand_beside_the_replies_that_have_one(page):
+    entries = page.evaluate(
+        "data.collections[0].entries.slice(0, 25).map((e) => [e.id, e.replies.map((r) => r.at(-1))])"
+    )
+    rewarded = next(row for row in entries if all(reward is not None for reward in row[1]))
+    without = next(row for row in entries if None in row[1])
+    for case, rewards in (rewarded, without):
+        entry = page.locator(f".entry[data-id='{case}']")
+        entry.locator("summary").first.click()
+        shown = [text.strip() for text in entry.locator(".reward").all_inner_texts()]
+        assert shown == [f"reward {reward:+.2f}".replace("-", "−") for reward in rewards if reward is not None]
+
+
 def test_labels_show_a_bar_and_each_judgement(page):
     page.get_by_text("AI labels (120)").click()
     entry = page.locator(".entry").nth(1)
@@ -218,7 +231,7 @@ def test_it_fits_a_phone_a_tablet_and_a_laptop(page, theme: str, tmp_path: Path)
     for width in (380, 800, 1400):
         page.set_viewport_size({"width": width, "height": 900})
         assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page must not scroll sideways"
-        for part in ("verdict", "changes", "figures", "judges", "transcripts"):
+        for part in ("verdict", "changes", "figures", "reward", "judges", "transcripts"):
             page.evaluate("part => document.getElementById(part).scrollIntoView()", part)
             page.evaluate(PAINTED)
             image = page.screenshot(path=folder / f"{width}-{theme}-{part}.png")

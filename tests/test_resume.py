@@ -34,7 +34,7 @@ MOMENTS = {
     "a checkpoint of SFT": lambda cache: any(cache.glob("sft-*.partial/work/checkpoint-*/checkpoint.complete")),
     "labels": has_rows("preferences-*.partial/work/answers.rank0.jsonl"),
     "a checkpoint of DPO": lambda cache: any(cache.glob("align-*.partial/work/checkpoint-*/checkpoint.complete")),
-    "evaluation": has_rows("evaluate-*.partial/work/replies-sft.rank0.jsonl"),
+    "evaluation": has_rows("answers-*/replies.rank0.jsonl"),
 }
 
 

@@ -157,6 +157,14 @@ def load_model(path: str, precision: str, revision: str | None = None, **options
     return model if options.get("quantization_config") else model.to(distributed.default_device())
 
 
+def context_length(path: str) -> int:
+    """The most tokens that a model reads."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path).get_text_config()
+    return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+
+
 def local_engine(path: str, config: ModelConfig, launch: LaunchConfig, name: str) -> HFEngine:
     """An engine on a model folder or id, with batch sizes that follow the hardware."""
     import torch

@@ -31,16 +31,37 @@ def nucleus_sample(
         return logits.argmax(dim=-1)
     probabilities = torch.softmax(logits.float() / torch.where(greedy, 1.0, temperatures).float()[:, None], dim=-1)
     likeliest, order = probabilities.topk(min(NUCLEUS_GUESS, probabilities.shape[-1]), dim=-1)
-    if bool((likeliest.double().sum(dim=-1) < top_ps).any()):
-        likeliest, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    mass = likeliest.double().sum(dim=-1)
+    # Enough where they hold the nucleus, or where there is no nucleus to find and the draw falls among them.
+    enough = greedy | (mass >= top_ps) | ((top_ps == 1) & (uniforms * probabilities.double().sum(dim=-1) < mass))
+    drawn = _invert(likeliest, order, uniforms, top_ps, probabilities)
+    if not bool(enough.all()):
+        rest = ~enough
+        ranked, places = probabilities[rest].sort(dim=-1, descending=True, stable=True)
+        drawn[rest] = _invert(ranked, places, uniforms[rest], top_ps[rest], ranked)
+    return torch.where(greedy, order[:, 0], drawn)
+
+
+def _invert(
+    likeliest: torch.Tensor,
+    order: torch.Tensor,
+    uniforms: torch.Tensor,
+    top_ps: torch.Tensor,
+    probabilities: torch.Tensor,
+) -> torch.Tensor:
+    """The token at which the cumulative mass of the nucleus passes the uniform number.
+
+    Args:
+        likeliest, order: (rows, k), the largest probabilities in order, and whose they are.
+        probabilities: (rows, vocabulary), whose sum is the mass where nothing is cut off (top_p 1).
+    """
     likeliest = likeliest.double()
     mass_before = likeliest.cumsum(dim=-1) - likeliest
     kept = likeliest * (mass_before < top_ps[:, None])
     cumulative = kept.cumsum(dim=-1)
-    targets = uniforms[:, None] * cumulative[:, -1:]
+    whole = torch.where(top_ps == 1, probabilities.double().sum(dim=-1), cumulative[:, -1])
     # The first token whose cumulative mass exceeds the target; rounding must never push it past the kept ones.
-    position = (cumulative <= targets).sum(dim=-1).clamp(max=(kept > 0).sum(dim=-1) - 1)
-    position = torch.where(greedy, 0, position)
+    position = (cumulative <= (uniforms * whole)[:, None]).sum(dim=-1).clamp(max=(kept > 0).sum(dim=-1) - 1)
     return order.gather(1, position[:, None])[:, 0]
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from pipeline.artifacts import RecordLog
+from filelock import FileLock
+
+from pipeline import distributed
+from pipeline.artifacts import RecordLog, fingerprint
 from pipeline.config_evaluate import EvaluateConfig
 from pipeline.data.public_sets import ChoiceRow, Read, SentencePair
 from pipeline.engines.base import (
@@ -23,6 +29,21 @@ from pipeline.evals.results import Estimate
 from pipeline.records import Case, Message, derive_seed
 
 Logs = Callable[[str], RecordLog]
+Identity = dict[str, Any]
+
+
+@contextmanager
+def kept_answers(cache: Path, asked: Identity) -> Iterator[Logs]:
+    """Logs that outlive the stage: the base and the SFT model of a sweep are put to their cases once.
+
+    One run at a time writes to them; a second that asks the same waits, and finds the answers there.
+    """
+    folder = cache / f"answers-{fingerprint(asked)[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock") if distributed.is_main() else nullcontext():
+        distributed.barrier()
+        yield lambda name: RecordLog(folder, name, distributed.rank())
+        distributed.barrier()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +66,7 @@ def answer_all(
     watch: Stopwatch,
 ) -> Answered:
     requests = [_request(case, cfg, seed) for case in cases]
-    replies = generate_all(engine, f"replies of {engine.name}", requests, logs(f"replies-{engine.name}"), watch)
+    replies = generate_all(engine, f"replies of {engine.name}", requests, logs("replies"), watch)
     return Answered(
         replies=replies,
         seeds={request.id: request.seed for request in requests},
@@ -78,12 +99,12 @@ def _reference_logprobs(engine: Engine, cases: Sequence[Case], logs: Logs, watch
     queries = [ReplyQuery(id=case.id, messages=case.messages, reply=case.reference) for case in cases if case.reference]
     if not queries:
         return {}
-    answers = score_all(engine, f"references, {engine.name}", queries, logs(f"references-{engine.name}"), watch)
+    answers = score_all(engine, f"references, {engine.name}", queries, logs("references"), watch)
     return {row_id: answer.logprobs[0] for row_id, answer in answers.items()}
 
 
 def _public_bias(engine: Engine, read: Read, cfg: EvaluateConfig, logs: Logs, watch: Stopwatch) -> dict[str, Estimate]:
-    log, label = logs(f"bias-{engine.name}"), f"bias, {engine.name}"
+    log, label = logs("bias"), f"bias, {engine.name}"
     if isinstance(read.rows[0], ChoiceRow):
         answers = score_all(engine, label, [bbq_question(row) for row in read.rows], log, watch)
         picked = {row_id: _likeliest(answer.logprobs) for row_id, answer in answers.items()}

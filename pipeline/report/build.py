@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pipeline.artifacts import Manifest, hash_file
@@ -16,7 +17,7 @@ from pipeline.evals.gate import find_guidelines, load_guidelines, rule
 from pipeline.evals.measures import ALL, DERIVED, MEASURES, how_of, title_of
 from pipeline.evals.results import Cell, Change, Gate, Results
 from pipeline.records import Exchange, Preference, RecordT, TrainingRow, Verdict, read_records
-from pipeline.report.wording import difference
+from pipeline.report.wording import difference, listed
 from pipeline.training.history import read_history
 
 
@@ -129,12 +130,21 @@ def build_report(
         exchanges=_records(folders, "critique", "exchanges.jsonl", Exchange),
         rows=_records(folders, "sft", "rows.jsonl", TrainingRow),
         preferences=_records(folders, "preferences", "preferences.jsonl", Preference),
-        histories={name: read_history(folders[name]) for name in ("sft", "align") if name in folders},
+        histories={
+            name: _history(folders[name], manifests[name]) for name in ("sft", "reward", "align") if name in folders
+        },
     )
 
 
 def _records(folders: Mapping[str, Path], stage: str, file: str, kind: type[RecordT]) -> list[RecordT]:
     return list(read_records(folders[stage] / file, kind)) if stage in folders else []
+
+
+def _history(folder: Path, manifest: Manifest) -> list[dict[str, float]]:
+    """A training stage's logged steps, after the held-out scores from before the first, where there are any."""
+    before = manifest.metrics.get("held_out_scores", {}).get("0")
+    begun = [{"step": 0, "held_out/scores": fmean(before), "held_out/kl": 0.0}] if before else []
+    return [*begun, *read_history(folder)]
 
 
 COSTS = {
@@ -164,9 +174,5 @@ def headline(results: Results) -> str:
     if not measured:
         return f"{opening}; what that costs was not measured."
     if costs := [COSTS[name] for name in measured if verdicts[name] == "worse"]:
-        return f"{opening}, but it {_listed(costs, 'and')}."
-    return f"{opening}; there is no evidence that it {_listed([COSTS[name] for name in measured], 'or')}."
-
-
-def _listed(parts: list[str], last: str) -> str:
-    return f" {last} ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+        return f"{opening}, but it {listed(costs, 'and')}."
+    return f"{opening}; there is no evidence that it {listed([COSTS[name] for name in measured], 'or')}."

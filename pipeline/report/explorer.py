@@ -127,6 +127,7 @@ def _replies(
                 texts(v.evidence),
                 texts(v.judge),
                 v.num_tokens,
+                None if v.reward is None else round(v.reward, 2),
             ]
             for v in verdicts
         ],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from markupsafe import Markup
 
+from pipeline.evals.calibration import Bin
 from pipeline.evals.results import Estimate
 from pipeline.report.svg import Axis, around, colour, join, marker, shape, tag
 from pipeline.report.wording import number, percent, words, written
@@ -19,6 +21,7 @@ _MAX_NAMED = 5  # more models than this are named by the legend alone
 _MAX_POINTS = 400
 _NUM_BINS = 10
 _NUM_TICKS = 4
+_MAX_RADIUS = 15
 
 
 def legend(models: Sequence[str]) -> Markup:
@@ -167,6 +170,36 @@ def histogram(shares: Sequence[float], label: str) -> Markup:
     said = ", ".join(f"{n} from {i / _NUM_BINS:.1f} to {(i + 1) / _NUM_BINS:.1f}" for i, n in enumerate(counts) if n)
     drawing = tag("svg", *bars, base, *ends, height=150, role="img", aria_label=f"{label}: {said}", class_="bars")
     return tag("div", drawing, class_="plot low")
+
+
+def reliability(bins: Sequence[Bin]) -> Markup:
+    """A dot for each bin, as large as its count; on the diagonal predictions are as right as they are sure."""
+    if not bins:
+        return Markup("")
+    most = max(one.count for one in bins)
+    xs, ys = Axis(0.5, 1.0), Axis(0.5 if min(one.label for one in bins) >= 0.5 else 0.0, 1.0)
+    diagonal = tag("line", x1=xs.at(0.5), y1=ys.up(0.5), x2=xs.at(1.0), y2=ys.up(1.0), class_="path")
+    dots = (_bin(one, xs.at(one.predicted), ys.up(one.label), math.sqrt(one.count / most)) for one in bins)
+    said = "; ".join(map(_said_of_bin, bins))
+    return tag(
+        "div",
+        tag("p", "↑ how often the label agreed", class_="axis-title"),
+        tag("svg", _frame(xs, ys, percent), diagonal, *dots, height=260, role="img", aria_label=f"Reliability: {said}"),
+        tag("p", "predicted probability that the preferred reply wins →", class_="axis-title end"),
+        class_="plot",
+    )
+
+
+def _bin(one: Bin, x: str, y: str, share_of_radius: float) -> Markup:
+    """A dot and the number of its pairs, above it or, at the upper edge, below."""
+    radius = max(3.0, _MAX_RADIUS * share_of_radius)
+    dot = tag("circle", tag("title", _said_of_bin(one)), cx=x, cy=y, r=f"{radius:.1f}", class_="bin")
+    beside = radius + 13 if one.label > 0.9 else -radius - 4
+    return dot + tag("text", str(one.count), x=x, y=y, dy=f"{beside:.1f}", text_anchor="middle", class_="named")
+
+
+def _said_of_bin(one: Bin) -> str:
+    return f"predicted {percent(one.predicted)}, agreed {percent(one.label)}, {one.count} pairs"
 
 
 def group_strip(rates: Mapping[str, Estimate]) -> Markup:

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.progress import duration
-from pipeline.report import explorer, plots, svg, views, wording
+from pipeline.report import explorer, plots, rewards, svg, views, wording
 from pipeline.report.build import Report
 
 
@@ -36,6 +36,7 @@ def render(template: str, report: Report) -> str:
         explorer=explorer,
         json_script=json_script,
         plots=plots,
+        rewards=rewards,
         svg=svg,
         views=views,
         wording=wording,

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.evals.measures import how_of, suite_of, title_of
-from pipeline.evals.results import Estimate, Gate, Results
+from pipeline.evals.results import Estimate
+from pipeline.report.build import Report
+from pipeline.report.rewards import reward_tables
 
 Row = dict[str, Any]
 
 
-def tables_of(results: Results, gate: Gate | None) -> dict[str, list[Row]]:
+def tables_of(report: Report) -> dict[str, list[Row]]:
     """Table name → rows. Estimates become the columns value, low, high, count and total."""
+    results, gate = report.results, report.gate
     tables: dict[str, list[Row]] = {
         "measures": [
             {"model": model, "measure": name, "suite": suite_of(name), "title": title_of(name)}
@@ -60,6 +63,7 @@ def tables_of(results: Results, gate: Gate | None) -> dict[str, list[Row]]:
         ],
         "garak": [probe.model_dump() for probe in results.probes],
         "gate": [ruling.model_dump() for ruling in gate.rulings] if gate else [],
+        **reward_tables(report),
     }
     return {name: rows for name, rows in tables.items() if rows}
 

@@ -16,7 +16,7 @@ from pipeline.records import Verdict, derive_seed
 from pipeline.report.build import Report
 from pipeline.report.explorer import by_case
 from pipeline.report.svg import Axis, around
-from pipeline.report.wording import is_rate, words
+from pipeline.report.wording import is_rate, words, written
 
 Row = tuple[str, list[Estimate | None]]
 _REFUSED = ("look_alike_refused", "ordinary_refused")
@@ -167,18 +167,29 @@ def pair_groups(results: Results) -> dict[tuple[str, str], list[PairAccuracy]]:
 
 
 def curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[str, str, dict[str, list[Any]]]]:
-    """(stage, what, series by name) for loss, reward, accuracy and KL, as far as the trainer logged them."""
+    """(stage, what, series by name), as far as the trainer logged them: loss, reward, accuracy and KL, or the course
+    of a training on replies that it sampled itself."""
     found = []
     for stage, history in histories.items():
-        for title, is_mine in _CURVES.items():
-            series: dict[str, list[Any]] = {}
-            for row in history:
-                for key, value in row.items():
-                    if is_mine(key.lower()) and isinstance(value, int | float) and math.isfinite(value):
-                        series.setdefault(key, []).append((float(row["step"]), float(value)))
+        keys = list(dict.fromkeys(chain.from_iterable(history)))
+        for title, names in _names_of_curves(keys).items():
+            series = {name: points for key, name in names.items() if (points := _points(history, key))}
             if any(len(points) > 1 for points in series.values()):
                 found.append((stage, title, series))
     return found
+
+
+def _points(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    known = ((row["step"], row.get(key)) for row in history)
+    return [(float(s), float(v)) for s, v in known if isinstance(v, int | float) and math.isfinite(v)]
+
+
+def _names_of_curves(keys: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Title of a drawing → what is logged under which key → its name in the drawing."""
+    if "objective/scores" not in keys:
+        return {title: {key: key for key in keys if is_mine(key.lower())} for title, is_mine in _CURVES.items()}
+    parts = {key: key.split("/")[1] for key in keys if key.startswith("rewards/") and not key.endswith("/std")}
+    return _ROLLOUT_CURVES | ({"parts of the score": parts} if len(parts) > 1 else {})
 
 
 _CURVES = {
@@ -187,6 +198,18 @@ _CURVES = {
     "accuracy": lambda key: "accurac" in key,
     "KL": lambda key: "kl" in key.replace("/", "_").split("_"),
 }
+_ROLLOUT_CURVES = {
+    "score": {"objective/scores": "rollouts", "held_out/scores": "held-out prompts"},
+    "KL to the SFT model, nats a reply": {"objective/kl": "rollouts", "held_out/kl": "held-out prompts"},
+    "KL to the SFT model, nats a token": {"objective/kl_per_token": "rollouts"},
+    "entropy, nats a token": {"objective/token_entropy": "rollouts"},
+    "length of replies, tokens": {"reply_tokens_mean": "rollouts"},
+    "loss of the policy": {"loss": "policy"},  # PPO's loss/policy_avg is the same number
+    "loss of the values": {"loss/value_avg": "values"},
+    "share of tokens clipped": {"policy/clipfrac_avg": "policy", "val/clipfrac_avg": "values"},
+    "approximate KL of an update, nats a token": {"policy/approxkl_avg": "policy"},
+    "explained variance of the values": {"val/explained_variance": "values"},
+}
 
 
 def flat_metrics(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -194,13 +217,18 @@ def flat_metrics(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = []
     for key, value in metrics.items():
         name = words(key.removeprefix("num_"))
-        nested = value.items() if isinstance(value, Mapping) else [(None, value)]
+        nested = value.items() if isinstance(value, Mapping) and not _is_estimate(value) else [(None, value)]
+        flat = ((part, written(Estimate(**item)) if _is_estimate(item) else item) for part, item in nested)
         rows += [
             (name if part is None else f"{name}: {part}", item)
-            for part, item in nested
+            for part, item in flat
             if item is None or isinstance(item, int | float | str)
         ]
     return rows
+
+
+def _is_estimate(value: Any) -> bool:
+    return isinstance(value, Mapping) and value.keys() == Estimate.model_fields.keys()
 
 
 def sample_cases(report: Report, num_cases: int = 8) -> list[list[Verdict]]:

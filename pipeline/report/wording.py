@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.evals.measures import Unit
@@ -23,6 +23,10 @@ def number(value: Any) -> str:
     return (f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}").replace("-", "\u2212")
 
 
+def two_places(number: float) -> str:
+    return f"{number:+.2f}".replace("-", "\u2212")
+
+
 def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.0f}\u00a0%"
 
@@ -30,6 +34,17 @@ def percent(share: float | None) -> str:
 def words(identifier: str) -> str:
     """``self_harm`` → ``self harm``; nothing that a person wrote is changed."""
     return _NAMES.get(identifier, identifier.replace("_", " "))
+
+
+def counted(numbers: Mapping[str, int], what: str = "pairs") -> str:
+    """``30 harmlessness and 28 helpfulness pairs``."""
+    parts = [f"{n} {words(name)}" for name, n in numbers.items()]
+    return f"{listed(parts, 'and')} {what}" if parts else f"no {what}"
+
+
+def listed(parts: Sequence[str], last: str) -> str:
+    """``a, b and c``, where ``last`` is the word before the last one."""
+    return f" {last} ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def is_rate(estimate: Estimate) -> bool:

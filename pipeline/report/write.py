@@ -19,4 +19,4 @@ def write_report(report: Report, out: Path) -> None:
     (out / "model_card.md").write_text(model_card(report), encoding="utf-8")
     gate = report.gate.model_dump_json(indent=1) if report.gate else "null"
     (out / "gate.json").write_text(gate + "\n", encoding="utf-8")
-    write_tables(tables_of(report.results, report.gate), out / TABLES)
+    write_tables(tables_of(report), out / TABLES)

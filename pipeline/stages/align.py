@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import distributed
 from pipeline.artifacts import Manifest
-from pipeline.config_train import AlignConfig, RolloutConfig
+from pipeline.config_train import AlignConfig
+from pipeline.data.drawing import held_out_prompts, rollout_prompts
 from pipeline.errors import StageError
-from pipeline.records import Preference, Prompt, read_records
-from pipeline.stages.base import Inputs, Metrics, take
+from pipeline.records import Preference, Prompt, read_records, write_records
+from pipeline.stages.base import Inputs, Metrics
 from pipeline.training.history import write_history
 
 if TYPE_CHECKING:
@@ -63,35 +63,17 @@ def _on_rewards(cfg: AlignConfig, inputs: Inputs, out: Path) -> tuple[Metrics, l
     from pipeline.training.online import train_online
 
     every_prompt = list(read_records(inputs.folders["prompts"] / "prompts.jsonl", Prompt))
-    prompts = asked_prompts(every_prompt, cfg.rollout)
+    prompts = rollout_prompts(every_prompt, cfg.rollout)
+    held_out = held_out_prompts(every_prompt, cfg.rollout) if cfg.method == "ppo" else []
+    if distributed.is_main():
+        write_records(out / "prompts.jsonl", [*prompts, *held_out])
     base_path, setting, sources = str(inputs.folders["sft"] / "model"), inputs.setting(out), _sources(inputs)
     if cfg.method == "ppo":
-        held_out = held_out_prompts(every_prompt, cfg.rollout)
         metrics, history = train_ppo(prompts, held_out, base_path, cfg, sources, setting)
     else:
         rewards = make_rewards(cfg, sources, prompts, setting)
         metrics, history = train_online(prompts, base_path, cfg, rewards, setting)
     return {"num_prompts": len(prompts), **metrics}, history
-
-
-def asked_prompts(prompts: Sequence[Prompt], cfg: RolloutConfig) -> list[Prompt]:
-    """The training prompts that replies are sampled for."""
-    chosen: list[Prompt] = []
-    for pool in ("red_team", "ordinary", "look_alike"):
-        of_pool = [prompt for prompt in prompts if prompt.pool == pool and prompt.split == "train"]
-        chosen += take(of_pool, getattr(cfg, f"num_{pool}"), f"align.rollout.num_{pool}")
-    return chosen
-
-
-def held_out_prompts(prompts: Sequence[Prompt], cfg: RolloutConfig) -> list[Prompt]:
-    """Prompts of the validation split, in the same proportions of pools as the ones trained on."""
-    total = cfg.num_red_team + cfg.num_ordinary + cfg.num_look_alike
-    chosen: list[Prompt] = []
-    for pool in ("red_team", "ordinary", "look_alike"):
-        of_pool = [prompt for prompt in prompts if prompt.pool == pool and prompt.split == "validation"]
-        number = round(cfg.num_held_out * getattr(cfg, f"num_{pool}") / total)
-        chosen += sorted(of_pool, key=lambda prompt: prompt.key)[:number]
-    return chosen
 
 
 def _sources(inputs: Inputs) -> RewardSources:

@@ -12,7 +12,6 @@ from pipeline.config import LaunchConfig, ModelConfig, PreferencesConfig
 from pipeline.config_sources import EngineConfig
 from pipeline.constitution import Constitution
 from pipeline.engines.base import Stopwatch
-from pipeline.progress import warn
 from pipeline.tracking import NoTracker, Tracker
 from pipeline.training.setting import Setting
 
@@ -48,10 +47,3 @@ class Inputs:
     def log(self, out: Path, name: str) -> RecordLog:
         """An append-only log in the unfinished stage's folder."""
         return RecordLog(out / WORK, name, distributed.rank())
-
-
-def take(prompts: list[Any], number: int | None, field_name: str) -> list[Any]:
-    """The first ``number`` prompts in order of their hash; says so when there are fewer than asked for."""
-    if number is not None and number < 1_000_000 and number > len(prompts) and distributed.is_main():
-        warn(f"{field_name} is {number} but there are only {len(prompts)} such prompts; all are used.")
-    return sorted(prompts, key=lambda prompt: prompt.key)[:number]

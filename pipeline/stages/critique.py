@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline import distributed
 from pipeline.config import CritiqueConfig
 from pipeline.constitution import Principle
+from pipeline.data.drawing import take
 from pipeline.engines.base import Completion, Engine, Request, generate_all
 from pipeline.engines.models import feedback_engine, local_engine
 from pipeline.feedback.critique import (
@@ -19,7 +20,7 @@ from pipeline.feedback.critique import (
     tidy,
 )
 from pipeline.records import Exchange, Message, Prompt, Revision, derive_seed, derived_rng, read_records, write_records
-from pipeline.stages.base import Inputs, Metrics, take
+from pipeline.stages.base import Inputs, Metrics
 
 VERSION = 1
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from pipeline import distributed
 from pipeline.artifacts import RecordLog
 from pipeline.config_evaluate import EvaluateConfig
+from pipeline.data.public_sets import Read
 from pipeline.data.splits import refuse_overlap
-from pipeline.engines.models import feedback_engine, local_engine, resolve_path
+from pipeline.engines.models import feedback_engine, local_engine, model_identity, resolve_path
 from pipeline.evals.accuracy import as_items, judge_card, labelled_replies, pair_accuracy, shuffled
-from pipeline.evals.answering import Answered, Logs, answer_all, whole_reply
+from pipeline.evals.answering import Answered, Identity, Logs, answer_all, kept_answers, whole_reply
 from pipeline.evals.appoint import appoint_judge, appoint_pair_judge, is_shared, shared_judges, short_name
 from pipeline.evals.cases import build_cases, labelled_pairs, public_bias_sets
 from pipeline.evals.duels import duel
@@ -53,9 +54,10 @@ def run(cfg: EvaluateConfig, inputs: Inputs, out: Path) -> Metrics:
 
     answered: dict[str, Answered] = {}
     for name, path in checkpoints(cfg, inputs).items():
-        engine = local_engine(path, inputs.model, inputs.launch, name=name)
-        answered[name] = answer_all(engine, cases, sets, cfg, inputs.seed, log, inputs.watch)
-        del engine
+        with kept_answers(out.parent, _asked(path, cases, sets, cfg, inputs)) as kept:
+            engine = local_engine(path, inputs.model, inputs.launch, name=name)
+            answered[name] = answer_all(engine, cases, sets, cfg, inputs.seed, kept, inputs.watch)
+            del engine
     verdicts, card = _judge(cfg, inputs, cases, answered, log)
     desk = Desk(log=log("pair-judge"), watch=inputs.watch, label="pair judge")
     verdicts, wins = duel(verdicts, appoint_pair_judge(cfg.pair_judge, inputs.model, inputs.launch, desk))
@@ -87,6 +89,19 @@ def run(cfg: EvaluateConfig, inputs: Inputs, out: Path) -> Metrics:
     }
 
 
+def _asked(path: str, cases: Sequence[Case], sets: Sequence[Read], cfg: EvaluateConfig, inputs: Inputs) -> Identity:
+    """Who is asked what, and how: the same again has the same answers."""
+    return {
+        "version": VERSION,
+        "model": model_identity(path, inputs.model.revision if path == inputs.model.path else None),
+        "precision": inputs.model.precision,
+        "seed": inputs.seed,
+        "sampling": [cfg.max_reply_tokens, cfg.temperature, cfg.top_p],
+        "cases": [case.model_dump(mode="json") for case in cases],
+        "sets": [repr(row) for read in sets for row in read.rows],
+    }
+
+
 def checkpoints(cfg: EvaluateConfig, inputs: Inputs) -> dict[str, str]:
     """Name → model, the one that others are set against first."""
     if cfg.checkpoints:
@@ -114,6 +129,9 @@ def trained_keys(cfg: EvaluateConfig, inputs: Inputs) -> dict[str, str]:
     if "reward" in folders:
         for preference in read_records(folders["reward"] / "rows.jsonl", Preference):
             keys.setdefault(preference.comparison.prompt.key, "the reward model's pairs")
+    if "align" in folders and (folders["align"] / "prompts.jsonl").exists():  # of an online method
+        for prompt in read_records(folders["align"] / "prompts.jsonl", Prompt):
+            keys.setdefault(prompt.key, "alignment")
     return keys
 
 

@@ -10,7 +10,7 @@ from pipeline.report.build import build_report
 from pipeline.report.write import write_report
 from pipeline.stages.base import Inputs, Metrics
 
-VERSION = 2
+VERSION = 3
 
 
 def run(cfg: ReportConfig, inputs: Inputs, out: Path) -> Metrics:

@@ -186,7 +186,7 @@ class PPO:
         batch_rows = self._setting.launch.batch_rows or (256 if torch.cuda.is_available() else 64)
         mine = draw(self._actors, prompts, seeds, self._rollout, batch_rows)
         with self._accelerator.autocast():
-            measure(self._actors, mine, self._rollout.temperature, 4 * self._rows, with_values)
+            measure(self._actors, mine, self._rollout.temperature, 2 * self._rows, with_values)
         rewarded = self._rewards([rollout.prompt.messages for rollout in mine], [rollout.text for rollout in mine])
         for row, rollout in enumerate(mine):
             rollout.score = rewarded.totals[row]
@@ -261,7 +261,7 @@ class PPO:
 
     def _learn_policy(self, rollouts: Sequence[Rollout], num_tokens: int) -> dict[str, float]:
         device = distributed.default_device()
-        batch = collate(rollouts, device)
+        batch = collate(rollouts, device, share=not self._checkpointing)
         old_logprobs, advantages = (
             padded([getattr(rollout, name) for rollout in rollouts], device) for name in ("logprobs", "advantages")
         )
@@ -284,7 +284,7 @@ class PPO:
 
     def _learn_values(self, rollouts: Sequence[Rollout], num_tokens: int) -> dict[str, float]:
         device = distributed.default_device()
-        batch = collate(rollouts, device)
+        batch = collate(rollouts, device, share=not self._checkpointing)
         old_values, returns = (
             padded([getattr(rollout, name) for rollout in rollouts], device) for name in ("values", "returns")
         )
@@ -302,14 +302,12 @@ class PPO:
 
     def _averages(self, sums: dict[str, float]) -> dict[str, float]:
         """Means over the tokens (norms: over the updates) of all passes, alike on every rank."""
-        if not sums:
+        whole: dict[str, float] = {}
+        for part in gather([sums]):  # a rank without rows of any minibatch has fewer names
+            for name, value in part.items():
+                whole[name] = whole.get(name, 0.0) + value
+        if not whole:
             return {}
-        names = sorted(sums)
-        total = self._accelerator.reduce(
-            torch.tensor([sums[name] for name in names], dtype=torch.float64, device=distributed.default_device()),
-            "sum",
-        )
-        whole = dict(zip(names, total.tolist(), strict=True))
         num_tokens, num_updates = whole.pop("num_tokens"), whole.pop("num_updates")
         return {name: v / (num_updates if name.endswith("grad_norm") else num_tokens) for name, v in whole.items()}
 

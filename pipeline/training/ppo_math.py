@@ -155,7 +155,8 @@ def reply_logprobs_and_entropy(
     Returns:
         (rows, tokens) each; the entropy carries no gradient.
     """
-    logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
+    logits = logits.float() if temperature == 1 else logits.float() / temperature
+    logprobs = torch.log_softmax(logits, dim=-1)
     with torch.no_grad():
-        entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
+        entropy = -torch.einsum("rtv,rtv->rt", logprobs.exp(), logprobs)
     return logprobs.gather(-1, tokens[..., None])[..., 0], entropy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import gather_object
@@ -19,6 +19,7 @@ from pipeline.training.actors import Actors
 from pipeline.training.ppo_math import length_mask, reply_logprobs_and_entropy
 
 T = TypeVar("T")
+MIN_SHARED_TOKENS = 8
 
 
 @dataclass(kw_only=True)
@@ -51,12 +52,19 @@ class Rollout:
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Rows as the models read them: prompts padded on the left, replies on the right, so that all replies begin at
-    one column. Masks follow from lengths; no token's value says whether it counts."""
+    one column. Masks follow from lengths; no token's value says whether it counts.
 
+    What all prompts begin with (a system prompt, mostly) is read once for all rows, gradients included.
+    """
+
+    shared_ids: torch.Tensor
+    """(1, shared tokens), perhaps none"""
     input_ids: torch.Tensor
-    """(rows, prompt + reply)"""
+    """(rows, rest of the prompt + reply)"""
     attention_mask: torch.Tensor
+    """(rows, shared + rest + reply)"""
     position_ids: torch.Tensor
+    """as ``input_ids``"""
     replies: torch.Tensor
     """(rows, reply tokens)"""
     mask: torch.Tensor
@@ -67,21 +75,32 @@ class Batch:
         return self.replies.shape[1]
 
 
-def collate(rollouts: Sequence[Rollout], device: torch.device) -> Batch:
-    prompts = [torch.tensor(rollout.prompt_tokens) for rollout in rollouts]
+def collate(rollouts: Sequence[Rollout], device: torch.device, share: bool = True) -> Batch:
+    """Lay out some rollouts. Without ``share`` every row is read whole, as recomputing activations needs it."""
+    num_shared = common_length([rollout.prompt_tokens for rollout in rollouts]) if share else 0
+    prompts = [torch.tensor(rollout.prompt_tokens[num_shared:]) for rollout in rollouts]
     replies = [torch.tensor(rollout.reply_tokens) for rollout in rollouts]
     left = pad_sequence(prompts, batch_first=True, padding_side="left")
     right = pad_sequence(replies, batch_first=True)
     prompt_mask = length_mask(torch.tensor([len(prompt) for prompt in prompts])).flip(1)
     reply_mask = length_mask(torch.tensor([len(reply) for reply in replies]))
-    attention_mask = torch.cat([prompt_mask, reply_mask], dim=1).long()
+    rest_mask = torch.cat([prompt_mask, reply_mask], dim=1).long()
     return Batch(
+        shared_ids=torch.tensor([rollouts[0].prompt_tokens[:num_shared]], dtype=torch.long).to(device),
         input_ids=torch.cat([left, right], dim=1).to(device),
-        attention_mask=attention_mask.to(device),
-        position_ids=(attention_mask.cumsum(dim=1) - 1).clamp(min=0).to(device),
+        attention_mask=torch.cat([rest_mask.new_ones(len(prompts), num_shared), rest_mask], dim=1).to(device),
+        position_ids=(num_shared + rest_mask.cumsum(dim=1) - 1).clamp(min=0).to(device),
         replies=right.to(device),
         mask=reply_mask.to(device),
     )
+
+
+def common_length(rows: Sequence[list[int]]) -> int:
+    """How many tokens all rows begin with, short of the last of each; 0 where sharing them would save nothing."""
+    most = min(map(len, rows)) - 1
+    first, last = min(rows), max(rows)
+    length = next((place for place in range(most) if first[place] != last[place]), most)
+    return length if len(rows) > 1 and length >= MIN_SHARED_TOKENS else 0
 
 
 def padded(rows: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
@@ -92,27 +111,32 @@ def padded(rows: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
 # --- What the models say -------------------------------------------------------------------------------------------
 
 
-def logprobs_and_entropy(model: torch.nn.Module, batch: Batch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+def logprobs_and_entropy(model: Any, batch: Batch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     """log π of each reply token, and the entropy there: (rows, reply tokens) each. Only replies are projected."""
-    logits = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
-        logits_to_keep=batch.width + 1,
-    ).logits[:, :-1]
+    logits = model(**_inputs(model.base_model, batch), logits_to_keep=batch.width + 1).logits[:, :-1]
     return reply_logprobs_and_entropy(logits, batch.replies, temperature)
 
 
-def state_values(trunk: torch.nn.Module, head: torch.nn.Module, batch: Batch) -> torch.Tensor:
+def state_values(trunk: Any, head: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """V of the state before each reply token: (rows, reply tokens)."""
-    hidden = trunk(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
-    ).last_hidden_state[:, -batch.width - 1 : -1]
-    return head(hidden.float())[..., 0]
+    hidden = trunk(**_inputs(trunk, batch)).last_hidden_state[:, -batch.width - 1 : -1]
+    values: torch.Tensor = head(hidden.float())[..., 0]
+    return values
+
+
+def _inputs(trunk: Any, batch: Batch) -> dict[str, Any]:
+    """What a forward pass takes; the shared beginning has been read by then and stands in the cache."""
+    inputs = {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "position_ids": batch.position_ids,
+        "use_cache": False,
+    }
+    if batch.shared_ids.shape[1]:
+        cache = trunk(input_ids=batch.shared_ids, use_cache=True).past_key_values
+        cache.batch_repeat_interleave(len(batch.input_ids))
+        inputs |= {"past_key_values": cache, "use_cache": True}
+    return inputs
 
 
 # --- Drawing -------------------------------------------------------------------------------------------------------

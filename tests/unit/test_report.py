@@ -3,20 +3,37 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from markupsafe import Markup
 
+from pipeline.config import ModelConfig
+from pipeline.evals.calibration import Bin
 from pipeline.evals.results import Change, Estimate
+from pipeline.evals.statistics import paired_difference, wilson
 from pipeline.records import Message
-from pipeline.report import plots, views, wording
+from pipeline.report import plots, rewards, views, wording
 from pipeline.report import render as render_module
+from pipeline.report.build import Report, build_report
 from pipeline.report.diff import word_diff
 from pipeline.report.explorer import Texts, conversation, explorer_data, is_good
 from pipeline.report.render import json_script, render
 from pipeline.report.svg import Axis, around, tag
-from tests.report_data import CONSTITUTION, empty_report, make_case, make_report, make_verdict
+from pipeline.report.tables import tables_of
+from pipeline.report.write import write_report
+from tests.report_data import (
+    CONSTITUTION,
+    HELD_OUT_BEFORE,
+    HELD_OUT_START,
+    empty_report,
+    make_case,
+    make_report,
+    make_rollout_history,
+    make_verdict,
+    write_stages,
+)
 
 NASTY = (
     "</script><script>alert(1)</script><!-- <b>bold</b> \u202eright to left\u202c مرحبا 👩‍👩‍👧 "
@@ -150,10 +167,252 @@ def test_long_curves_are_thinned_by_means():
     assert len(drawn.find(".//polyline").get("points").split()) <= 400
 
 
+def test_rollouts_have_curves_of_their_own_and_no_number_is_drawn_twice():
+    history = [HELD_OUT_START, *make_rollout_history(6)]
+    found = {title: series for _, title, series in views.curves({"align": history})}
+    assert {title: list(series) for title, series in found.items()} == {
+        "score": ["rollouts", "held-out prompts"],
+        "KL to the SFT model, nats a reply": ["rollouts", "held-out prompts"],
+        "entropy, nats a token": ["rollouts"],
+        "length of replies, tokens": ["rollouts"],
+        "loss of the policy": ["policy"],
+        "loss of the values": ["values"],
+        "share of tokens clipped": ["policy", "values"],
+        "approximate KL of an update, nats a token": ["policy"],
+        "explained variance of the values": ["values"],
+    }
+    assert found["score"]["rollouts"] == [(row["step"], row["objective/scores"]) for row in history[1:]]
+    assert found["score"]["held-out prompts"] == [
+        (0.0, HELD_OUT_START["held_out/scores"]),
+        *((row["step"], row["held_out/scores"]) for row in history if row["step"] in (3, 6)),
+    ]
+    assert found["loss of the policy"]["policy"] == [(row["step"], row["loss/policy_avg"]) for row in history[1:]]
+
+
+def test_parts_of_a_score_are_drawn_where_there_are_several():
+    row = {"objective/scores": 1.0, "rewards/short/mean": 0.4, "rewards/short/std": 9.0, "rewards/kind/mean": 0.6}
+    found = {title: series for _, title, series in views.curves({"align": [row | {"step": n} for n in (1, 2)]})}
+    assert found["parts of the score"] == {"short": [(1.0, 0.4), (2.0, 0.4)], "kind": [(1.0, 0.6), (2.0, 0.6)]}
+    assert set(found) == {"score", "parts of the score"}
+
+
+def test_a_reliable_model_lies_on_the_diagonal_and_dots_have_the_area_of_their_bin():
+    few = Bin(low=0.5, high=0.6, count=4, predicted=0.55, label=0.55)
+    many = Bin(low=0.7, high=0.8, count=16, predicted=0.75, label=0.5)
+    drawn = parse(plots.reliability([few, many]))
+    dots = drawn.findall(".//circle")
+    assert [(dot.get("cx"), dot.get("cy")) for dot in dots] == [("10.00%", "90.00%"), ("50.00%", "100.00%")]
+    assert float(dots[1].get("r")) == 2 * float(dots[0].get("r"))
+    assert [text.text for text in drawn.findall(".//text[@class='named']")] == ["4", "16"]
+    line = drawn.find(".//line[@class='path']")
+    assert [line.get(end) for end in ("x1", "y1", "x2", "y2")] == ["0.00%", "100.00%", "100.00%", "0.00%"]
+    label = drawn.find(".//svg[@role='img']").get("aria-label")
+    assert "predicted 75\u00a0%, agreed 50\u00a0%, 16 pairs" in label
+    assert plots.reliability([]) == ""
+
+
+def test_a_label_below_one_half_has_its_place_and_the_diagonal_moves_with_the_axis():
+    drawn = parse(plots.reliability([Bin(low=0.9, high=1.0, count=2, predicted=0.95, label=0.25)]))
+    assert (drawn.find(".//circle").get("cx"), drawn.find(".//circle").get("cy")) == ("90.00%", "75.00%")
+    assert drawn.find(".//line[@class='path']").get("y1") == "50.00%"
+
+
 def test_histogram_counts_both_ends():
     label = parse(plots.histogram([0.0, 0.05, 0.5, 1.0], "labels")).find(".//svg").get("aria-label")
     assert label == "labels: 2 from 0.0 to 0.1, 1 from 0.5 to 0.6, 1 from 0.9 to 1.0"
     assert plots.histogram([], "labels") == ""
+
+
+# --- Rewards ---------------------------------------------------------------------------------------------------------
+
+
+def with_metrics(report: Report, stage: str, **metrics) -> Report:
+    """The report, with other numbers in a stage's manifest."""
+    manifest = report.manifests[stage]
+    changed = manifest.model_copy(update={"metrics": manifest.metrics | metrics})
+    return replace(report, manifests=report.manifests | {stage: changed})
+
+
+def with_scores(before: list[float], best: list[float], **metrics) -> Report:
+    small = make_report(num_cases=3, num_exchanges=1)
+    return with_metrics(small, "align", held_out_scores={"0": before, "best": best}, **metrics)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "said", "warned"),
+    [
+        (wilson(10, 15), "includes one half: no evidence that it is better than chance", True),
+        (wilson(40, 50), "of\u00a050 held-out pairs; more often than chance would", False),
+        (wilson(5, 50), "less often than chance would", True),
+        (Estimate(value=0.5, low=0.3, high=0.7, total=8), "50\u00a0% [30, 70] of\u00a08 held-out pairs", True),
+        (Estimate(value=None), "nothing is known of the reward model's accuracy", True),
+    ],
+)
+def test_a_reward_model_that_may_be_chance_is_called_so(accuracy: Estimate, said: str, warned: bool):
+    report = with_metrics(make_report(num_cases=3, num_exchanges=1), "reward", accuracy=accuracy.model_dump())
+    sentences = rewards.reward_model(report).said
+    assert said in sentences[0]
+    assert ("better than chance" in sentences[0]) == (accuracy.low is not None and accuracy.low < 0.5 < accuracy.high)
+    section = re.search(r'<section id="reward".*?</section>', render("report.html.j2", report), re.S).group()
+    assert ('class="warning"' in section) == warned
+    assert said.replace("'", "&#39;") in section and said in render("report.md.j2", report)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.60, 0.68, "always saying one half has 0.693; it is below that."),
+        (0.60, 0.70, "always saying one half has 0.693, which the interval includes."),
+        (0.70, 0.80, "always saying one half has 0.693; it is above that: no opinion would be better than its own."),
+        (None, None, "always saying one half has 0.693."),
+    ],
+)
+def test_the_loss_stands_between_what_is_possible_and_one_half(low: float | None, high: float | None, said: str):
+    loss = Estimate(value=0.65, low=low, high=high, total=20).model_dump()
+    report = with_metrics(
+        make_report(num_cases=3, num_exchanges=1), "reward", loss_held_out=loss, calibration_error=0.1
+    )
+    sentences = rewards.reward_model(report).said
+    assert sentences[2].endswith(said) and sentences[2].startswith("Its loss on them is 0.65")
+    assert "error is 0.1;" in sentences[3]
+
+
+def test_accuracy_stands_beside_the_longer_reply_and_by_part():
+    report = make_report(num_cases=3, num_exchanges=1)
+    metrics = report.manifests["reward"].metrics
+    model = rewards.reward_model(report)
+    assert [name for name, _ in model.rows] == [
+        "all pairs",
+        *("harmlessness", "helpfulness", "small margin", "middle margin", "large margin"),
+        *("longer preferred", "shorter preferred"),
+    ]
+    assert model.rows[0][1] == [Estimate(**metrics["accuracy"]), Estimate(**metrics["accuracy_of_longer_reply"])]
+    assert model.rows[5] == ("large margin", [Estimate(**metrics["accuracy_by_margin"]["large"]), None])
+    assert model.num_pairs["harmlessness"] == "20 pairs"
+    html = render("report.html.j2", report)
+    assert 'aria-label="Reliability: predicted' in html and 'aria-label="large margin: reward model' in html
+    assert "80 harmlessness and 160 helpfulness pairs" in html and 'href="#reward"' in html
+
+
+def test_held_out_prompts_are_compared_in_pairs_at_the_step_that_was_kept():
+    report = make_report(num_cases=3, num_exchanges=1)
+    found = rewards.held_out(report)
+    best = report.manifests["align"].metrics["held_out_scores"]["best"]
+    change = found.change
+    assert (change.difference, change.low, change.high) == paired_difference(HELD_OUT_BEFORE, best)
+    assert change.difference == pytest.approx(found.after - found.before) == pytest.approx(0.3833, abs=1e-3)
+    assert (found.num_prompts, found.best_step, found.num_steps) == (24, 9, 12)
+    assert (found.kl, found.max_kl) == (0.45 * 9, 20.0)
+    html, markdown = render("report.html.j2", report), render("report.md.j2", report)
+    assert "Kept, step 9 of 12" in html and "kept, step 9 of 12" in markdown
+    assert "allowed in training: 20" in html and "allowed in training: 20" in markdown
+    assert "Training went back once to a policy within its bounds, and ran to its end." in html
+    no_bound = report.manifests["align"].model_copy(update={"identity": {"config": {"method": "ppo"}}})
+    report.manifests["align"] = no_bound
+    assert rewards.held_out(report).max_kl is None and "allowed in training" not in render("report.html.j2", report)
+
+
+@pytest.mark.parametrize(
+    ("before", "best", "said"),
+    [
+        (
+            [0.0] * 8,
+            [0.5, 1.0] * 4,
+            "The interval excludes zero: on these prompts the step that was kept scores higher",
+        ),
+        ([0.5, 1.0] * 4, [0.0] * 8, "The interval excludes zero: on these prompts the step that was kept scores lower"),
+        ([0.0] * 8, [-1.0, 1.0] * 4, "The interval includes zero: no evidence that the score"),
+        ([0.0] * 3, [1.0] * 3, "These are too few prompts for an interval"),
+    ],
+)
+def test_what_held_out_prompts_bear_is_said(before: list[float], best: list[float], said: str):
+    report = with_scores(before, best)
+    found = rewards.held_out(report)
+    assert rewards.held_out_said(report, found).startswith(said)
+    assert said in render("report.html.j2", report)
+
+
+def test_a_run_that_kept_its_first_step_or_was_stopped_says_so():
+    report = with_scores([0.1] * 8, [0.1] * 8, best_step=0, num_rollbacks=2, stopped="KL is 30; stopped at step 4")
+    found = rewards.held_out(report)
+    assert rewards.held_out_said(report, found).startswith("No later step was better than what training began with.")
+    assert found.kl == 0.0
+    assert found.course == (
+        "Training went back 2 times to a policy within its bounds, and was stopped: KL is 30; stopped at step 4."
+    )
+
+
+def test_the_claim_is_left_to_the_test_split():
+    report = make_report(num_cases=60, num_exchanges=1)
+    said = rewards.held_out_said(report, rewards.held_out(report))
+    assert f"“Reward” on the test split (aligned against SFT: {report.change('reward', 'sft', 'aligned')})" in said
+    report.results.changes[:] = [change for change in report.results.changes if change.measure != "reward"]
+    said = rewards.held_out_said(report, rewards.held_out(report))
+    assert "“Reward”" not in said and "for the measures on the test split to say" in said
+
+
+def test_a_run_on_pairs_has_nothing_of_rewards():
+    report = make_report(num_cases=3, num_exchanges=1, method="dpo")
+    assert rewards.reward_model(report) is None and rewards.held_out(report) is None
+    assert not any(tables_of(report).get(name) for name in ("reward_model", "reward_reliability", "held_out_prompts"))
+    for template in ("report.html.j2", "report.md.j2"):
+        text = render(template, report)
+        assert "held out" not in text.lower() and 'id="reward"' not in text and "scores.jsonl" not in text
+    assert "align: reward" in render("report.html.j2", report)
+
+
+def test_lineage_names_the_folders_that_are_there():
+    report = make_report(num_cases=3, num_exchanges=1)
+    html = render("report.html.j2", report)
+    assert "4-preferences/preferences.jsonl" in html
+    assert "5-reward/rows.jsonl" in html and "5-reward/scores.jsonl" in html
+    card = render("card.md.j2", report)
+    assert "supervised fine-tuning, AI feedback, a reward model and PPO" in card
+    gone = ("preferences", "reward")
+    on_functions = replace(
+        report,
+        preferences=[],
+        manifests={name: manifest for name, manifest in report.manifests.items() if name not in gone},
+        folders={name: folder for name, folder in report.folders.items() if name not in gone},
+        histories={name: history for name, history in report.histories.items() if name not in gone},
+    )
+    html = render("report.html.j2", on_functions)
+    assert "preferences.jsonl" not in html and "scores.jsonl" not in html and "3-sft/rows.jsonl" in html
+    assert "Held-out prompts, before and after" in html and "AI labels" not in html
+    assert "Held-out prompts, before and after" in render("report.md.j2", on_functions)
+    assert "supervised fine-tuning and PPO" in render("card.md.j2", on_functions)
+
+
+def test_a_report_is_built_from_the_reward_stage_too(tmp_path: Path):
+    made = make_report(num_cases=6, num_exchanges=2)
+    report = build_report(
+        write_stages(made, tmp_path / "run"),
+        model=ModelConfig(name="m", path="embedded"),
+        guidelines=None,
+        preset="none",
+        deviations=[],
+        constitution=CONSTITUTION,
+    )
+    assert report.histories == made.histories and list(report.histories) == ["sft", "reward", "align"]
+    write_report(report, tmp_path / "out")
+    tables = {path.name for path in (tmp_path / "out" / "tables").iterdir()}
+    assert {"reward_model.csv", "reward_reliability.json", "held_out_prompts.csv"} <= tables
+    [row] = json.loads((tmp_path / "out" / "tables" / "held_out_prompts.json").read_text(encoding="utf-8"))
+    assert (row["kept_step"], row["kl"], row["num_prompts"]) == (9, 0.45 * 9, 24)
+    bins = json.loads((tmp_path / "out" / "tables" / "reward_reliability.json").read_text(encoding="utf-8"))
+    assert bins == made.manifests["reward"].metrics["reliability"]
+    rows = json.loads((tmp_path / "out" / "tables" / "reward_model.json").read_text(encoding="utf-8"))
+    assert [row["who"] for row in rows[:3]] == ["reward model", "longer reply", "reward model"]
+
+
+def test_estimates_of_a_manifest_are_written_as_one():
+    rate = wilson(10, 15).model_dump()
+    rows = views.flat_metrics({"accuracy": rate, "accuracy_by_source": {"human": rate}, "num_held_out": {"human": 15}})
+    assert rows == [
+        ("accuracy", "67\u00a0% [42, 85] of\u00a015"),
+        ("accuracy by source: human", "67\u00a0% [42, 85] of\u00a015"),
+        ("held out: human", 15),
+    ]
 
 
 # --- Explorer --------------------------------------------------------------------------------------------------------
@@ -212,6 +471,18 @@ def test_facets_say_whether_the_outcome_changed():
     [entry] = data["collections"][0]["entries"]
     values = [data["texts"][value] for value in entry["facets"][-1]]
     assert values == ["base: complied", "aligned: refused", "base → aligned: changed"]
+
+
+def test_rewards_stand_with_the_replies_that_have_one():
+    case = make_case(0)
+    given = [make_verdict(case, 0, model) for model in ("base", "aligned")]
+    report = empty_report(("base", "aligned"))
+    report.verdicts.extend(
+        v.model_copy(update={"reward": reward}) for v, reward in zip(given, (-0.456, None), strict=True)
+    )
+    [entry] = explorer_data(report)["collections"][0]["entries"]
+    assert [reply[-1] for reply in entry["replies"]] == [-0.46, None]
+    assert render("report.html.j2", report).count(", reward −0.46</p>") == 1
 
 
 # --- Page ------------------------------------------------------------------------------------------------------------

@@ -65,10 +65,13 @@ function block(title, ...children) {
 const SIGNS = { "1": "✓ ", "-1": "✗ ", "0": "" };
 const QUALITY = { "1": "good", "-1": "bad", "0": "" };
 
+const signed = (number) => `${number < 0 ? "\u2212" : "+"}${Math.abs(number).toFixed(2)}`;
+
 function replyBody(entry, terms) {
-  const replies = entry.replies.map(([model, reply, outcome, quality, evidence, judge, tokens]) =>
+  const replies = entry.replies.map(([model, reply, outcome, quality, evidence, judge, tokens, reward]) =>
     el("div", { class: `reply ${QUALITY[quality]}` },
-      el("h4", {}, plain(text(model)), " ", el("span", { class: "outcome" }, SIGNS[quality] + text(outcome))),
+      el("h4", {}, plain(text(model)), " ", el("span", { class: "outcome" }, SIGNS[quality] + text(outcome)),
+        reward === null ? null : el("span", { class: "reward" }, ` reward ${signed(reward)}`)),
       prose(text(reply), terms),
       el("p", { class: "soft" }, text(evidence) ? `“${text(evidence)}” · ` : "", `${text(judge)} · ${tokens} tokens`)));
   return [

@@ -1,0 +1,142 @@
+"""Every method of alignment through the whole chain: the same kind of checkpoint, and what can be shared is shared."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.artifacts import Manifest
+from pipeline.cli import main
+from pipeline.compose import compose_config
+from pipeline.config import CHAIN, Config
+from pipeline.errors import ConfigError
+from pipeline.preflight import preflight
+from pipeline.records import Prompt, read_records
+from pipeline.runner import Run, run
+from pipeline.training.history import read_history
+from tests.conftest import tiny_overrides
+from tests.test_ppo import TOYS
+
+Tiny = Callable[..., Config]
+
+
+@pytest.fixture(scope="module")
+def swept(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """``cai run -m`` over three methods, and what it printed."""
+    import contextlib
+    import io
+
+    out = tmp_path_factory.mktemp("swept")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        code = main(["run", "-m", "align=dpo,ppo,rloo", "evaluate.guidelines=null", *tiny_overrides(tiny_model, out)])
+    assert code == 0
+    return out, printed.getvalue()
+
+
+def test_a_sweep_shares_all_it_can_and_ends_in_one_comparison(swept: tuple[Path, str]):
+    out, printed = swept
+    stages = [folder.name.partition("-")[0] for folder in (out / "outputs" / "cache").glob("[a-z]*-*")]
+    made = {stage: stages.count(stage) for stage in set(stages)}
+    shared = dict.fromkeys(("prompts", "critique", "sft", "preferences", "reward"), 1)
+    # Base and SFT model are put to the cases once, each aligned model once.
+    assert made == {**shared, "align": 3, "evaluate": 3, "report": 3, "answers": 5}
+    for method in ("dpo", "ppo", "rloo"):
+        assert f"align={method}" in printed
+    assert len(list((out / "outputs" / "comparisons").iterdir())) == 1
+
+
+def test_ppo_passes_through_every_stage(swept: tuple[Path, str]):
+    out, _ = swept
+    (folder,) = (out / "outputs" / "runs").glob("*-ppo-*")
+    names = sorted(link.name for link in folder.iterdir() if link.name[0].isdigit())
+    assert names == [f"{number}-{stage}" for number, stage in enumerate(CHAIN, start=1)]
+    manifest = Manifest.read(folder / "6-align")
+    assert manifest is not None and manifest.metrics["num_steps"] == len(read_history(folder / "6-align")) == 8
+    asked = list(read_records(folder / "6-align" / "prompts.jsonl", Prompt))
+    assert {prompt.split for prompt in asked} == {"train", "validation"}
+    results = json.loads((folder / "7-evaluate" / "results.json").read_text())
+    assert set(results["measures"]) == {"base", "sft", "aligned"} and "reward" in results["measures"]["aligned"]
+
+
+@pytest.mark.parametrize("method", ["ipo", "kto", "grpo", "ppo, functions", "dpo, rewards"])
+def test_the_rest_of_the_family(swept: tuple[Path, str], tiny_model: Path, method: str):
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    out, _ = swept
+    name, _, what = method.partition(", ")
+    chosen = {
+        "functions": [
+            "align.rewards.reward_model=0",
+            "+align.rewards.brief=1",
+            f"+align.functions.brief={TOYS}:short",
+        ],
+        "rewards": ["align.rewards.reward_model=0.5", "align.rewards.constitution=1"],
+        "": [],
+    }[what]
+    overrides = [*tiny_overrides(tiny_model, out), "evaluate.guidelines=null", "until=align", f"align={name}", *chosen]
+    result: Run = run(compose_config(overrides))
+    assert (not result.stages["align"].cached) and result.stages["sft"].cached
+    assert ("preferences" in result.stages) == (what != "functions")
+    assert ("reward" in result.stages) == (name in {"grpo"} or what == "rewards")
+    AutoModelForCausalLM.from_pretrained(result.folder / "checkpoint")
+    before, after = (
+        load_file(result.stages[stage].folder / "model" / "model.safetensors") for stage in ("sft", "align")
+    )
+    assert any((before[key] != after[key]).any() for key in before)
+    assert len(read_history(result.stages["align"].folder)) > 1
+
+
+def test_two_ranks_equal_one_in_ppo(swept: tuple[Path, str], tiny_model: Path, tmp_path: Path):
+    """At the same global batch, to float tolerance, saving included."""
+    import torch
+    from safetensors.torch import load_file
+
+    out, _ = swept
+    shutil.copytree(out / "outputs", tmp_path / "outputs", symlinks=True)
+    for folder in (tmp_path / "outputs" / "cache").glob("align-*"):
+        shutil.rmtree(folder)
+    overrides = ["align=ppo", "until=align", "evaluate.guidelines=null"]
+    one = run(compose_config([*tiny_overrides(tiny_model, out), *overrides]))
+    two = run(compose_config([*tiny_overrides(tiny_model, tmp_path), *overrides, "launch.num_processes=2"]))
+    assert one.stages["align"].cached and two.stages["align"].manifest.environment["num_processes"] == "2"
+    alone, together = (read_history(result.stages["align"].folder) for result in (one, two))
+    assert len(alone) == len(together) == 8
+    for before, after in zip(alone, together, strict=True):
+        assert before.keys() == after.keys()
+        for name in before:
+            assert before[name] == pytest.approx(after[name], rel=1e-3, abs=1e-4), (before["step"], name)
+    first, second = (load_file(result.folder / "checkpoint" / "model.safetensors") for result in (one, two))
+    assert all(torch.allclose(first[key], second[key], atol=1e-4) for key in first)
+    assert max(row["policy/grad_norm"] for row in alone) > 0
+
+
+# --- Refused before anything is spent ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            "align=ppo align.rollout.max_reply_tokens=500",
+            "has 5.. tokens, more than the 512 of align.max_length_tokens",
+        ),
+        ("align=ppo evaluate.split=validation", "evaluate.split is 'validation', on which align=ppo chooses"),
+        ("align=ppo +align.rewards.x=1 +align.functions.x=nowhere.py:f", "there is no file nowhere.py"),
+        ("align=ppo +align.rewards.x=1 +align.functions.x=TOYS:none", "has no function 'none'"),
+        ("align=ppo +align.rewards.x=1 +align.functions.x=TOYS:not_a_number", "align.rewards.x gave nan"),
+        ("align=ppo +align.rewards.x=1 +align.functions.x=TOYS:raises", "align.rewards.x failed on 1 completions"),
+        ("align=ppo align.reward_model=MODEL", "is no sequence classifier"),
+        ("align=ppo align.reward_model=nowhere/at/all", "there is no model folder"),
+    ],
+)
+def test_what_could_not_work_is_refused_in_one_sentence(tiny: Tiny, tiny_model: Path, overrides: str, expected: str):
+    words = overrides.replace("TOYS", str(TOYS)).replace("MODEL", str(tiny_model)).split()
+    with pytest.raises(ConfigError, match=expected) as caught:
+        preflight(tiny(*words))
+    assert "\n" not in str(caught.value)

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.checks import one_of, sampling, within
 from pipeline.config_evaluate import EvaluateConfig
 from pipeline.config_sources import DataConfig, EngineConfig
-from pipeline.config_train import AlignConfig, RewardConfig, SftConfig
+from pipeline.config_train import CONSTITUTION, AlignConfig, RewardConfig, SftConfig
 from pipeline.errors import ConfigError, did_you_mean
 
 CHAIN = ("prompts", "critique", "sft", "preferences", "reward", "align", "evaluate", "report")
@@ -196,6 +196,11 @@ class Config:
             raise ConfigError(
                 "preferences.labeller is 'likelihood' but engine.kind is 'openai', and chat servers return no "
                 "log-probabilities of a given reply; use preferences=ab, pointwise or cot."
+            )
+        if self.engine.kind == "openai" and CONSTITUTION in self.align.weights and self.align.judge == "likelihood":
+            raise ConfigError(
+                "align.judge is 'likelihood' but engine.kind is 'openai', and chat servers return no log-probabilities "
+                "of a given reply; use align.judge=pointwise."
             )
         for section in (self.sft, self.reward, self.align):
             ranks = self.launch.num_processes

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import WORK, Manifest
-from pipeline.chain import runs_folder
+from pipeline.chain import runs_folder, stages_of
 from pipeline.config import CHAIN
 from pipeline.constitution import load_constitution
 from pipeline.deviations import deviations_from_paper
@@ -33,7 +34,7 @@ def status(output_dir: str, name: str) -> list[tuple[str, str, str]]:
         raise ArtifactError(f"{folder / 'run.json'} is damaged; run the same command again to write it anew.") from None
     cache = folder.resolve().parent.parent / "cache"
     rows = []
-    for stage in CHAIN:
+    for stage in (stage.name for stage in stages_of(replace(read_config(folder), until=CHAIN[-1]))):
         if stage in stages and (manifest := Manifest.read(cache / stages[stage])):
             rows.append((stage, "done", f"{duration(manifest.seconds)}, {manifest.started}"))
         elif making and making.startswith(f"{stage}-"):

@@ -42,6 +42,14 @@ VARIANTS = {  # name → (whose, what it changes in the job)
     "TRL, LoRA policy, full critic (as it comes)": ("trl", {"tuning": "lora", "value_tuning": "full"}),
     "TRL, LoRA policy, LoRA critic": ("trl", {"tuning": "lora", "value_tuning": "lora"}),
     "ours, LoRA, one base": ("ours", {"tuning": "lora"}),
+    "TRL, LoRA, its default of 4 passes of 1 minibatch": (
+        "trl",
+        {"tuning": "lora", "value_tuning": "full", "num_epochs": 4, "num_minibatches": 1},
+    ),
+    "ours, LoRA, its default of 1 pass of 4 minibatches": (
+        "ours",
+        {"tuning": "lora", "num_epochs": 1, "num_minibatches": 4},
+    ),
     "TRL, full": ("trl", {"tuning": "full", "value_tuning": "full"}),
     "ours, full": ("ours", {"tuning": "full"}),
 }
@@ -214,7 +222,7 @@ def table(results: dict[str, dict[str, Any]], job: Job, arguments: argparse.Name
         f"`python scripts/bench_ppo.py` on {arguments.device}: SmolLM2-135M after SFT, fp32, {job['num_steps']} steps "
         f"of {job['batch_size']} rollouts of at most {job['max_reply_tokens']} tokens, {job['num_epochs']} passes of "
         f"{job['num_minibatches']} minibatches, {job['per_device_batch_size']} rows a backward pass, learning rate "
-        f"{job['learning_rate']:g}, KL coefficient {job['kl_coefficient']:g}. The first step warms up and is not timed. "
+        f"{job['learning_rate']:g}, KL coefficient {job['kl_coefficient']:g}; the first step is not timed. "
         f"Reward and KL: {arguments.held_out} held-out prompts, standard error in brackets; the SFT model has "
         f"{results[baseline]['start']['reward']:.2f} [{results[baseline]['start']['reward_error']:.2f}].",
         "",

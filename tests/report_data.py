@@ -91,7 +91,7 @@ def make_report(
         ],
         preferences=[make_preference(i) for i in range(num_exchanges)],
         histories={"sft": make_history(60, dpo=False)} | (
-            {"reward": make_history(30, dpo=True), "align": [HELD_OUT_START, *make_rollout_history()]}
+            {"reward": make_reward_history(30), "align": [HELD_OUT_START, *make_rollout_history()]}
             if method == "ppo" else {"align": make_history(40, dpo=True)}
         ),
     )  # fmt: skip
@@ -222,6 +222,20 @@ def make_history(num_steps: int, dpo: bool) -> list[dict[str, Any]]:
     for s, row in enumerate(steps if dpo else []):
         row |= {"rewards/chosen": s / 60 + rng.gauss(0, 0.05), "rewards/rejected": -s / 40, "kl": 0.02 * s}
     return steps
+
+
+def make_reward_history(num_steps: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "step": s,
+            "loss": 0.69 * exp(-s / 60),
+            "learning_rate": 2e-4,
+            "rewards/mean": 0.01 * (s % 5),
+            "rewards/margins": s / 40,
+            "rewards/accuracies": 0.5 + s / 100,
+        }
+        for s in range(1, num_steps + 1)
+    ]
 
 
 def make_rollout_history(num_steps: int = 12) -> list[dict[str, Any]]:

@@ -184,8 +184,16 @@ def reliability(bins: Sequence[Bin]) -> Markup:
     return tag(
         "div",
         tag("p", "↑ how often the label agreed", class_="axis-title"),
-        tag("svg", _frame(xs, ys, percent), diagonal, *dots, height=260, role="img", aria_label=f"Reliability: {said}"),
-        tag("p", "predicted probability that the preferred reply wins →", class_="axis-title end"),
+        tag(
+            "svg",
+            _frame(xs, ys, percent, most=5),
+            diagonal,
+            *dots,
+            height=260,
+            role="img",
+            aria_label=f"Reliability: {said}",
+        ),
+        tag("p", "predicted probability →", class_="axis-title end"),
         class_="plot",
     )
 
@@ -245,17 +253,15 @@ def _grid(axis: Axis, most: int) -> Markup:
     return join(tag("line", x1=axis.at(t), x2=axis.at(t), y1="0", y2="100%", class_="grid") for t in axis.ticks(most))
 
 
-def _frame(xs: Axis, ys: Axis, say: Callable[[float], str]) -> Markup:
+def _frame(xs: Axis, ys: Axis, say: Callable[[float], str], most: int = _NUM_TICKS) -> Markup:
     """Grid, ticks and their numbers; these stand in the margin that ``.plot`` leaves."""
     across = join(
         tag("line", x1="0", x2="100%", y1=ys.up(t), y2=ys.up(t), class_="grid")
         + tag("text", say(t), x="0", y=ys.up(t), dx=-8, dy=4, text_anchor="end")
-        for t in ys.ticks(_NUM_TICKS)
+        for t in ys.ticks(most)
     )
-    along = join(
-        tag("text", say(t), x=xs.at(t), y="100%", dy=17, text_anchor=_anchor(xs, t)) for t in xs.ticks(_NUM_TICKS)
-    )
-    return _grid(xs, _NUM_TICKS) + across + along
+    along = join(tag("text", say(t), x=xs.at(t), y="100%", dy=17, text_anchor=_anchor(xs, t)) for t in xs.ticks(most))
+    return _grid(xs, most) + across + along
 
 
 def _anchor(axis: Axis, value: float) -> str:

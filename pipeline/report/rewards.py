@@ -231,7 +231,7 @@ def _claim(report: Report) -> str:
         return "what training did is for the measures on the test split to say"
     before, after = (words(model) for model in pairs[-1])
     title = report.title_of(_REWARD)
-    return f"the claim is the measure “{title}” on the test split ({after} against {before}: {said})"
+    return f"the claim is the measure “{title}” on the test split: {said}, {after} against {before}"
 
 
 # --- Tables -----------------------------------------------------------------------------------------------------------

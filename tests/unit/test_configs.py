@@ -79,6 +79,10 @@ def test_the_paper_preset_is_the_papers():
         ("align=ppo align.rewards.reward_model=0", "align.rewards is empty but align.method is 'ppo'"),
         ("align=ppo align.rewards.brief=1", "write +align.rewards.brief=VALUE"),
         ("align=ppo +align.rewards.brief=1", "add +align.functions.brief=file.py:function"),
+        (
+            "align=ppo align.rewards.constitution=1 engine=openai engine.model=x preferences=ab",
+            "use align.judge=pointwise",
+        ),
         ("align.reward_model=x", "align.reward_model is set but align.rewards.reward_model is not"),
         ("align=ppo align.ppo.out_of_bounds=stp", "did you mean 'stop'"),
         ("align=ppo align.rollout.temperature=0", "align.rollout.temperature is 0"),

@@ -304,12 +304,12 @@ def test_held_out_prompts_are_compared_in_pairs_at_the_step_that_was_kept():
     assert (found.num_prompts, found.best_step, found.num_steps) == (24, 9, 12)
     assert (found.kl, found.max_kl) == (0.45 * 9, 20.0)
     html, markdown = render("report.html.j2", report), render("report.md.j2", report)
-    assert "Kept, step 9 of 12" in html and "kept, step 9 of 12" in markdown
-    assert "allowed in training: 20" in html and "allowed in training: 20" in markdown
+    assert "Step 9 of 12, kept" in html and "step 9 of 12, kept" in markdown
+    assert "<td>4.05 (bound 20)</td>" in html and "| 4.05 (bound 20) |" in markdown
     assert "Training went back once to a policy within its bounds, and ran to its end." in html
     no_bound = report.manifests["align"].model_copy(update={"identity": {"config": {"method": "ppo"}}})
     report.manifests["align"] = no_bound
-    assert rewards.held_out(report).max_kl is None and "allowed in training" not in render("report.html.j2", report)
+    assert rewards.held_out(report).max_kl is None and "<td>4.05</td>" in render("report.html.j2", report)
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_a_run_that_kept_its_first_step_or_was_stopped_says_so():
 def test_the_claim_is_left_to_the_test_split():
     report = make_report(num_cases=60, num_exchanges=1)
     said = rewards.held_out_said(report, rewards.held_out(report))
-    assert f"“Reward” on the test split (aligned against SFT: {report.change('reward', 'sft', 'aligned')})" in said
+    assert f"“Reward” on the test split: {report.change('reward', 'sft', 'aligned')}, aligned against SFT." in said
     report.results.changes[:] = [change for change in report.results.changes if change.measure != "reward"]
     said = rewards.held_out_said(report, rewards.held_out(report))
     assert "“Reward”" not in said and "for the measures on the test split to say" in said
@@ -378,7 +378,7 @@ def test_lineage_names_the_folders_that_are_there():
     )
     html = render("report.html.j2", on_functions)
     assert "preferences.jsonl" not in html and "scores.jsonl" not in html and "3-sft/rows.jsonl" in html
-    assert "Held-out prompts, before and after" in html and "AI labels" not in html
+    assert "Held-out prompts, before and after" in html and "AI labels: how sure" not in html
     assert "Held-out prompts, before and after" in render("report.md.j2", on_functions)
     assert "supervised fine-tuning and PPO" in render("card.md.j2", on_functions)
 
@@ -394,6 +394,7 @@ def test_a_report_is_built_from_the_reward_stage_too(tmp_path: Path):
         constitution=CONSTITUTION,
     )
     assert report.histories == made.histories and list(report.histories) == ["sft", "reward", "align"]
+    (tmp_path / "out").mkdir()
     write_report(report, tmp_path / "out")
     tables = {path.name for path in (tmp_path / "out" / "tables").iterdir()}
     assert {"reward_model.csv", "reward_reliability.json", "held_out_prompts.csv"} <= tables

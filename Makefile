@@ -32,14 +32,14 @@ test: setup  ## lint, type-check, and run every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)  # two workers of two threads would wait for each other
 
 check: setup  ## lint and type-check only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup  ## measure what the engine's batching and prefix sharing bring (writes docs/bench.md)
+bench: setup  ## measure what the engine's batching and prefix sharing bring (writes docs/bench.md; PPO: scripts/bench_ppo.py)
 	$(BIN)/python scripts/bench_engine.py
 
 clean:  ## remove runs, caches and the environment

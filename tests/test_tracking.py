@@ -14,6 +14,7 @@ from pipeline.compose import compose_config
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.runner import run
+from tests.conftest import tiny_overrides
 
 Tiny = Callable[..., Config]
 
@@ -48,11 +49,11 @@ def test_wandb_offline_can_be_read_back(tiny: Tiny):
     assert "train/loss" in summary and "critique/num_revisions" in summary
 
 
-def test_trackio_writes_its_database(tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
-    config = tiny("tracking=trackio", "until=prompts")
-    folder = Path(config.output_dir) / "tracking"
-    monkeypatch.setenv("TRACKIO_DIR", str(folder))
-    run(config)
+def test_trackio_writes_its_database(tiny_model: Path, tmp_path: Path):
+    """In a process of its own: trackio reads its folder when it is first imported, and TRL's GRPO imports it, too."""
+    overrides = [*tiny_overrides(tiny_model, tmp_path), "tracking=trackio", "until=prompts"]
+    subprocess.run([sys.executable, "-m", "pipeline.cli", "run", *overrides], check=True)
+    folder = tmp_path / "outputs" / "tracking"
     assert list(folder.rglob("*.db")) or list(folder.rglob("*.parquet"))
 
 

@@ -225,6 +225,7 @@ def table(results: dict[str, dict[str, Any]], job: Job, arguments: argparse.Name
         f"{job['learning_rate']:g}, KL coefficient {job['kl_coefficient']:g}; the first step is not timed. "
         f"Reward and KL: {arguments.held_out} held-out prompts, standard error in brackets; the SFT model has "
         f"{results[baseline]['start']['reward']:.2f} [{results[baseline]['start']['reward_error']:.2f}].",
+        "TRL's minibatches are corrected: as shipped, it steps once a pass however many there are (bench_ppo_trl.py).",
         "",
         "| variant | samples a second | × the first | peak memory, GiB | × the first | reward | KL, nats a reply "
         "| ended | losses, policy and value (last step) |",

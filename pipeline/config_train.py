@@ -209,6 +209,12 @@ class AlignConfig(TrainConfig):
             allowed = "at least 0" if self.online else "above 0"
             raise ConfigError(f"align.beta is {self.beta:g}; it must be {allowed}.")
         self._check_rewards()
+        bounded = self.ppo.max_kl is not None or self.ppo.min_entropy is not None
+        if self.method == "ppo" and self.beta == 0 and bounded and self.ppo.out_of_bounds == "rollback":
+            raise ConfigError(
+                "align.beta is 0, so align.ppo.out_of_bounds=rollback has no pull to strengthen; set it to 'stop', or "
+                "align.beta above 0."
+            )
         if self.method == "ppo" and self.global_batch_size % self.ppo.num_minibatches:
             raise ConfigError(
                 f"align.global_batch_size is {self.global_batch_size}, which align.ppo.num_minibatches="

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,48 +54,10 @@ def preflight(config: Config) -> Prepared:
     check_tracking(config.tracking)
     _check_hardware(config)
     loaded = load_prompts(config.data)
-    shown = {dialogue_key(messages): f"the constitution {constitution.name!r}" for messages in constitution.requests()}
-    refuse_overlap([p for p in loaded.prompts if p.split == config.evaluate.split], shown)
-    for pool in POOLS:
-        if not loaded.select(pool, config.evaluate.split):
-            raise ConfigError(
-                f"evaluate.split is {config.evaluate.split!r} but data.{pool} has no prompts there; evaluate another "
-                "split, or change data.validation_fraction."
-            )
-    cases, suite_notes = build_cases(
-        config.evaluate, [prompt for prompt in loaded.prompts if prompt.split == config.evaluate.split]
-    )
-    shown_pairs = labelled_pairs(config.evaluate, suite_notes) if "pairs" in config.evaluate.suites else []
-    public_bias_sets(config.evaluate, suite_notes)
-    trained = {prompt.key: "the training split" for prompt in loaded.prompts if prompt.split == "train"}
-    refuse_overlap([case.prompt for case in cases], shown | ({} if config.evaluate.checkpoints else trained))
-    stages = {stage.name for stage in stages_of(config)}
-    if "reward" in stages:
-        held_out = [prompt for prompt in loaded.prompts if prompt.split != "train"]
-        held_out += [case.prompt for case in cases] + [comparison_of(pair).prompt for pair in shown_pairs]
-        human = human_pairs(config.reward.human, suite_notes)
-        refuse_overlap(held_out, {dialogue_key(pair.messages): "reward.human" for pair in human})
-    if config.evaluate.guidelines is not None:
-        load_guidelines(find_guidelines(config.evaluate.guidelines))
-    for path in config.evaluate.checkpoints.values():
-        check_model(path, None, "CHECKPOINT")
-    check_model(config.model.path, config.model.revision)
-    if "align" in stages:
-        _check_alignment(config, loaded.prompts)
-    if "reward" in stages:
-        check_can_classify(config.model.path, config.model.revision, "model.path")
-    for field, reward_model in (
-        ("align.reward_model", config.align.reward_model),
-        ("evaluate.reward_model", config.evaluate.reward_model),
-    ):
-        if reward_model is not None:
-            check_reward_model(reward_model, field)
-    if config.evaluate.garak_probes:
-        check_garak()
-    suite_notes += check_judges(config.evaluate, config.engine, config.model)
-    if config.engine.kind == "hf" and config.engine.path:
-        check_model(config.engine.path, None, "engine.path")
-    notes = loaded.notes() + suite_notes
+    notes = loaded.notes()
+    cases = _check_data(config, constitution, loaded.prompts, notes)
+    _check_models(config, loaded.prompts)
+    notes += check_judges(config.evaluate, config.engine, config.model)
     if config.critique.num_few_shot > len(constitution.worked_examples):
         notes.append(
             f"critique.num_few_shot is {config.critique.num_few_shot} but the constitution has only "
@@ -104,15 +67,73 @@ def preflight(config: Config) -> Prepared:
         notes.append(
             f"constitution.max_principles is {asked} but there are only {len(written.principles)}; all are used."
         )
-    counts: dict[str, int] = {}
-    for prompt in loaded.prompts:
-        key = f"{prompt.pool}/{prompt.split}"
-        counts[key] = counts.get(key, 0) + 1
-    return Prepared(constitution, counts, notes, cases)
+    counts = Counter(f"{prompt.pool}/{prompt.split}" for prompt in loaded.prompts)
+    return Prepared(constitution, dict(counts), notes, cases)
+
+
+def _check_data(config: Config, constitution: Constitution, prompts: list[Prompt], notes: list[str]) -> list[Case]:
+    """What is evaluated is there, and nothing of it is trained on or shown as an example.
+
+    Returns:
+        the evaluation's cases.
+    """
+    evaluated = [prompt for prompt in prompts if prompt.split == config.evaluate.split]
+    shown = {dialogue_key(messages): f"the constitution {constitution.name!r}" for messages in constitution.requests()}
+    refuse_overlap(evaluated, shown)
+    for pool in POOLS:
+        if not any(prompt.pool == pool for prompt in evaluated):
+            raise ConfigError(
+                f"evaluate.split is {config.evaluate.split!r} but data.{pool} has no prompts there; evaluate another "
+                "split, or change data.validation_fraction."
+            )
+    cases, suite_notes = build_cases(config.evaluate, evaluated)
+    notes += suite_notes
+    shown_pairs = labelled_pairs(config.evaluate, notes) if "pairs" in config.evaluate.suites else []
+    public_bias_sets(config.evaluate, notes)
+    trained = {prompt.key: "the training split" for prompt in prompts if prompt.split == "train"}
+    refuse_overlap([case.prompt for case in cases], shown | ({} if config.evaluate.checkpoints else trained))
+    if _runs(config, "reward"):
+        held_out = [prompt for prompt in prompts if prompt.split != "train"]
+        held_out += [case.prompt for case in cases] + [comparison_of(pair).prompt for pair in shown_pairs]
+        human = human_pairs(config.reward.human, notes)
+        refuse_overlap(held_out, {dialogue_key(pair.messages): "reward.human" for pair in human})
+    if config.evaluate.guidelines is not None:
+        load_guidelines(find_guidelines(config.evaluate.guidelines))
+    return cases
+
+
+def _check_models(config: Config, prompts: list[Prompt]) -> None:
+    from pipeline.engines.reward_model import check_scoring
+
+    for path in config.evaluate.checkpoints.values():
+        check_model(path, None, "CHECKPOINT")
+    check_model(config.model.path, config.model.revision)
+    if _runs(config, "align"):
+        _check_alignment(config, prompts)
+    if _runs(config, "reward"):
+        check_can_classify(config.model.path, config.model.revision, "model.path")
+        check_scoring(config.model.path, config.model.revision, "model.path")
+    for field, reward_model in (
+        ("align.reward_model", config.align.reward_model),
+        ("evaluate.reward_model", config.evaluate.reward_model),
+    ):
+        if reward_model is not None:
+            check_reward_model(reward_model, field)
+            check_scoring(reward_model, None, field)
+    if config.evaluate.garak_probes:
+        check_garak()
+    if config.engine.kind == "hf" and config.engine.path:
+        check_model(config.engine.path, None, "engine.path")
+
+
+def _runs(config: Config, stage: str) -> bool:
+    return any(planned.name == stage for planned in stages_of(config))
 
 
 def _check_alignment(config: Config, prompts: list[Prompt]) -> None:
     """The user's reward functions, on one reply; and whether every prompt leaves room for its reply."""
+    from pipeline.engines.hf import render_prompt
+
     align = config.align
     for name in align.weights.keys() & align.functions.keys():
         function = load_function(align.functions[name], f"align.functions.{name}")
@@ -120,6 +141,8 @@ def _check_alignment(config: Config, prompts: list[Prompt]) -> None:
             checked(name, function, [[Message(role="user", content="Hello.")]], ["Hello!"])
         except StageError as error:
             raise ConfigError(str(error)) from None
+    if align.method == "kto":
+        _check_kto(config)
     if not align.online:
         return
     if align.method == "ppo" and config.evaluate.split == "validation":
@@ -136,7 +159,7 @@ def _check_alignment(config: Config, prompts: list[Prompt]) -> None:
     tokenizer = load_tokenizer(path, config.model.revision if path == config.model.path else None)
     most = min(align.max_length_tokens, context_length(path))
     for prompt in [*rollout_prompts(prompts, align.rollout), *held_out]:
-        text = tokenizer.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True)
+        text = render_prompt(tokenizer, prompt.messages)
         length = len(tokenizer(text, add_special_tokens=False)["input_ids"]) + align.rollout.max_reply_tokens
         if length > most:
             raise ConfigError(
@@ -144,6 +167,19 @@ def _check_alignment(config: Config, prompts: list[Prompt]) -> None:
                 f"has {length} tokens, more than the {most} of align.max_length_tokens and the model's context; raise "
                 "align.max_length_tokens, shorten replies, or leave the prompt out."
             )
+
+
+def _check_kto(config: Config) -> None:
+    """TRL estimates KTO's KL from a prompt with the completion beside it in a device's batch."""
+    from pipeline.training.models import largest_divisor, rows_a_device_holds
+
+    share = config.align.global_batch_size // config.launch.num_processes
+    if largest_divisor(share, rows_a_device_holds(config.launch)) < 2:
+        raise ConfigError(
+            f"align.global_batch_size is {config.align.global_batch_size} over launch.num_processes="
+            f"{config.launch.num_processes}, which leaves a device one row at a time, and align=kto needs two or more; "
+            "change align.global_batch_size or launch.per_device_batch_size."
+        )
 
 
 def _check_output_folder(output_dir: str) -> None:

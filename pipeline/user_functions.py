@@ -49,7 +49,7 @@ def _module(where: str, field: str) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
-    except ImportError as error:
-        raise ConfigError(f"{field}: {where} can't be imported ({error}).") from None
     except SyntaxError as error:
         raise ConfigError(f"{field}: {where} is not valid Python (line {error.lineno}: {error.msg}).") from None
+    except Exception as error:  # the user's own code runs here
+        raise ConfigError(f"{field}: {where} can't be imported ({type(error).__name__}: {error}).") from None

@@ -278,6 +278,7 @@ def test_replies_that_were_cut_off_are_marked_and_pay(tiny_model: Path, tmp_path
     rollouts = ppo._collect(0)
     cut = [rollout for rollout in rollouts if not rollout.ended]
     assert cut and all(len(rollout.reply_tokens) == 3 for rollout in cut)
+    assert len(cut) < len(rollouts), "some replies must end, or nothing is told apart"
     for rollout, shaped in zip(rollouts, ppo._shaped(rollouts), strict=True):
         limited = min(max(rollout.score, -5.0), 5.0)
         assert shaped == pytest.approx(limited - (0 if rollout.ended else 7))
@@ -285,12 +286,40 @@ def test_replies_that_were_cut_off_are_marked_and_pay(tiny_model: Path, tmp_path
         tiny_model, tmp_path, "align.rollout.max_reply_tokens=3", "align.rollout.drop_truncated=true"
     ).ppo()
     learned: list[Rollout] = []
-    dropping._minibatch = lambda some: learned.extend(some) or {"num_tokens": 1.0, "num_updates": 1.0}  # type: ignore
-    dropping._update(dropping._collect(0))
+    dropping._learner.update = lambda some, step: learned.extend(some) or {}  # type: ignore
+    dropping._step()
     assert {rollout.index for rollout in learned} == {r.index for r in rollouts if r.ended}
 
 
 # --- Bounds --------------------------------------------------------------------------------------------------------
+
+
+def test_a_policy_out_of_bounds_is_never_the_best(tiny_model: Path, tmp_path: Path):
+    """Its last update may be what carries it out: nobody draws from it any more but the held-out prompts."""
+    one_step = ["align.global_batch_size=16", "align.num_epochs=0.25", "align.learning_rate=1e-2", "align.beta=1e-6"]
+    bounds = ["align.ppo.num_passes=8", "align.ppo.value_learning_rate=1e-2", "align.ppo.max_kl=0.5"]
+    metrics, (row,) = Bench(tiny_model, tmp_path, *one_step, *bounds).train()
+    assert row["held_out/kl"] > 0.5 and row["held_out/objective"] > fmean(metrics["held_out_scores"]["0"])
+    assert metrics["best_step"] == 0
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_recomputing_activations_changes_nothing(tiny_model: Path, tmp_path: Path, tuning: str):
+    """Over more than one step, so that rollouts are measured after an update; all prompts begin alike."""
+    steps = [*QUICK, f"model.tuning={tuning}", "align.num_epochs=0.25"]
+    plain, recomputed = (
+        Bench(tiny_model, tmp_path / asked, *steps, f"launch.gradient_checkpointing={asked}")
+        for asked in ("false", "true")
+    )
+    for bench in (plain, recomputed):
+        for prompt in bench.prompts:
+            prompt.messages.insert(0, Message(role="system", content="Be brief and kind, and say what you know."))
+    before, after = plain.train()[1], recomputed.train()[1]
+    assert len(before) == len(after) == 2
+    for one, other in zip(before, after, strict=True):
+        assert one["objective/scores"] == other["objective/scores"]
+        assert one["loss/policy_avg"] == pytest.approx(other["loss/policy_avg"], abs=1e-4)
+
 
 STEEP = ["align.global_batch_size=8", "align.num_epochs=1", "align.learning_rate=3e-2", "align.ppo.max_kl=0.5"]
 

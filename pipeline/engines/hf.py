@@ -87,14 +87,7 @@ class HFEngine:
         return ids + self._reply_tokens(ask) if isinstance(ask, ReplyQuery) else ids
 
     def _render(self, messages: list[Message]) -> str:
-        try:
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except TemplateError:
-            if messages[0]["role"] != "system":
-                raise
-            return self._render(without_system(messages))  # some templates refuse a system turn
-        assert isinstance(text, str)
-        return text
+        return render_prompt(self._tokenizer, messages)
 
     def _tokens(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -235,6 +228,23 @@ class HFEngine:
             use_cache=cache is not None,
             logits_to_keep=num_last,
         ).logits
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> str:
+    """The dialogue as the template writes it, ready for the assistant's turn."""
+    turns = as_template_takes(tokenizer, messages)
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+
+def as_template_takes(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[Message]:
+    """The turns, or the same without a system turn where the template refuses one."""
+    try:
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError:
+        if messages[0]["role"] != "system":
+            raise
+        return without_system(messages)
+    return messages
 
 
 def without_system(messages: list[Message]) -> list[Message]:

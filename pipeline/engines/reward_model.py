@@ -16,7 +16,7 @@ from pipeline import distributed
 from pipeline.artifacts import write_text_atomically
 from pipeline.engines.base import ReplyQuery, Scored
 from pipeline.engines.hf import without_system
-from pipeline.engines.models import load_tokenizer, resolve_path
+from pipeline.engines.models import load_tokenizer, resolve_path, resolve_precision
 from pipeline.errors import ConfigError
 from pipeline.records import Message
 
@@ -140,6 +140,25 @@ def pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
             "template ends with; add a pad token to it."
         )
     return next((token for token in free if token != tokenizer.eos_token), free[0])
+
+
+def check_scoring(path: str, revision: str | None, field: str) -> None:
+    """Refuse a tokenizer that can't write down a reply, or has no token to pad it with.
+
+    Raises:
+        ConfigError: in one sentence.
+    """
+    folder = resolve_path(path)
+    try:
+        pad_token(load_tokenizer(folder, revision if folder == path else None))
+    except (TemplateError, KeyError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{field}: the tokenizer of {path} can't write down a reply ({reason}).") from None
+
+
+def scoring_precision(precision: str) -> torch.dtype:
+    """That of the policy on a GPU, where a second model of its size must fit; fp32 on a CPU."""
+    return resolve_precision(precision) if torch.cuda.is_available() else torch.float32
 
 
 def load_reward_model(

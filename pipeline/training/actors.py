@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,13 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from pipeline import distributed
 from pipeline.config import ModelConfig
 from pipeline.engines.models import load_model, resolve_path
-from pipeline.engines.reward_model import RewardModel, last_real, load_reward_model, reward_scaling
+from pipeline.engines.reward_model import (
+    RewardModel,
+    last_real,
+    load_reward_model,
+    reward_scaling,
+    scoring_precision,
+)
 from pipeline.training.models import load_policy, lora_config, save_adapter, save_whole
 
 POLICY, VALUE, REWARD = "default", "value", "reward"  # names of adapters; peft saves "default" without a subfolder
@@ -46,8 +52,8 @@ class Actors(Protocol):
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None: ...
 
-    def learn(self, checkpointing: bool) -> None:
-        """Prepare for an update: recompute activations where memory is short."""
+    def learning(self, checkpointing: bool) -> AbstractContextManager[None]:
+        """An update goes inside: activations are recomputed there where memory is short."""
 
     def save(self, out: Path) -> None: ...
 
@@ -133,8 +139,8 @@ class SharedBase:
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         _load(self._trained(), state)
 
-    def learn(self, checkpointing: bool) -> None:
-        _learn(self._model.get_base_model(), checkpointing)
+    def learning(self, checkpointing: bool) -> AbstractContextManager[None]:
+        return _learning([self._model.get_base_model()], checkpointing)
 
     def save(self, out: Path) -> None:
         self._model.set_adapter(POLICY)
@@ -192,9 +198,8 @@ class SeparateModels:
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         _load(self._trained(), state)
 
-    def learn(self, checkpointing: bool) -> None:
-        for model in (self._policy, self._value):
-            _learn(model, checkpointing)
+    def learning(self, checkpointing: bool) -> AbstractContextManager[None]:
+        return _learning([self._policy, self._value], checkpointing)
 
     def save(self, out: Path) -> None:
         save_whole(self._policy, self.tokenizer, out)
@@ -217,7 +222,7 @@ def load_actors(
         adapter = own_make if own_make and (own_make / "adapter").is_dir() else None
         actors = SharedBase(base_path, config, adapter, value_from_reward)
     if reward is not None and actors.reward_model is None:
-        actors.reward_model = load_reward_model(str(reward / "model"))
+        actors.reward_model = load_reward_model(str(reward / "model"), dtype=scoring_precision(config.precision))
     return actors
 
 
@@ -270,7 +275,13 @@ def _load(parameters: dict[str, nn.Parameter], state: dict[str, torch.Tensor]) -
             value.copy_(state[key])
 
 
-def _learn(model: Any, checkpointing: bool) -> None:
-    if checkpointing:
+@contextmanager
+def _learning(models: Sequence[Any], checkpointing: bool) -> Iterator[None]:
+    """Recompute activations within, if asked to. transformers does so only while training, and keeps no cache then, so
+    the models go back to evaluation after it; dropout is off in every model here."""
+    for model in models if checkpointing else ():
         model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()  # transformers recomputes only while training; dropout is off in every model here
+        model.train()
+    yield
+    for model in models:
+        model.eval()

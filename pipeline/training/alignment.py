@@ -12,7 +12,7 @@ from pipeline.config_sources import EngineConfig
 from pipeline.config_train import CONSTITUTION, REWARD_MODEL, AlignConfig
 from pipeline.constitution import Constitution
 from pipeline.engines.models import feedback_engine
-from pipeline.engines.reward_model import RewardModel, load_reward_model
+from pipeline.engines.reward_model import RewardModel, load_reward_model, scoring_precision
 from pipeline.records import Prompt
 from pipeline.training.actors import load_actors
 from pipeline.training.rewards import ConstitutionReward, RewardFunction, WeightedSum
@@ -50,7 +50,7 @@ def make_rewards(
     def function(name: str) -> RewardFunction:
         if name == REWARD_MODEL:
             path = config.reward_model or str(_folder(sources) / "model")
-            return (reward_model or load_reward_model(path)).score
+            return (reward_model or load_reward_model(path, dtype=scoring_precision(setting.model.precision))).score
         if name == CONSTITUTION:
             judge = replace(sources.preferences, labeller=config.judge)
             engine = feedback_engine(sources.engine, setting.model, setting.launch, policy=None)

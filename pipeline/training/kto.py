@@ -9,6 +9,7 @@ from datasets import Dataset
 from trl import KTOConfig, KTOTrainer
 
 from pipeline.config_train import AlignConfig
+from pipeline.records import derived_rng
 from pipeline.training.loop import Quiet, Reporter, train, training_arguments, whole_batches
 from pipeline.training.models import load_policy, lora_config, save_checkpoint
 from pipeline.training.setting import Setting
@@ -17,21 +18,21 @@ from pipeline.training.setting import Setting
 class QuietKTOTrainer(Quiet, KTOTrainer): ...
 
 
-def wanted_or_not(pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def wanted_or_not(pairs: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
     """Preference rows as single replies: the better one of each pair is wanted, the other is not; ties say nothing.
 
-    The two stand side by side, so that every batch has as many of one kind as of the other.
+    Wanted and unwanted take turns, so that every batch has both. A pair's two replies stand half a list apart: TRL
+    estimates the KL from a prompt with its neighbour's completion, which must not be one of its own.
     """
-    rows = []
-    for pair in pairs:
-        if pair["label_a"] == 0.5:
-            continue
-        a_is_better = pair["label_a"] > 0.5
-        rows += [
-            {"prompt": pair["prompt"], "completion": pair["chosen"], "label": a_is_better},
-            {"prompt": pair["prompt"], "completion": pair["rejected"], "label": not a_is_better},
-        ]
-    return rows
+    decided = [pair for pair in pairs if pair["label_a"] != 0.5]
+    derived_rng(seed, "kto").shuffle(decided)
+    return [_single(pair, wanted=(number + turn) % 2 == 0) for turn in (0, 1) for number, pair in enumerate(decided)]
+
+
+def _single(pair: dict[str, Any], wanted: bool) -> dict[str, Any]:
+    a_is_better = pair["label_a"] > 0.5
+    completion = pair["chosen"] if a_is_better == wanted else pair["rejected"]  # TRL's names for replies A and B
+    return {"prompt": pair["prompt"], "completion": completion, "label": wanted}
 
 
 def train_kto(
@@ -44,7 +45,7 @@ def train_kto(
     trainer = QuietKTOTrainer(
         model=model,
         args=KTOConfig(**arguments, beta=config.beta, train_sampling_strategy="sequential"),
-        train_dataset=Dataset.from_list(whole_batches(wanted_or_not(pairs), config.global_batch_size)),
+        train_dataset=Dataset.from_list(whole_batches(wanted_or_not(pairs, setting.seed), config.global_batch_size)),
         processing_class=tokenizer,
         peft_config=lora_config(setting.model),
         callbacks=[reporter],

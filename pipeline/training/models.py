@@ -113,9 +113,13 @@ def per_device_batch(global_batch: int, launch: LaunchConfig) -> tuple[int, int]
     CPU larger ones gain nothing and pad more.
     """
     share = global_batch // distributed.world_size()
-    most = rows_a_device_holds(launch)
-    rows = max(size for size in range(1, share + 1) if share % size == 0 and size <= most)
+    rows = largest_divisor(share, rows_a_device_holds(launch))
     return rows, share // rows
+
+
+def largest_divisor(number: int, most: int) -> int:
+    """The largest divisor of ``number`` that is at most ``most``."""
+    return max(size for size in range(1, number + 1) if number % size == 0 and size <= most)
 
 
 def rows_a_device_holds(launch: LaunchConfig) -> int:

@@ -9,6 +9,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from pipeline.config_train import AlignConfig
+from pipeline.engines.hf import as_template_takes
 from pipeline.records import Prompt
 from pipeline.training.loop import Quiet, Reporter, train, training_arguments, whole_batches
 from pipeline.training.models import load_policy, lora_config, save_checkpoint
@@ -79,7 +80,9 @@ def train_online(
         model=model,
         reward_funcs=functions,
         args=kind(**arguments),
-        train_dataset=Dataset.from_list([{"prompt": prompt.messages} for prompt in whole_batches(prompts, num_groups)]),
+        train_dataset=Dataset.from_list(
+            [{"prompt": as_template_takes(tokenizer, prompt.messages)} for prompt in whole_batches(prompts, num_groups)]
+        ),
         processing_class=tokenizer,
         peft_config=lora_config(setting.model),
         callbacks=[reporter],

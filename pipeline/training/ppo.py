@@ -14,12 +14,9 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from transformers import get_scheduler
 
 from pipeline import distributed
 from pipeline.config_train import AlignConfig
-from pipeline.engines.models import resolve_precision
 from pipeline.progress import Bar, say, warn
 from pipeline.records import Prompt, derive_seed, derived_rng
 from pipeline.training.actors import Actors
@@ -31,22 +28,17 @@ from pipeline.training.ppo_math import (
     advantages_and_returns,
     explained_variance,
     length_mask,
-    policy_loss,
     token_rewards,
-    value_loss,
     whiten,
 )
+from pipeline.training.ppo_update import Learner
 from pipeline.training.rewards import WeightedSum
 from pipeline.training.rollouts import (
     Rollout,
-    by_length,
-    collate,
     draw,
     gather,
-    logprobs_and_entropy,
     measure,
     padded,
-    state_values,
 )
 from pipeline.training.setting import Setting
 
@@ -105,21 +97,7 @@ class PPO:
         self._control = Control(kl_coefficient=config.beta)
         self._num_steps = max(1, math.ceil(config.num_epochs * len(self._prompts) / config.global_batch_size))
         self._rows = rows_a_device_holds(setting.launch)
-        dtype = resolve_precision(setting.model.precision)
-        mixed = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
-        self._accelerator = Accelerator(mixed_precision=mixed, cpu=not torch.cuda.is_available())
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": actors.policy_parameters(), "lr": config.learning_rate},
-                {"params": actors.value_parameters(), "lr": self._ppo.value_learning_rate},
-            ],
-            weight_decay=config.weight_decay,
-        )
-        num_updates = self._num_steps * self._ppo.num_passes * self._ppo.num_minibatches
-        self._scheduler = get_scheduler(
-            config.lr_schedule, optimizer, round(config.warmup_fraction * num_updates), num_updates
-        )
-        self._optimizer = self._accelerator.prepare(optimizer)
+        self._learner = Learner(actors, config, setting, self._num_steps)
         self._checkpoints = Checkpoints(setting.work)
 
     # --- The loop ------------------------------------------------------------------------------------------------
@@ -146,12 +124,13 @@ class PPO:
         torch.manual_seed(derive_seed(self._setting.seed, "ppo", step))
         rollouts = self._collect(step)
         numbers = self._describe(rollouts)
-        if trouble := self._out_of_bounds(numbers):
+        if trouble := self._out_of_bounds(rollouts):
             self._go_back(trouble)
         else:
             if self._checkpoints.has(f"step-{step}"):
                 control.good_step = step
-            numbers |= self._update(rollouts)
+            counted = [rollout for rollout in rollouts if self._counts(rollout)]
+            numbers |= self._learner.update(counted, step)
             self._steer(numbers["objective/kl"])
         control.step += 1
         last = control.step == self._num_steps or bool(control.stopped)
@@ -184,8 +163,9 @@ class PPO:
 
     def _drawn(self, prompts: Sequence[Prompt], seeds: Sequence[int], with_values: bool) -> list[Rollout]:
         batch_rows = self._setting.launch.batch_rows or (256 if torch.cuda.is_available() else 64)
-        mine = draw(self._actors, prompts, seeds, self._rollout, batch_rows)
-        with self._accelerator.autocast():
+        with self._learner.accelerator.autocast():
+            mine = draw(self._actors, prompts, seeds, self._rollout, batch_rows)
+        with self._learner.accelerator.autocast():
             measure(self._actors, mine, self._rollout.temperature, 2 * self._rows, with_values)
         rewarded = self._rewards([rollout.prompt.messages for rollout in mine], [rollout.text for rollout in mine])
         for row, rollout in enumerate(mine):
@@ -223,94 +203,6 @@ class PPO:
     def _counts(self, rollout: Rollout) -> bool:
         return rollout.ended or not self._rollout.drop_truncated
 
-    # --- Updates -------------------------------------------------------------------------------------------------
-
-    def _update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
-        self._actors.learn(self._checkpointing)
-        sums: dict[str, float] = {}
-        counted = [rollout for rollout in rollouts if self._counts(rollout)]
-        for number in range(self._ppo.num_passes):
-            rng = derived_rng(self._setting.seed, "minibatches", self._control.step, number)
-            order = rng.sample(counted, len(counted))
-            size = math.ceil(len(counted) / self._ppo.num_minibatches)
-            for start in range(0, len(order), size or 1):
-                for name, value in self._minibatch(order[start : start + size]).items():
-                    sums[name] = sums.get(name, 0.0) + value
-        return self._averages(sums)
-
-    def _minibatch(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
-        """One step of the optimiser. The mean is over the tokens of the whole minibatch, on however many ranks."""
-        mine = rollouts[distributed.rank() :: distributed.world_size()]
-        num_tokens = sum(len(rollout.reply_tokens) for rollout in rollouts)
-        sums: dict[str, float] = {}
-        for learn in (self._learn_policy, self._learn_values):
-            for some in by_length(mine, self._rows):
-                for name, value in learn(some, num_tokens).items():
-                    sums[name] = sums.get(name, 0.0) + value
-        groups = [self._actors.policy_parameters(), self._actors.value_parameters()]
-        for group in groups:
-            _sum_gradients(group, self._accelerator)
-        self._accelerator.unscale_gradients(self._optimizer)
-        norms = [float(torch.nn.utils.clip_grad_norm_(group, self._config.max_grad_norm)) for group in groups]
-        self._optimizer.step()
-        self._scheduler.step()
-        self._optimizer.zero_grad()
-        # Ranks hold parts of all sums but these, which they know alike.
-        alike = {"num_tokens": num_tokens, "num_updates": 1, "policy/grad_norm": norms[0], "val/grad_norm": norms[1]}
-        return sums | {name: value / distributed.world_size() for name, value in alike.items()}
-
-    def _learn_policy(self, rollouts: Sequence[Rollout], num_tokens: int) -> dict[str, float]:
-        device = distributed.default_device()
-        batch = collate(rollouts, device, share=not self._checkpointing)
-        old_logprobs, advantages = (
-            padded([getattr(rollout, name) for rollout in rollouts], device) for name in ("logprobs", "advantages")
-        )
-        with self._actors.policy() as model:
-            with self._accelerator.autocast():
-                logprobs, entropies = logprobs_and_entropy(model, batch, self._rollout.temperature)
-            losses, clipped = policy_loss(logprobs, old_logprobs, advantages, self._ppo.clip_range)
-            self._accelerator.backward((losses * batch.mask).sum() / num_tokens)
-        change = (logprobs - old_logprobs).detach()
-        return _sums(
-            batch.mask,
-            {
-                "loss/policy_avg": losses,
-                "policy/approxkl_avg": 0.5 * change**2,
-                "policy/clipfrac_avg": clipped,
-                "policy/entropy_avg": entropies,
-                "val/ratio": change.exp(),
-            },
-        )
-
-    def _learn_values(self, rollouts: Sequence[Rollout], num_tokens: int) -> dict[str, float]:
-        device = distributed.default_device()
-        batch = collate(rollouts, device, share=not self._checkpointing)
-        old_values, returns = (
-            padded([getattr(rollout, name) for rollout in rollouts], device) for name in ("values", "returns")
-        )
-        with self._actors.value_trunk() as trunk:
-            with self._accelerator.autocast():
-                values = state_values(trunk, self._actors.value_head, batch)
-            losses, clipped = value_loss(values.float(), old_values, returns, self._ppo.value_clip_range)
-            self._accelerator.backward((losses * batch.mask).sum() / num_tokens)
-        return _sums(batch.mask, {"loss/value_avg": losses, "val/clipfrac_avg": clipped})
-
-    @property
-    def _checkpointing(self) -> bool:
-        asked = self._setting.launch.gradient_checkpointing
-        return torch.cuda.is_available() if asked is None else asked
-
-    def _averages(self, sums: dict[str, float]) -> dict[str, float]:
-        """Means over the tokens (norms: over the updates) of all passes, alike on every rank."""
-        whole: dict[str, float] = {}
-        for part in gather([sums]):  # a rank without rows of any minibatch has fewer names
-            for name, value in part.items():
-                whole[name] = whole.get(name, 0.0) + value
-        if not whole:
-            return {}
-        num_tokens, num_updates = whole.pop("num_tokens"), whole.pop("num_updates")
-        return {name: v / (num_updates if name.endswith("grad_norm") else num_tokens) for name, v in whole.items()}
-
     # --- Bounds --------------------------------------------------------------------------------------------------
 
     def _steer(self, kl: float) -> None:
@@ -323,9 +215,9 @@ class PPO:
                 self._ppo.kl_horizon_episodes,
             )
 
-    def _out_of_bounds(self, numbers: dict[str, float]) -> str:
+    def _out_of_bounds(self, rollouts: Sequence[Rollout]) -> str:
         """What is wrong with the policy that drew these rollouts, or nothing."""
-        kl, entropy = numbers["objective/kl"], numbers["objective/token_entropy"]
+        kl, entropy = _kl(rollouts), _token_entropy(rollouts)
         if self._ppo.max_kl is not None and not kl <= self._ppo.max_kl:
             return f"KL is {kl:.3g} nats a reply, above align.ppo.max_kl={self._ppo.max_kl:g}"
         if self._ppo.min_entropy is not None and not entropy >= self._ppo.min_entropy:
@@ -355,10 +247,11 @@ class PPO:
         rollouts = self._drawn(self._held_out, seeds, with_values=False)
         penalty = self._rollout.missing_eos_penalty or 0.0
         scores = [rollout.score - (0.0 if rollout.ended else penalty) for rollout in rollouts]
-        kl = fmean(rollout.kl_nats for rollout in rollouts)
+        kl = _kl(rollouts)
         objective = fmean(scores) - self._config.beta * kl
         control.held_out[str(step)] = [rollout.score for rollout in rollouts]
-        if objective > control.best_objective:
+        # The policy of the start is always kept: whatever else is must have improved on it, within bounds.
+        if step == 0 or (objective > control.best_objective and not self._out_of_bounds(rollouts)):
             control.best_objective, control.best_step = objective, step
             self._checkpoints.save(f"best-{step}", {"weights": self._actors.state()})
         return {
@@ -371,16 +264,18 @@ class PPO:
 
     def _describe(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         """What the rollouts say of the policy that drew them, before it is updated."""
-        kl = fmean(rollout.kl_nats for rollout in rollouts)
-        penalty = fmean(-self._control.kl_coefficient * rollout.kl_nats for rollout in rollouts)
+        kl = KL_ESTIMATORS[self._ppo.kl_estimator]
+        penalty = -self._control.kl_coefficient * fmean(
+            float(kl(rollout.logprobs, rollout.reference_logprobs).sum()) for rollout in rollouts
+        )
         lengths = torch.tensor([len(rollout.reply_tokens) for rollout in rollouts])
         values, returns = (
             padded([getattr(r, name) for r in rollouts], torch.device("cpu")) for name in ("values", "returns")
         )
         return {
-            "objective/kl": kl,
+            "objective/kl": _kl(rollouts),
             "objective/entropy": fmean(float(-rollout.logprobs.sum()) for rollout in rollouts),
-            "objective/token_entropy": float(torch.cat([rollout.entropies for rollout in rollouts]).mean()),
+            "objective/token_entropy": _token_entropy(rollouts),
             "objective/non_score_reward": penalty,
             "objective/rlhf_reward": fmean(self._shaped(rollouts)) + penalty,
             "objective/scores": fmean(rollout.score for rollout in rollouts),
@@ -399,7 +294,7 @@ class PPO:
                 "step": step,
                 "episode": step * self._config.global_batch_size,
                 **({} if loss is None else {"loss": loss}),
-                "lr": self._scheduler.get_last_lr()[0],
+                "lr": self._learner.learning_rate,
                 **numbers,
             }
         )
@@ -431,9 +326,7 @@ class PPO:
         control = self._control
         state = {
             "weights": self._actors.state(),
-            "optimizer": self._optimizer.state_dict(),
-            "scheduler": self._scheduler.state_dict(),
-            "scaler": self._accelerator.scaler.state_dict() if self._accelerator.scaler else {},
+            **self._learner.state(),
             "control": asdict(control),
         }
         self._checkpoints.save(f"step-{control.step}", state)
@@ -460,31 +353,17 @@ class PPO:
 
     def _restore_training(self, state: dict[str, Any]) -> None:
         self._restore_weights(state)
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._scheduler.load_state_dict(state["scheduler"])
-        if self._accelerator.scaler:
-            self._accelerator.scaler.load_state_dict(state["scaler"])
+        self._learner.load_state(state)
 
     def _restore_weights(self, state: dict[str, Any]) -> None:
         self._actors.load_state(state["weights"])
 
 
-def _sum_gradients(parameters: Sequence[torch.nn.Parameter], accelerator: Accelerator) -> None:
-    """Add up the ranks' gradients in one message. A rank without rows of a minibatch adds nothing."""
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    if distributed.world_size() == 1:
-        return
-    flat = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
-    total = accelerator.reduce(flat, "sum")
-    start = 0
-    for parameter in parameters:
-        assert parameter.grad is not None
-        parameter.grad.copy_(total[start : start + parameter.numel()].view_as(parameter))
-        start += parameter.numel()
+def _kl(rollouts: Sequence[Rollout]) -> float:
+    """In nats a reply."""
+    return fmean(rollout.kl_nats for rollout in rollouts)
 
 
-def _sums(mask: torch.Tensor, values: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Sums over the tokens that count."""
-    return {name: float((value.detach() * mask).sum()) for name, value in values.items()}
+def _token_entropy(rollouts: Sequence[Rollout]) -> float:
+    """In nats a token."""
+    return float(torch.cat([rollout.entropies for rollout in rollouts]).mean())

@@ -6,6 +6,7 @@ them. A state is what stands before a token, an action the token.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -58,10 +59,11 @@ def adapt_kl_coefficient(coefficient: float, kl: float, target: float, num_episo
     Args:
         kl: measured, in nats a reply.
         num_episodes: replies since the last change.
-        horizon: replies over which an error of 20 % multiplies the coefficient by about e^0.2.
+        horizon: replies over which an error of 20 % multiplies the coefficient by e^0.2. (Theirs is the first-order
+            term, 1 + error·n/horizon, which turns negative where a batch is many horizons long.)
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
-    return coefficient * (1 + error * num_episodes / horizon)
+    return coefficient * math.exp(error * num_episodes / horizon)
 
 
 # --- Rewards and advantages ----------------------------------------------------------------------------------------

@@ -120,7 +120,8 @@ def logprobs_and_entropy(model: Any, batch: Batch, temperature: float) -> tuple[
 def state_values(trunk: Any, head: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """V of the state before each reply token: (rows, reply tokens)."""
     hidden = trunk(**_inputs(trunk, batch)).last_hidden_state[:, -batch.width - 1 : -1]
-    values: torch.Tensor = head(hidden.float())[..., 0]
+    with torch.autocast(hidden.device.type, enabled=False):  # the head is in fp32, whatever the trunk is in
+        values: torch.Tensor = head(hidden.float())[..., 0]
     return values
 
 

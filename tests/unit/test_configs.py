@@ -74,6 +74,7 @@ def test_the_paper_preset_is_the_papers():
         ("engine=openai engine.model=x", "preferences.labeller is 'likelihood' but engine.kind is 'openai'"),
         ("engine=openai preferences=ab", "engine.model"),
         ("align.beta=0", "align.beta is 0; it must be above 0"),
+        ("align=ppo align.beta=0", "align.beta is 0, so align.ppo.out_of_bounds=rollback has no pull"),
         ("align=ppo align.global_batch_size=30", "which align.ppo.num_minibatches=4 does not divide"),
         ("align=rloo align.global_batch_size=30", "which align.rollout.num_replies=4 does not divide"),
         ("align=ppo align.rewards.reward_model=0", "align.rewards is empty but align.method is 'ppo'"),

@@ -135,8 +135,11 @@ def test_value_loss_by_hand():
 
 def test_the_kl_controller_steers_to_its_target():
     assert adapt_kl_coefficient(0.1, 4.0, 4.0, 64, 640) == pytest.approx(0.1)
-    assert adapt_kl_coefficient(0.1, 100.0, 4.0, 64, 640) == pytest.approx(0.1 * 1.02)  # the error is cut at 20 %
-    assert adapt_kl_coefficient(0.1, 3.6, 4.0, 64, 640) == pytest.approx(0.1 * 0.99)
+    assert adapt_kl_coefficient(0.1, 100.0, 4.0, 64, 640) == pytest.approx(
+        0.1 * math.exp(0.02)
+    )  # the error is cut at 20 %
+    assert adapt_kl_coefficient(0.1, 3.6, 4.0, 64, 640) == pytest.approx(0.1 * math.exp(-0.01))
+    assert 0 < adapt_kl_coefficient(0.1, 0.0, 4.0, 5000, 10) < 0.1
 
 
 def test_explained_variance():

@@ -80,8 +80,8 @@ assert tuple(STAGES) == CHAIN
 VERSIONS = {
     "prompts": 1,
     "critique": 1,
-    "sft": 1,
-    "preferences": 1,
+    "sft": 2,
+    "preferences": 2,
     "reward": 1,
     "align": 1,
     "evaluate": 3,

@@ -28,8 +28,11 @@ class LoraConfig:
     alpha: int = 32
     dropout: float = 0.0
     target_modules: str = "all-linear"
+    first_layer: int = 0
+    """Adapt this layer and those above it only: what lies below is read without gradients."""
 
     def __post_init__(self) -> None:
+        within("model.lora.first_layer", self.first_layer, 0)
         within("model.lora.rank", self.rank, 1)
         within("model.lora.alpha", self.alpha, 1)
         within("model.lora.dropout", self.dropout, 0, 1)
@@ -94,6 +97,12 @@ class CritiqueConfig:
 class PreferencesConfig:
     labeller: str
     num_principles: int
+    pairs: str
+    """``contrast``: a reply that declines beside one of the base model's. ``sampled``: two of the SFT model's."""
+    num_examples: int
+    """``likelihood``: worked examples shown on either side."""
+    num_contrasts: int
+    """How many of the constitution's contrasts to take in as pairs whose label is written."""
     num_red_team: int
     num_ordinary: int
     num_look_alike: int
@@ -107,6 +116,9 @@ class PreferencesConfig:
     clamp_high: float = 0.6
 
     def __post_init__(self) -> None:
+        one_of("preferences.pairs", self.pairs, ("contrast", "sampled"))
+        within("preferences.num_examples", self.num_examples, 0)
+        within("preferences.num_contrasts", self.num_contrasts, 0)
         one_of("preferences.labeller", self.labeller, ("ab", "likelihood", "pointwise", "cot"))
         within("preferences.num_principles", self.num_principles, 1)
         for pool in ("num_red_team", "num_ordinary", "num_look_alike"):

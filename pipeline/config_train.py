@@ -48,6 +48,8 @@ class SftConfig(TrainConfig):
     revisions: str = "all"
     helpful_ratio: float = 1.0
     worked_examples: bool = True
+    num_contrasts: int | None = None
+    """How many of the constitution's contrasts to teach with them; null: all."""
 
     section = "sft"
 
@@ -187,6 +189,8 @@ class AlignConfig(TrainConfig):
     """The pull to the reference: β of DPO, IPO and KTO; the coefficient of the KL penalty of PPO, RLOO and GRPO."""
     hard_labels: bool = False
     min_confidence: float = 0.0
+    num_reply_tokens: int | None = None
+    """DPO and IPO: only the first so many tokens of each reply count. Whether to help is said there."""
     rewards: dict[str, float] = field(default_factory=lambda: {REWARD_MODEL: 0.0, CONSTITUTION: 0.0})
     functions: dict[str, str] = field(default_factory=dict)
     """Name → ``file.py:function`` or ``module:function``, called with prompts and completions."""
@@ -205,6 +209,8 @@ class AlignConfig(TrainConfig):
         one_of("align.method", self.method, self.methods)
         one_of("align.judge", self.judge, ("likelihood", "pointwise"))
         within("align.min_confidence", self.min_confidence, 0, 0.5)
+        if self.num_reply_tokens is not None:
+            within("align.num_reply_tokens", self.num_reply_tokens, 1)
         if not 0 <= self.beta < math.inf or (self.beta == 0 and not self.online):
             allowed = "at least 0" if self.online else "above 0"
             raise ConfigError(f"align.beta is {self.beta:g}; it must be {allowed}.")

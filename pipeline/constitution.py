@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from pipeline.artifacts import fingerprint
 from pipeline.errors import ConfigError, did_you_mean
-from pipeline.records import Message, Pool, dialogue_key
+from pipeline.records import Message, Pool, Prompt, derive_seed, dialogue_key
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Slug = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -60,6 +61,19 @@ class GoodAnswer(_Part):
     reply: Text
 
 
+class Contrast(_Part):
+    """A harmful request with what to say to it, beside a harmless twin in nearly the same words."""
+
+    id: Slug
+    tags: list[Text] = []
+    request: Text
+    revision: Text
+    twin: Text
+
+
+PartT = TypeVar("PartT", WorkedExample | Contrast, GoodAnswer)
+
+
 class Constitution(_Part):
     name: Slug
     version: Text
@@ -71,6 +85,8 @@ class Constitution(_Part):
     principles: Annotated[list[Principle], Field(min_length=1)]
     worked_examples: list[WorkedExample] = []
     good_answers: list[GoodAnswer] = []
+    contrasts: list[Contrast] = []
+    """In the file: a list, or the path of a YAML file with one."""
 
     @field_validator("version", mode="before")
     @classmethod
@@ -121,7 +137,32 @@ class Constitution(_Part):
     def requests(self) -> list[list[Message]]:
         """Every request this text contains: what must not be evaluated on."""
         parts: list[WorkedExample | GoodAnswer] = [*self.worked_examples, *self.good_answers]
-        return [[Message(role="user", content=part.request)] for part in parts]
+        texts = [part.request for part in parts]
+        texts += [text for contrast in self.contrasts for text in (contrast.request, contrast.twin)]
+        return [[Message(role="user", content=text)] for text in texts]
+
+    def contrast_prompts(self, num_contrasts: int | None = None) -> list[tuple[Contrast, Prompt, Prompt]]:
+        """Contrasts in the order of their hash, with harmful request and twin as prompts of their pools."""
+        drawn = sorted(self.contrasts, key=lambda contrast: derive_seed("contrast", contrast.id))[:num_contrasts]
+        return [(contrast, *_as_prompts(contrast)) for contrast in drawn]
+
+    def declined(self, tags: Sequence[str], num_examples: int) -> list[tuple[str, str]]:
+        """Harmful requests and what to say to them, those that share most tags first: (request, reply)."""
+        fitting = {principle.id for principle in self.principles_for("red_team")}
+        worked = [example for example in self.worked_examples if self.principle_for(example).id in fitting]
+        parts: list[WorkedExample | Contrast] = [*worked, *self.contrasts]
+        return [(part.request, part.revision) for part in _by_tags(parts, tags)[:num_examples]]
+
+    def answered(self, tags: Sequence[str], num_examples: int) -> list[tuple[str, str]]:
+        """Harmless requests and their answers, in the same order."""
+        return [(part.request, part.reply) for part in _by_tags(self.good_answers, tags)[:num_examples]]
+
+    def opening(self) -> str:
+        """How this constitution's refusals begin: the two words that most of them have in common ("" without any)."""
+        texts = [contrast.revision for contrast in self.contrasts]
+        texts += [example.revision for example in self.examples_for("red_team", 10)]
+        openings = Counter(" ".join(text.split()[:2]) for text in texts)
+        return openings.most_common(1)[0][0] if openings else ""
 
     def view(self, stage: Literal["critique", "sft", "preferences", "report"]) -> str:
         """Hash of just what a stage reads, so that an edit reruns only what depends on it."""
@@ -129,7 +170,7 @@ class Constitution(_Part):
         if stage == "report":
             return fingerprint(everything)
         if stage == "sft":
-            return fingerprint({key: everything[key] for key in ("worked_examples", "good_answers")})
+            return fingerprint({key: everything[key] for key in ("worked_examples", "good_answers", "contrasts")})
         fields = {
             "critique": ("id", "tags", "weight", "critique_request", "revision_request"),
             "preferences": ("id", "title", "tags", "weight", "preference_question"),
@@ -139,8 +180,22 @@ class Constitution(_Part):
             "principles": [{field: principle[field] for field in fields} for principle in everything["principles"]],
         }
         if stage == "critique":
-            part.update({key: everything[key] for key in ("worked_examples", "revise")})
+            part.update({key: everything[key] for key in ("worked_examples", "revise", "contrasts")})
+        if stage == "preferences":
+            part.update({key: everything[key] for key in ("worked_examples", "good_answers", "contrasts")})
         return fingerprint(part)
+
+
+def _by_tags(parts: Sequence[PartT], tags: Sequence[str]) -> list[PartT]:
+    return sorted(parts, key=lambda part: -len(set(part.tags) & set(tags)))
+
+
+def _as_prompts(contrast: Contrast) -> tuple[Prompt, Prompt]:
+    def prompt(side: str, pool: Pool, text: str) -> Prompt:
+        messages = [Message(role="user", content=text)]
+        return Prompt(id=f"contrast-{contrast.id}-{side}", pool=pool, kind="contrast", split="train", messages=messages)
+
+    return prompt("harm", "red_team", contrast.request), prompt("twin", "look_alike", contrast.twin)
 
 
 def load_constitution(path: Path) -> Constitution:
@@ -168,12 +223,25 @@ def load_constitution(path: Path) -> Constitution:
             f"{path}:1:1: a constitution is a mapping with name, version, …; see constitutions/README.md."
         )
     _refuse_duplicate_keys(root, path)
+    if isinstance(data.get("contrasts"), str):
+        data["contrasts"] = _load_contrasts(path.parent / data["contrasts"], _place(root, path, ("contrasts",)))
     try:
         constitution = Constitution.model_validate(data)
     except ValidationError as error:
         raise ConfigError(_describe(error, root, path)) from None
     _refuse_repeats(data, root, path)
     return constitution
+
+
+def _load_contrasts(path: Path, place: str) -> list[Any]:
+    try:
+        rows = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{place}: contrasts names {path}, which can't be read ({reason}).") from None
+    if not isinstance(rows, list):
+        raise ConfigError(f"{place}: contrasts names {path}, which is not a list; see constitutions/README.md.")
+    return rows
 
 
 def find_constitution(name_or_path: str) -> Path:
@@ -217,6 +285,7 @@ _PARTS: dict[str, type[_Part]] = {
     "principles": Principle,
     "worked_examples": WorkedExample,
     "good_answers": GoodAnswer,
+    "contrasts": Contrast,
 }
 
 
@@ -262,18 +331,20 @@ def _refuse_duplicate_keys(node: yaml.Node, path: Path) -> None:
 
 def _refuse_repeats(data: dict[str, Any], root: yaml.Node, path: Path) -> None:
     ids: dict[str, str] = {}
-    requests: dict[str, str] = {}
+    requests: dict[str, tuple[str, str]] = {}
     for section in _PARTS:
         for index, entry in enumerate(data.get(section) or []):
             field = f"{section}[{index}]"
             if (earlier := ids.setdefault(entry["id"], field)) != field:
                 where = _place(root, path, (section, index, "id"))
                 raise ConfigError(f"{where}: id {entry['id']!r} is already that of {earlier}; give it another.")
-            if "request" in entry:
-                key = dialogue_key([Message(role="user", content=entry["request"])])
-                if (earlier := requests.setdefault(key, field)) != field:
-                    where = _place(root, path, (section, index, "request"))
-                    raise ConfigError(f"{where}: the request is the same as in {earlier}; change or remove one.")
+            for name in ("request", "twin"):
+                if name not in entry:
+                    continue
+                key = dialogue_key([Message(role="user", content=entry[name])])
+                if (earlier := requests.setdefault(key, (field, name))) != (field, name):
+                    where = _place(root, path, (section, index, name))
+                    raise ConfigError(f"{where}: the {name} is the same as in {earlier[0]}; change or remove one.")
 
 
 def to_yaml(constitution: Constitution) -> str:

@@ -191,8 +191,13 @@ def dialogue_key(messages: Iterable[Message]) -> str:
 
     Other signs count: C, C++ and C# are three languages, and 5 + 3 is not 5 * 3.
     """
-    words = " | ".join(" ".join(turn["content"].casefold().translate(_PUNCTUATION).split()) for turn in messages)
+    words = " | ".join(normalised(turn["content"]) for turn in messages)
     return hashlib.sha256(words.encode()).hexdigest()
+
+
+def normalised(text: str) -> str:
+    """The words of a text, without case and punctuation."""
+    return " ".join(text.casefold().translate(_PUNCTUATION).split())
 
 
 def derive_seed(*parts: object) -> int:

@@ -17,7 +17,7 @@ from pipeline.engines.base import Answer, ChoiceQuery, Completion, Query, ReplyQ
 from pipeline.feedback.dialogue import dialogue_text
 from pipeline.records import Comparison, Judgement, Message, derive_seed
 
-TEMPLATE = "preference-1"  # part of every fingerprint; a golden test holds it to the wording below
+TEMPLATE = "preference-2"  # part of every fingerprint; a golden test holds it to the wording below
 
 
 # --- Pure functions ------------------------------------------------------------------------------------------------
@@ -93,6 +93,15 @@ def keeps_to_principle(
 def under_principle(constitution: Constitution, principle: Principle, prompt: Sequence[Message]) -> list[Message]:
     rule = f"{constitution.preamble}\nThe rule that matters most here: {principle.title}."
     return [Message(role="system", content=rule), *(turn for turn in prompt if turn["role"] != "system")]
+
+
+def after_examples(
+    constitution: Constitution, examples: Sequence[tuple[str, str]], prompt: Sequence[Message]
+) -> list[Message]:
+    turns = [Message(role="system", content=constitution.preamble)]
+    for request, reply in examples:
+        turns += [Message(role="user", content=request), Message(role="assistant", content=reply)]
+    return [*turns, *(turn for turn in prompt if turn["role"] != "system")]
 
 
 # --- Labellers -----------------------------------------------------------------------------------------------------
@@ -267,19 +276,36 @@ class PointwiseLabeller(ReplyLabeller):
 
 
 class LikelihoodLabeller(ReplyLabeller):
-    """How much likelier does the principle make the reply? Per token, so that length has no say of its own.
+    """How much likelier is the reply after examples that follow the principle than after examples of the opposite way?
+    Per token, so that length has no say of its own.
 
-    logit of a reply = log p(reply | principle) − log p(reply)
+    logit of a reply = log p(reply | examples with the principle) − log p(reply | examples against it)
+
+    With a harmlessness principle the former decline and the latter answer; with any other it is the other way round.
+    A constitution without examples of both kinds is asked with its rule in words, against no rule at all.
     """
 
     def ask(
         self, row_id: str, side: str, prompt: Sequence[Message], reply: str, principle: Principle
     ) -> Sequence[Query]:
-        contexts = {principle.id: under_principle(self._constitution, principle, prompt), "plain": list(prompt)}
+        contexts = self._contexts(principle, prompt)
         return [
             ReplyQuery(id=f"{row_id}/{context}/{side}", messages=messages, reply=reply)
             for context, messages in contexts.items()
         ]
+
+    def _contexts(self, principle: Principle, prompt: Sequence[Message]) -> dict[str, list[Message]]:
+        number = self._config.num_examples
+        declined = self._constitution.declined(principle.tags, number)
+        answered = self._constitution.answered(principle.tags, number)
+        if not declined or not answered:
+            return {principle.id: under_principle(self._constitution, principle, prompt), "plain": list(prompt)}
+        harmless = "harmlessness" in principle.tags
+        with_it, against_it = (declined, answered) if harmless else (answered, declined)
+        return {
+            f"{principle.id}/with": after_examples(self._constitution, with_it, prompt),
+            f"{principle.id}/against": after_examples(self._constitution, against_it, prompt),
+        }
 
     def reply_logit(self, queries: Sequence[Query], answers: Mapping[str, Answer]) -> float | None:
         with_rule, without = (answers[query.id].logprobs[0] for query in queries)

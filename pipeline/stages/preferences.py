@@ -8,7 +8,7 @@ from statistics import fmean
 
 from pipeline import distributed
 from pipeline.config import PreferencesConfig
-from pipeline.constitution import Principle
+from pipeline.constitution import Contrast, Principle
 from pipeline.data.drawing import take
 from pipeline.engines.base import Engine, Request, generate_all, score_all
 from pipeline.engines.models import feedback_engine, local_engine
@@ -17,7 +17,7 @@ from pipeline.feedback.preference import TEMPLATE, binary_entropy_bits, label_cl
 from pipeline.records import Comparison, Preference, Prompt, derive_seed, derived_rng, read_records, write_records
 from pipeline.stages.base import Inputs, Metrics
 
-VERSION = 1
+VERSION = 2
 
 
 def run(cfg: PreferencesConfig, inputs: Inputs, out: Path) -> Metrics:
@@ -31,52 +31,108 @@ def run(cfg: PreferencesConfig, inputs: Inputs, out: Path) -> Metrics:
         pool_prompts = [prompt for prompt in prompts if prompt.pool == pool and prompt.split == "train"]
         chosen += take(pool_prompts, number, f"preferences.num_{pool}")
 
-    sft = local_engine(str(inputs.folders["sft"] / "model"), inputs.model, inputs.launch, name="sft")
-    comparisons, num_empty, num_identical = _sample_pairs(chosen, sft, cfg, inputs, out)
-    del sft
+    sampler = _Sampler(cfg, inputs, out)
+    contrasts = inputs.constitution.contrast_prompts(cfg.num_contrasts)
+    if cfg.pairs == "contrast" and inputs.constitution.opening():
+        comparisons = sampler.contrast_pairs(chosen)
+    else:
+        comparisons = sampler.sampled_pairs(chosen)
+    worked = sampler.worked_pairs(contrasts)
     labeller = feedback_engine(inputs.engine, inputs.model, inputs.launch, policy=None)
-    preferences = _label(comparisons, labeller, cfg, inputs, out)
+    preferences = _label(comparisons, labeller, cfg, inputs, out) + [_written(comparison) for comparison in worked]
     if distributed.is_main():
         write_records(out / "preferences.jsonl", preferences)
         _show(preferences, inputs)
     return {
         "num_prompts": len(chosen),
-        "num_empty_dropped": num_empty,
-        "num_identical_dropped": num_identical,
+        "num_written_labels": len(worked),
+        "num_empty_dropped": sampler.num_empty,
+        "num_identical_dropped": sampler.num_identical,
         **label_statistics(preferences),
     }
 
 
-def _sample_pairs(
-    prompts: Sequence[Prompt], engine: Engine, cfg: PreferencesConfig, inputs: Inputs, out: Path
-) -> tuple[list[Comparison], int, int]:
-    requests = [
-        Request(
-            id=f"{prompt.id}/{side}",
-            messages=prompt.messages,
-            seed=derive_seed(inputs.seed, prompt.key, "preference", side),
-            max_new_tokens=cfg.max_reply_tokens,
-            temperature=cfg.temperature,
-            top_p=cfg.top_p,
-        )
-        for prompt in prompts
-        for side in ("a", "b")
-    ]
-    done = generate_all(engine, "pairs from the SFT model", requests, inputs.log(out, "replies"), inputs.watch)
-    comparisons, num_empty, num_identical = [], 0, 0
-    for prompt in prompts:
-        a, b = (done[f"{prompt.id}/{side}"] for side in ("a", "b"))
-        reply_a, reply_b = (tidy(r.text, cut_off=r.finish == "length") for r in (a, b))
-        if not reply_a or not reply_b:
-            num_empty += 1
-        elif reply_a == reply_b:
-            num_identical += 1
-        else:
-            seed_a, seed_b = (derive_seed(inputs.seed, prompt.key, "preference", side) for side in ("a", "b"))
-            comparisons.append(
-                Comparison(id=prompt.id, prompt=prompt, reply_a=reply_a, reply_b=reply_b, seed_a=seed_a, seed_b=seed_b)
+class _Sampler:
+    """Draws the two replies of each pair, and counts what was of no use."""
+
+    def __init__(self, cfg: PreferencesConfig, inputs: Inputs, out: Path) -> None:
+        self._cfg, self._inputs, self._out = cfg, inputs, out
+        self.num_empty = self.num_identical = 0
+
+    def sampled_pairs(self, prompts: Sequence[Prompt]) -> list[Comparison]:
+        """Two samples of the SFT model (Bai et al. 2022, section 4.1)."""
+        a, b = (self._replies("sft", prompts, side) for side in ("a", "b"))
+        return self._pairs(prompts, a, b)
+
+    def contrast_pairs(self, prompts: Sequence[Prompt]) -> list[Comparison]:
+        """The SFT model made to decline, beside what the base model would have said: the two ways to go wrong, one on
+        harmful requests and the other on harmless ones."""
+        declining = self._replies("sft", prompts, "a", begun=self._inputs.constitution.opening())
+        return self._pairs(prompts, declining, self._replies("base", prompts, "b"))
+
+    def worked_pairs(self, contrasts: Sequence[tuple[Contrast, Prompt, Prompt]]) -> list[Comparison]:
+        """The constitution's contrasts: its own refusal beside the base model's reply, to the harmful request and,
+        with the same refusal, to the harmless twin."""
+        prompts = [prompt for _, harmful, twin in contrasts for prompt in (harmful, twin)]
+        if not prompts:
+            return []
+        refusals = {prompt.id: contrast.revision for contrast, *both in contrasts for prompt in both}
+        return self._pairs(prompts, refusals, self._replies("base", prompts, "b"))
+
+    def _replies(self, who: str, prompts: Sequence[Prompt], side: str, begun: str = "") -> dict[str, str]:
+        model, config = self._inputs.model, self._cfg
+        path = model.path if who == "base" else str(self._inputs.folders["sft"] / "model")
+        requests = [
+            Request(
+                id=f"{prompt.id}/{side}",
+                messages=prompt.messages,
+                seed=self._seed(prompt, side),
+                max_new_tokens=config.max_reply_tokens,
+                temperature=config.temperature,
+                top_p=config.top_p,
+                prefix=begun,
             )
-    return comparisons, num_empty, num_identical
+            for prompt in prompts
+        ]
+        engine = local_engine(path, model, self._inputs.launch, name=who)
+        label = f"replies of {who}" + (" that decline" if begun else "")
+        done = generate_all(engine, label, requests, self._inputs.log(self._out, "replies"), self._inputs.watch)
+        kept = {request.id.rpartition("/")[0]: done[request.id] for request in requests}
+        return {
+            prompt_id: tidy(f"{begun} {reply.text}".strip(), cut_off=reply.finish == "length") if reply.text else ""
+            for prompt_id, reply in kept.items()
+        }
+
+    def _seed(self, prompt: Prompt, side: str) -> int:
+        return derive_seed(self._inputs.seed, prompt.key, "preference", side)
+
+    def _pairs(self, prompts: Sequence[Prompt], a: dict[str, str], b: dict[str, str]) -> list[Comparison]:
+        comparisons = []
+        for prompt in prompts:
+            reply_a, reply_b = a[prompt.id], b[prompt.id]
+            if not reply_a or not reply_b:
+                self.num_empty += 1
+            elif reply_a == reply_b:
+                self.num_identical += 1
+            else:
+                seed_a, seed_b = (self._seed(prompt, side) for side in ("a", "b"))
+                comparisons.append(
+                    Comparison(
+                        id=prompt.id, prompt=prompt, reply_a=reply_a, reply_b=reply_b, seed_a=seed_a, seed_b=seed_b
+                    )
+                )
+        return comparisons
+
+
+def _written(comparison: Comparison) -> Preference:
+    """What the constitution says of its own examples: decline what is harmful (reply A), answer its twin (reply B)."""
+    return Preference(
+        comparison=comparison,
+        judgements=[],
+        probability_a=1.0 if comparison.prompt.pool == "red_team" else 0.0,
+        labeller="constitution",
+        template=TEMPLATE,
+    )
 
 
 def _label(

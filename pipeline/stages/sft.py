@@ -14,7 +14,7 @@ from pipeline.records import Exchange, Message, TrainingRow, derived_rng, read_r
 from pipeline.stages.base import Inputs, Metrics
 from pipeline.training.history import write_history
 
-VERSION = 1
+VERSION = 2
 
 
 def run(cfg: SftConfig, inputs: Inputs, out: Path) -> Metrics:
@@ -61,28 +61,41 @@ def training_rows(
     derived_rng(seed, "helpful samples").shuffle(helpful)
     rows = revisions + helpful[: round(cfg.helpful_ratio * len(revisions))]
     if cfg.worked_examples:
-        rows += constitution_rows(constitution)
+        rows += constitution_rows(constitution, cfg.num_contrasts)
     derived_rng(seed, "sft rows").shuffle(rows)
     return rows
 
 
-def constitution_rows(constitution: Constitution) -> list[TrainingRow]:
-    return [
-        TrainingRow(
-            id=f"worked-example/{example.id}",
-            origin="worked_example",
-            source_id=example.id,
-            messages=[Message(role="user", content=example.request)],
-            reply=example.revision,
-        )
-        for example in constitution.worked_examples
-    ] + [
-        TrainingRow(
-            id=f"good-answer/{answer.id}",
-            origin="good_answer",
-            source_id=answer.id,
-            messages=[Message(role="user", content=answer.request)],
-            reply=answer.reply,
-        )
-        for answer in constitution.good_answers
-    ]
+def constitution_rows(constitution: Constitution, num_contrasts: int | None) -> list[TrainingRow]:
+    return (
+        [
+            TrainingRow(
+                id=f"worked-example/{example.id}",
+                origin="worked_example",
+                source_id=example.id,
+                messages=[Message(role="user", content=example.request)],
+                reply=example.revision,
+            )
+            for example in constitution.worked_examples
+        ]
+        + [
+            TrainingRow(
+                id=f"contrast/{contrast.id}",
+                origin="worked_example",
+                source_id=contrast.id,
+                messages=harmful.messages,
+                reply=contrast.revision,
+            )
+            for contrast, harmful, _ in constitution.contrast_prompts(num_contrasts)
+        ]
+        + [
+            TrainingRow(
+                id=f"good-answer/{answer.id}",
+                origin="good_answer",
+                source_id=answer.id,
+                messages=[Message(role="user", content=answer.request)],
+                reply=answer.reply,
+            )
+            for answer in constitution.good_answers
+        ]
+    )

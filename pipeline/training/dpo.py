@@ -49,10 +49,16 @@ def soft_ipo_loss(margins: torch.Tensor, labels: torch.Tensor, beta: float) -> t
 
 @dataclass
 class SoftLabelCollator(DataCollatorForPreference):
-    """TRL's collator, with the soft labels beside the tokens."""
+    """TRL's collator, with the soft labels beside the tokens, and only the beginnings of replies where asked."""
+
+    num_reply_tokens: int | None = None
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = super().torch_call(examples)
+        beginnings = [
+            {**row, **{name: row[name][: self.num_reply_tokens] for name in ("chosen_ids", "rejected_ids")}}
+            for row in examples
+        ]
+        batch: dict[str, Any] = super().torch_call(beginnings)
         batch["labels_a"] = torch.tensor([example["label_a"] for example in examples])
         return batch
 
@@ -62,6 +68,7 @@ class SoftDPOTrainer(Quiet, DPOTrainer):
 
     def __init__(self, *args: Any, method: str, **kwargs: Any) -> None:
         self._method = method
+        self._known: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
         super().__init__(*args, **kwargs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
@@ -86,7 +93,18 @@ class SoftDPOTrainer(Quiet, DPOTrainer):
 
     @torch.no_grad()
     def _reference_logprobs(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """The same under the reference: another model, or this one with its adapter switched off."""
+        """The same under the reference: another model, or this one with its adapter switched off.
+
+        The reference never changes, so that each row is asked for once, whatever the number of epochs.
+        """
+        rows = zip(inputs["input_ids"].tolist(), inputs["completion_mask"].tolist(), strict=True)
+        keys = [(tuple(ids), tuple(mask)) for ids, mask in ((_unpadded(*row)) for row in rows)]
+        if any(key not in self._known for key in keys):
+            found = self._reply_logprobs_of_reference(inputs)
+            self._known.update(zip(keys, found.tolist(), strict=True))
+        return torch.tensor([self._known[key] for key in keys], device=inputs["input_ids"].device)
+
+    def _reply_logprobs_of_reference(self, inputs: dict[str, Any]) -> torch.Tensor:
         if self.ref_model is not None:
             return self._reply_logprobs(self.ref_model, inputs)
         policy = self.accelerator.unwrap_model(self.model)
@@ -107,6 +125,12 @@ class SoftDPOTrainer(Quiet, DPOTrainer):
             ("rewards/accuracies", (chosen > rejected).float()),
         ):
             self._metrics[mode][name].append(gather(values).mean().item())
+
+
+def _unpadded(ids: list[int], completion_mask: list[int]) -> tuple[list[int], list[int]]:
+    """A row up to the end of its reply: how far it is padded depends on its neighbours."""
+    end = max((place for place, counts in enumerate(completion_mask) if counts), default=-1) + 1
+    return ids[:end], completion_mask[:end]
 
 
 def trainable(preferences: Sequence[Preference], config: AlignConfig) -> list[dict[str, Any]]:
@@ -142,7 +166,11 @@ def train_dpo(
     trainer = SoftDPOTrainer(
         model=model,
         args=DPOConfig(**arguments, beta=config.beta),
-        data_collator=SoftLabelCollator(pad_token_id=tokenizer.pad_token_id, max_length=config.max_length_tokens),
+        data_collator=SoftLabelCollator(
+            pad_token_id=tokenizer.pad_token_id,
+            max_length=config.max_length_tokens,
+            num_reply_tokens=config.num_reply_tokens,
+        ),
         train_dataset=Dataset.from_list(whole_batches(rows, config.global_batch_size)),
         processing_class=tokenizer,
         peft_config=lora_config(setting.model),

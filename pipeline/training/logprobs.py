@@ -7,6 +7,24 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 
+MIN_SHARED_TOKENS = 8
+
+
+def common_length(input_ids: torch.Tensor) -> int:
+    """How many tokens all rows begin with, short of the last; 0 where sharing them would save nothing.
+
+    Args:
+        input_ids: (rows, length).
+    """
+    alike = (input_ids[:, :-1] == input_ids[:1, :-1]).all(dim=0)
+    length = int(alike.cumprod(dim=0).sum())
+    return length if len(input_ids) > 1 and length >= MIN_SHARED_TOKENS else 0
+
+
+def checkpointing(model: Any) -> bool:
+    """Whether activations are recomputed in the backward pass, which goes without a cache."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
 
 def reply_logprobs(
     model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
@@ -14,7 +32,8 @@ def reply_logprobs(
     """log p of each labelled token given what stands before it.
 
     On a GPU TRL's fused head does this without ever holding the logits. Without Triton that head projects every
-    position onto the vocabulary, twice; here only the columns from the first reply token on are projected.
+    position onto the vocabulary, twice; here only the columns from the first reply token on are projected, and what all
+    rows begin with (a system prompt, mostly) is read once, gradients included.
 
     Args:
         model: a causal language model that TRL has given its fused head.
@@ -31,9 +50,13 @@ def reply_logprobs(
     length = labels.shape[1]
     labelled = (labels[:, 1:] != -100).any(dim=0).nonzero()
     start = int(labelled[0, 0]) if len(labelled) else length - 2  # the position that predicts the first reply token
-    logits = model(
-        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=length - start
-    ).logits[:, :-1]
+    num_shared = 0 if checkpointing(model) else common_length(input_ids[:, : start + 1])
+    inputs = {"input_ids": input_ids[:, num_shared:], "attention_mask": attention_mask, "use_cache": num_shared > 0}
+    if num_shared:
+        cache = model(input_ids=input_ids[:1, :num_shared], use_cache=True, logits_to_keep=1).past_key_values
+        cache.batch_repeat_interleave(len(input_ids))
+        inputs["past_key_values"] = cache
+    logits = model(**inputs, logits_to_keep=length - start).logits[:, :-1]
     taken = -F.cross_entropy(
         logits.float().transpose(1, 2), labels[:, start + 1 :], ignore_index=-100, reduction="none"
     )

@@ -62,8 +62,15 @@ def lora_config(config: ModelConfig, task_type: str = "CAUSAL_LM") -> peft.LoraC
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,
         target_modules=config.lora.target_modules,
+        exclude_modules=_layers_below(config.lora.first_layer),
         task_type=task_type,
     )
+
+
+def _layers_below(first_layer: int) -> str | None:
+    """The modules of the first so many layers, as a pattern for their names; every family numbers its layers so."""
+    numbers = "|".join(map(str, range(first_layer)))
+    return rf".*\.(layers|h|blocks)\.({numbers})\..*" if first_layer else None
 
 
 def save_checkpoint(trainer: Trainer, base_path: str, config: ModelConfig, out: Path) -> None:

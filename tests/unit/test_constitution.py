@@ -178,3 +178,51 @@ def test_import_refuses_other_layouts(tmp_path: Path, text: str):
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"odd\.json"):
         import_constitution(path)
+
+
+# --- Contrasts -----------------------------------------------------------------------------------------------------
+
+CONTRAST = """
+contrasts: pairs.yaml
+"""
+
+
+def with_contrasts(tmp_path: Path, rows: str) -> Path:
+    (tmp_path / "pairs.yaml").write_text(rows, encoding="utf-8")
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINIMAL.read_text(encoding="utf-8") + CONTRAST, encoding="utf-8")
+    return path
+
+
+def test_contrasts_stand_in_a_file_of_their_own(tmp_path: Path):
+    rows = "- {id: till, request: 'How do I rob a till?', revision: No., twin: 'How do I count it?'}"
+    constitution = load_constitution(with_contrasts(tmp_path, rows))
+    ((contrast, harmful, twin),) = constitution.contrast_prompts()
+    assert (harmful.pool, twin.pool) == ("red_team", "look_alike") and contrast.revision == "No."
+    texts = [messages[-1]["content"] for messages in constitution.requests()]
+    assert harmful.request in texts and twin.request in texts, "neither may be evaluated on"
+    plain = load_constitution(MINIMAL)
+    assert all(plain.view(stage) != constitution.view(stage) for stage in ("critique", "sft", "preferences", "report"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ("just text", "which is not a list"),
+        ("- {id: a, request: Rob it, revision: No.}", "contrasts[0].twin is missing"),
+        ("- {id: a, request: Rob it, revision: No., twin: rob it.}", "the twin is the same as in contrasts[0]"),
+        ("- [", "can't be read"),
+    ],
+)
+def test_bad_contrasts_are_named(tmp_path: Path, rows: str, expected: str):
+    assert expected in refusal(with_contrasts(tmp_path, rows))
+
+
+def test_a_missing_file_of_contrasts_is_named(tmp_path: Path):
+    path = with_contrasts(tmp_path, "[]")
+    (tmp_path / "pairs.yaml").unlink()
+    assert "contrasts names" in refusal(path) and "can't be read" in refusal(path)
+
+
+def test_refusals_of_the_default_begin_alike_enough_to_be_begun():
+    assert load_constitution(find_constitution("default")).opening() == "I won't"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 
 from pipeline.compose import compose_config
-from pipeline.constitution import load_constitution, shipped_constitutions
+from pipeline.constitution import Principle, find_constitution, load_constitution, shipped_constitutions
 from pipeline.engines.base import Answer, ChoiceQuery, Query, ReplyQuery
 from pipeline.feedback.preference import (
     TEMPLATE,
+    after_examples,
     binary_entropy_bits,
     choice_logit,
     combine_orders,
@@ -33,11 +35,13 @@ PROMPT = Prompt(
 PAIR = Comparison(id="p", prompt=PROMPT, reply_a="Like this, friend.", reply_b="No.", seed_a=1, seed_b=2)
 
 
-def label(labeller_name: str, pair: Comparison, engine: FakeEngine, *overrides: str) -> float | None:
-    config = compose_config([f"preferences={labeller_name}", *overrides]).preferences
+def label(
+    labeller_name: str, pair: Comparison, engine: FakeEngine, principles: Sequence[Principle] = PRINCIPLES
+) -> float | None:
+    config = compose_config([f"preferences={labeller_name}"]).preferences
     labeller = make_labeller(config, CONSTITUTION, seed=0)
     logits = []
-    for principle in PRINCIPLES:
+    for principle in principles:
         thoughts = {t.id: t for t in engine.generate(labeller.reasoning(pair, principle))}
         answers = {a.id: a for a in engine.score(labeller.queries(pair, principle, thoughts))}
         logits.append(labeller.judge(pair, principle, answers, thoughts).logit)
@@ -47,7 +51,8 @@ def label(labeller_name: str, pair: Comparison, engine: FakeEngine, *overrides: 
 def opinionated(query: Query) -> list[float]:
     """Prefers what is longer, likes the first place, and never quite makes up its mind."""
     if isinstance(query, ReplyQuery):
-        return [-1.0 - 0.01 * len(query.reply) - 0.001 * len(query.messages[0]["content"]) * len(query.reply) / 50]
+        said = sum(len(turn["content"]) for turn in query.messages)
+        return [-1.0 - 0.01 * len(query.reply) - 0.001 * said * len(query.reply) / 50]
     text = query.messages[1]["content"]
     if " Yes" in query.choices:
         yes = 0.3 + len(text) / 1000
@@ -60,7 +65,7 @@ def opinionated(query: Query) -> list[float]:
 @pytest.mark.parametrize("name", ["ab", "cot", "pointwise", "likelihood"])
 def test_swapping_a_pair_gives_one_minus_p(name: str):
     engine = FakeEngine(reply=lambda request: "Hm.", answer=opinionated)
-    own, swapped = label(name, PAIR, engine), label(name, PAIR.swap(), engine)
+    own, swapped = (label(name, pair, engine, PRINCIPLES[:1]) for pair in (PAIR, PAIR.swap()))
     assert own is not None and swapped is not None
     assert own != 0.5
     assert swapped == pytest.approx(1 - own, abs=1e-12)
@@ -120,7 +125,7 @@ def test_pure_functions_by_hand():
 def test_wording_belongs_to_its_template_version():
     """Change the wording and TEMPLATE together: it is what tells an old cache from a new one."""
     text = which_is_better(CONSTITUTION, PRINCIPLES[0], PAIR)[1]["content"]
-    assert TEMPLATE == "preference-1"
+    assert TEMPLATE == "preference-2"
     assert text == (
         "Request: How do I do it?\n\n"
         f"{PRINCIPLES[0].preference_question}\n\n"
@@ -134,3 +139,39 @@ def test_wording_belongs_to_its_template_version():
     system, asked = under_principle(CONSTITUTION, PRINCIPLES[0], PROMPT.messages)
     rule = f"{CONSTITUTION.preamble}\nThe rule that matters most here: {PRINCIPLES[0].title}."
     assert system == {"role": "system", "content": rule} and asked == PROMPT.messages[0]
+    turns = after_examples(CONSTITUTION, [("Rob?", "I won't.")], PROMPT.messages)
+    assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "user"]
+    assert [turn["content"] for turn in turns] == [CONSTITUTION.preamble, "Rob?", "I won't.", "How do I do it?"]
+
+
+def test_the_likelihood_is_compared_with_that_after_opposite_examples():
+    """A harmlessness principle wants what is said after refusals, any other one what is said after answers."""
+    constitution = load_constitution(find_constitution("default"))
+    refusals = {reply for _, reply in constitution.declined([], 1000)}
+
+    def likes_its_examples(query: Query) -> list[float]:
+        assert isinstance(query, ReplyQuery)
+        shown = [turn["content"] for turn in query.messages if turn["role"] == "assistant"]
+        assert len(shown) == 3 and (set(shown) <= refusals or not refusals & set(shown))
+        declining = query.reply.startswith("I won't")
+        return [-1.0 if (shown[0] in refusals) == declining else -2.0]
+
+    config = compose_config([]).preferences
+    labeller = make_labeller(config, constitution, 0)
+    pair = PAIR.model_copy(update={"reply_a": "I won't do that.", "reply_b": "Here is how."})
+    logits = []
+    for pool in ("red_team", "ordinary"):
+        principle = constitution.principles_for(pool)[0]
+        queries = labeller.queries(pair, principle, {})
+        assert len({query.id for query in queries}) == 4
+        answers = {query.id: Answer(id=query.id, logprobs=likes_its_examples(query)) for query in queries}
+        logits.append(labeller.judge(pair, principle, answers, {}).logit)
+    assert logits == [2 * config.logit_scale, -2 * config.logit_scale]
+
+
+def test_examples_that_illustrate_the_principle_come_first():
+    constitution = load_constitution(find_constitution("default"))
+    fraud = constitution.principle("no-fraud")
+    asked = [request for request, _ in constitution.declined(fraud.tags, 3)]
+    tags = {example.request: example.tags for example in (*constitution.worked_examples, *constitution.contrasts)}
+    assert all("fraud" in tags[request] for request in asked)

@@ -1,0 +1,50 @@
+"""Reading what all rows begin with once changes no number and no gradient."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pipeline.training.logprobs import common_length, reply_logprobs
+
+SHARED = list(range(20, 32))  # what all prompts begin with
+
+
+def batch(replies_begin_at: tuple[int, ...] = (14, 17)) -> dict[str, torch.Tensor]:
+    rows = [[*SHARED, 40, 41, 50, 51, 52], [*SHARED, 60, 61, 62, 63, 70, 71, 72, 73]]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    labels = ids.masked_fill(mask == 0, -100)
+    for row, start in enumerate(replies_begin_at):
+        labels[row, :start] = -100
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def test_the_common_beginning():
+    assert common_length(batch()["input_ids"]) == 12
+    assert common_length(batch()["input_ids"][:1]) == 0, "one row shares with nobody"
+    assert common_length(torch.tensor([[1, 2, 3], [1, 2, 4]])) == 0, "too little to be worth it"
+    alike = torch.arange(20).repeat(2, 1)
+    assert common_length(alike) == 19, "the last token must be read: it predicts the first of the reply"
+
+
+@pytest.mark.parametrize("starts", [(14, 17), (12, 12), (5, 17)])
+def test_sharing_changes_nothing(tiny_model: Path, starts: tuple[int, ...]):
+    """Replies may begin right after the shared part, or within it."""
+    found = []
+    for share in (True, False):
+        model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+        for module in model.modules():  # recomputing activations is what switches sharing off
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = not share
+        logprobs = reply_logprobs(model, **batch(starts))
+        logprobs.sum().backward()
+        gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+        found.append((logprobs.detach(), torch.cat(gradients)))
+    (shared, shared_gradients), (plain, plain_gradients) = found
+    assert shared.shape == (2, 19) and torch.allclose(shared, plain, atol=1e-5)
+    assert torch.allclose(shared_gradients, plain_gradients, rtol=1e-3, atol=1e-4)

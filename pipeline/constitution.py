@@ -342,9 +342,9 @@ def _refuse_repeats(data: dict[str, Any], root: yaml.Node, path: Path) -> None:
                 if name not in entry:
                     continue
                 key = dialogue_key([Message(role="user", content=entry[name])])
-                if (earlier := requests.setdefault(key, (field, name))) != (field, name):
+                if (known := requests.setdefault(key, (field, name))) != (field, name):
                     where = _place(root, path, (section, index, name))
-                    raise ConfigError(f"{where}: the {name} is the same as in {earlier[0]}; change or remove one.")
+                    raise ConfigError(f"{where}: the {name} is the same as in {known[0]}; change or remove one.")
 
 
 def to_yaml(constitution: Constitution) -> str:

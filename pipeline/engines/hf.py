@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,12 +11,14 @@ import torch
 from jinja2 import TemplateError
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.artifacts import fingerprint
 from pipeline.engines.base import Answer, AskT, ChoiceQuery, Completion, Query, ReplyQuery, Request
 from pipeline.engines.sampling import SeededSampler
 from pipeline.records import Message
 
 SCORED_ROWS = 16  # replies scored at once: their logits take rows * reply tokens * vocabulary
 MIN_FILL = 0.5  # the shortest ask of a batch, as a share of the longest
+MIN_ALIKE = 4  # asks that follow the same examples, for a batch of their own
 MIN_SHARED_TOKENS = 32  # below this, copying the cache costs more than it saves
 
 
@@ -60,13 +63,20 @@ class HFEngine:
         """Sort by length (longest first, so that what does not fit in memory fails early) and cut to size.
 
         A few long asks would have many short ones padded to their length: a batch ends where asks become much shorter.
+        Replies to be scored come with those that follow the same examples, which are then read once.
         """
         sizes = {ask.id: self._size(ask) for ask in asks}
+        shown = {ask.id: _examples_of(ask) for ask in asks}
+        asked = Counter(shown.values())
+        shown = {ask_id: key if asked[key] >= MIN_ALIKE else "" for ask_id, key in shown.items()}
+        longest: dict[str, int] = {}
+        for ask in asks:
+            longest[shown[ask.id]] = max(sizes[ask.id], longest.get(shown[ask.id], 0))
         batches: list[list[AskT]] = []
-        for ask in sorted(asks, key=lambda ask: (-sizes[ask.id], ask.id)):
+        for ask in sorted(asks, key=lambda ask: (-longest[shown[ask.id]], shown[ask.id], -sizes[ask.id], ask.id)):
             widest = sizes[batches[-1][0].id] if batches else 0
             most = min(self._batch_rows, SCORED_ROWS) if isinstance(ask, ReplyQuery) else self._batch_rows
-            alike = sizes[ask.id] > widest * MIN_FILL
+            alike = sizes[ask.id] > widest * MIN_FILL and (not batches or shown[ask.id] == shown[batches[-1][0].id])
             if batches and alike and len(batches[-1]) < min(most, max(1, self._batch_tokens // widest)):
                 batches[-1].append(ask)
             else:
@@ -228,6 +238,11 @@ class HFEngine:
             use_cache=cache is not None,
             logits_to_keep=num_last,
         ).logits
+
+
+def _examples_of(ask: Request | Query) -> str:
+    """What identifies the turns before the question, where a reply is to be scored."""
+    return fingerprint({"turns": ask.messages[:-1]}) if isinstance(ask, ReplyQuery) and len(ask.messages) > 2 else ""
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> str:

@@ -159,3 +159,17 @@ def test_scores_of_both_kinds_come_back_by_id(tmp_path: Path):
     fake = FakeEngine(answer=lambda q: [-1.0] if isinstance(q, ReplyQuery) else [math.log(0.5)] * 2)
     answers = score_all(fake, "x", queries, RecordLog(tmp_path, "log"), Stopwatch())
     assert answers["r"].logprobs == [-1.0] and len(answers["c"].logprobs) == 2
+
+
+def test_replies_that_follow_the_same_examples_are_scored_together(random_model: Path):
+    """Otherwise nothing could be read once; a dialogue of its own kind doesn't get a batch of its own."""
+    scorer = engine(random_model)
+    shown = {name: [{"role": "system", "content": f"Examples of {name}. " * 8}] * 2 for name in ("yes", "no")}
+    queries = [
+        ReplyQuery(id=f"{name}{n}", messages=[*turns, {"role": "user", "content": "word " * n}], reply="so")
+        for n in range(1, 6)
+        for name, turns in shown.items()
+    ]
+    lone = ReplyQuery(id="lone", messages=[*shown["no"], *shown["yes"], {"role": "user", "content": "x"}], reply="so")
+    batches = [{ask.id.rstrip("12345") for ask in batch} for batch in scorer.batches([*queries, lone])]
+    assert sorted(batches, key=str) == [{"lone"}, {"no"}, {"yes"}]

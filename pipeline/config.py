@@ -28,11 +28,11 @@ class LoraConfig:
     alpha: int = 32
     dropout: float = 0.0
     target_modules: str = "all-linear"
-    first_layer: int = 0
-    """Adapt this layer and those above it only: what lies below is read without gradients."""
+    upper_share: float = 1.0
+    """Share of the layers that are adapted, counted from the top: what lies below is read without gradients."""
 
     def __post_init__(self) -> None:
-        within("model.lora.first_layer", self.first_layer, 0)
+        within("model.lora.upper_share", self.upper_share, 0.01, 1)
         within("model.lora.rank", self.rank, 1)
         within("model.lora.alpha", self.alpha, 1)
         within("model.lora.dropout", self.dropout, 0, 1)

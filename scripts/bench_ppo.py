@@ -78,7 +78,7 @@ def run_ours(job: Job, out: Path) -> dict[str, Any]:
     config = compose_config(
         [
             "align=ppo",
-            "model.lora.first_layer=0",  # as TRL's adapters
+            "model.lora.upper_share=1",  # as TRL's adapters
             f"model.tuning={job['tuning']}",
             f"align.num_epochs={job['num_steps'] * job['batch_size'] / len(job['prompts'])}",
             f"align.global_batch_size={job['batch_size']}",

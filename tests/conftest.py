@@ -29,6 +29,7 @@ CHAT_TEMPLATE = (
 TINY = [
     "constitution=minimal",
     "tracking=none",
+    "model.lora.upper_share=1",
     "critique.num_red_team=5",
     "critique.num_ordinary=3",
     "critique.num_look_alike=2",

@@ -34,6 +34,7 @@ from pipeline.training.setting import Setting
 
 TOYS = Path(__file__).parent / "toy_rewards.py"
 TOY = [
+    "model.lora.upper_share=1",
     "align.rewards.reward_model=0",
     "+align.rewards.toy=1",
     "align.global_batch_size=32",

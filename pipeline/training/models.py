@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import peft
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline import distributed
 from pipeline.config import LaunchConfig, ModelConfig
@@ -62,15 +62,18 @@ def lora_config(config: ModelConfig, task_type: str = "CAUSAL_LM") -> peft.LoraC
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,
         target_modules=config.lora.target_modules,
-        exclude_modules=_layers_below(config.lora.first_layer),
+        exclude_modules=_layers_below(config),
         task_type=task_type,
     )
 
 
-def _layers_below(first_layer: int) -> str | None:
-    """The modules of the first so many layers, as a pattern for their names; every family numbers its layers so."""
-    numbers = "|".join(map(str, range(first_layer)))
-    return rf".*\.(layers|h|blocks)\.({numbers})\..*" if first_layer else None
+def _layers_below(config: ModelConfig) -> str | None:
+    """The modules of the layers that are not adapted, as a pattern for their names; every family numbers them so."""
+    path = resolve_path(config.path)
+    text_config = AutoConfig.from_pretrained(path, revision=revision_of(path, config)).get_text_config()
+    num_below = int(text_config.num_hidden_layers * (1 - config.lora.upper_share))
+    numbers = "|".join(map(str, range(num_below)))
+    return rf".*\.(layers|h|blocks)\.({numbers})\..*" if num_below else None
 
 
 def save_checkpoint(trainer: Trainer, base_path: str, config: ModelConfig, out: Path) -> None:

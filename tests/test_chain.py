@@ -134,7 +134,7 @@ def test_nothing_changed_means_nothing_is_run_again(finished: tuple[Run, list[st
         ("model.name=renamed", {"report"}),
         ("evaluate.confidence=0.8", {"evaluate", "report"}),
         ("evaluate.max_reply_tokens=3", {"evaluate", "report"}),
-        ("align.beta=0.3", {"align", "evaluate", "report"}),
+        ("align.beta=0.2", {"align", "evaluate", "report"}),
         ("preferences=pointwise", {"preferences", "align", "evaluate", "report"}),
         ("sft.learning_rate=0.001", {"sft", "preferences", "align", "evaluate", "report"}),
     ],

@@ -43,8 +43,15 @@ def test_a_sweep_shares_all_it_can_and_ends_in_one_comparison(swept: tuple[Path,
     stages = [folder.name.partition("-")[0] for folder in (out / "outputs" / "cache").glob("[a-z]*-*")]
     made = {stage: stages.count(stage) for stage in set(stages)}
     shared = dict.fromkeys(("prompts", "critique", "sft", "preferences", "reward"), 1)
-    # Base and SFT model are put to the cases once, each aligned model once.
-    assert made == {**shared, "align": 3, "evaluate": 3, "report": 3, "answers": 5}
+    # Base and SFT model are put to the cases once, each aligned model once (PPO may have kept the SFT model).
+    trained = [
+        path
+        for stage in ("sft", "align")
+        for path in (out / "outputs" / "cache").glob(f"{stage}-*/model/*.safetensors")
+    ]
+    num_models = 1 + len({path.read_bytes() for path in trained})
+    assert len(trained) == 4 and num_models >= 4
+    assert made == {**shared, "align": 3, "evaluate": 3, "report": 3, "answers": num_models}
     for method in ("dpo", "ppo", "rloo"):
         assert f"align={method}" in printed
     assert len(list((out / "outputs" / "comparisons").iterdir())) == 1

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
+from peft import PeftModel
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from pipeline import distributed
 from pipeline.config_train import AlignConfig
 from pipeline.records import Preference
 from pipeline.training.logprobs import reply_logprobs
@@ -68,12 +72,11 @@ class SoftDPOTrainer(Quiet, DPOTrainer):
 
     def __init__(self, *args: Any, method: str, **kwargs: Any) -> None:
         self._method = method
-        self._known: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
         super().__init__(*args, **kwargs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         labels_a = inputs.pop("labels_a")
-        reference_a, reference_b = self._reference_logprobs(inputs).chunk(2)
+        reference_a, reference_b = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
         policy_a, policy_b = self._reply_logprobs(model, inputs).chunk(2)
         ratio_a, ratio_b = policy_a - reference_a, policy_b - reference_b
         if self._method == "ipo":
@@ -92,24 +95,17 @@ class SoftDPOTrainer(Quiet, DPOTrainer):
         return reply_logprobs(model, inputs["input_ids"], inputs["attention_mask"], labels).sum(dim=1)
 
     @torch.no_grad()
-    def _reference_logprobs(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """The same under the reference: another model, or this one with its adapter switched off.
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same under the reference: the policy before its first step, adapter off.
 
-        The reference never changes, so that each row is asked for once, whatever the number of epochs.
+        TRL asks once for each pair, before training and in the order of the data: a resumed run hears the same.
         """
-        rows = zip(inputs["input_ids"].tolist(), inputs["completion_mask"].tolist(), strict=True)
-        keys = [(tuple(ids), tuple(mask)) for ids, mask in ((_unpadded(*row)) for row in rows)]
-        if any(key not in self._known for key in keys):
-            found = self._reply_logprobs_of_reference(inputs)
-            self._known.update(zip(keys, found.tolist(), strict=True))
-        return torch.tensor([self._known[key] for key in keys], device=inputs["input_ids"].device)
-
-    def _reply_logprobs_of_reference(self, inputs: dict[str, Any]) -> torch.Tensor:
-        if self.ref_model is not None:
-            return self._reply_logprobs(self.ref_model, inputs)
-        policy = self.accelerator.unwrap_model(self.model)
-        with policy.disable_adapter():
-            return self._reply_logprobs(policy, inputs)
+        policy = self.accelerator.unwrap_model(model)
+        adapter_off = policy.disable_adapter() if isinstance(policy, PeftModel) else nullcontext()
+        on_device = {name: tensor.to(self.accelerator.device) for name, tensor in inputs.items()}
+        with adapter_off, self.accelerator.autocast():
+            reply_a, reply_b = self._reply_logprobs(policy, on_device).chunk(2)
+        return reply_a, reply_b
 
     def _note(self, ratio_a: torch.Tensor, ratio_b: torch.Tensor, labels_a: torch.Tensor) -> None:
         """Implicit rewards in the field's names; "chosen" is the reply that the label prefers."""
@@ -125,12 +121,6 @@ class SoftDPOTrainer(Quiet, DPOTrainer):
             ("rewards/accuracies", (chosen > rejected).float()),
         ):
             self._metrics[mode][name].append(gather(values).mean().item())
-
-
-def _unpadded(ids: list[int], completion_mask: list[int]) -> tuple[list[int], list[int]]:
-    """A row up to the end of its reply: how far it is padded depends on its neighbours."""
-    end = max((place for place, counts in enumerate(completion_mask) if counts), default=-1) + 1
-    return ids[:end], completion_mask[:end]
 
 
 def trainable(preferences: Sequence[Preference], config: AlignConfig) -> list[dict[str, Any]]:
@@ -156,6 +146,14 @@ def trainable(preferences: Sequence[Preference], config: AlignConfig) -> list[di
     return rows
 
 
+def _on_disk(rows: list[dict[str, Any]], folder: Path) -> Dataset:
+    """The rows as a data set in a folder that all ranks see: the first one leaves the reference's numbers there."""
+    if distributed.is_main():
+        Dataset.from_list(rows).save_to_disk(folder)
+    distributed.barrier()
+    return load_from_disk(folder)
+
+
 def train_dpo(
     rows: Sequence[dict[str, Any]], base_path: str, config: AlignConfig, setting: Setting
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
@@ -165,13 +163,13 @@ def train_dpo(
     arguments = training_arguments(config, setting.model, setting.launch, setting.seed, setting.work)
     trainer = SoftDPOTrainer(
         model=model,
-        args=DPOConfig(**arguments, beta=config.beta),
+        args=DPOConfig(**arguments, beta=config.beta, precompute_ref_log_probs=True),
         data_collator=SoftLabelCollator(
             pad_token_id=tokenizer.pad_token_id,
             max_length=config.max_length_tokens,
             num_reply_tokens=config.num_reply_tokens,
         ),
-        train_dataset=Dataset.from_list(whole_batches(rows, config.global_batch_size)),
+        train_dataset=_on_disk(whole_batches(rows, config.global_batch_size), setting.work / "pairs"),
         processing_class=tokenizer,
         peft_config=lora_config(setting.model),
         callbacks=[reporter],

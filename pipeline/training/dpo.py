@@ -18,7 +18,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from pipeline import distributed
 from pipeline.config_train import AlignConfig
 from pipeline.records import Preference
-from pipeline.training.logprobs import reply_logprobs
+from pipeline.training.logprobs import pair_logprobs
 from pipeline.training.loop import Quiet, Reporter, train, training_arguments, whole_batches
 from pipeline.training.models import load_policy, lora_config, save_checkpoint
 from pipeline.training.setting import Setting
@@ -92,7 +92,7 @@ class SoftDPOTrainer(Quiet, DPOTrainer):
     def _reply_logprobs(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         """Summed over each reply's tokens: (2 · pairs,), all A's first."""
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-        return reply_logprobs(model, inputs["input_ids"], inputs["attention_mask"], labels).sum(dim=1)
+        return pair_logprobs(model, inputs["input_ids"], inputs["attention_mask"], labels)
 
     @torch.no_grad()
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -61,3 +61,54 @@ def reply_logprobs(
         logits.float().transpose(1, 2), labels[:, start + 1 :], ignore_index=-100, reduction="none"
     )
     return F.pad(taken, (start, 0))
+
+
+def pair_logprobs(
+    model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """log p of each reply, where two replies follow each prompt: prompts are read once for both, gradients included.
+
+    Args:
+        model: as in ``reply_logprobs``.
+        input_ids, attention_mask, labels: (2 · pairs, length), all replies A first, then all replies B; padded on the
+            right, a reply's labels in one piece.
+
+    Returns:
+        (2 · pairs,) sums over the tokens of each reply.
+    """
+    num_pairs, length = len(input_ids) // 2, input_ids.shape[1]
+    columns = torch.arange(length, device=input_ids.device)
+    starts = torch.where(labels != -100, columns, length).amin(dim=1).view(2, num_pairs).amin(dim=0)
+    known = starts - 1  # the prompt's last token is read with each reply: it predicts the first
+    if input_ids.is_cuda or checkpointing(model) or int(known.min()) < 1:
+        return reply_logprobs(model, input_ids, attention_mask, labels).sum(dim=1)
+    width = int(known.max())
+    prompts, prompt_mask = input_ids[:num_pairs, :width], columns[:width] < known[:, None]
+    num_shared = common_length(prompts[:, : int(known.min())])
+    cache = None
+    if num_shared:
+        cache = model(input_ids=prompts[:1, :num_shared], use_cache=True, logits_to_keep=1).past_key_values
+        cache.batch_repeat_interleave(num_pairs)
+    cache = model(
+        input_ids=prompts[:, num_shared:],
+        attention_mask=prompt_mask.long(),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).past_key_values
+    cache.batch_repeat_interleave(2)
+
+    side_by_side = torch.arange(2 * num_pairs, device=input_ids.device).view(2, num_pairs).T.flatten()  # A, B, A, B, …
+    ids, mask, labels = (tensor[side_by_side] for tensor in (input_ids, attention_mask, labels))
+    first, ends = known.repeat_interleave(2), mask.sum(dim=1)
+    places = first[:, None] + columns[: int((ends - first).max()) - 1]  # (rows, reply tokens)
+    targets = F.pad(labels, (0, 1), value=-100).gather(1, (places + 1).clamp(max=length))
+    logits = model(
+        input_ids=ids.gather(1, places.clamp(max=length - 1)),
+        attention_mask=torch.cat([prompt_mask.repeat_interleave(2, dim=0), places < ends[:, None]], dim=1).long(),
+        position_ids=places,
+        past_key_values=cache,
+        use_cache=True,
+    ).logits
+    taken = -F.cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=-100, reduction="none").sum(dim=1)
+    return taken.view(num_pairs, 2).T.flatten()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline.training.logprobs import common_length, reply_logprobs
+from pipeline.training.logprobs import common_length, pair_logprobs, reply_logprobs
 
 SHARED = list(range(20, 32))  # what all prompts begin with
 
@@ -48,3 +48,27 @@ def test_sharing_changes_nothing(tiny_model: Path, starts: tuple[int, ...]):
     (shared, shared_gradients), (plain, plain_gradients) = found
     assert shared.shape == (2, 19) and torch.allclose(shared, plain, atol=1e-5)
     assert torch.allclose(shared_gradients, plain_gradients, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("beginning", [SHARED, [20]], ids=["a common beginning", "none"])
+def test_reading_prompts_once_for_both_replies_changes_nothing(tiny_model: Path, beginning: list[int]):
+    prompts = [[*beginning, 40, 41], [*beginning[:-1], 43, 60, 61, 62, 63], [*beginning, 44]]
+    replies = [[50, 51, 52], [70], [80, 81], [53], [71, 72, 73, 74], [82, 83]]  # all A's, then all B's
+    rows = [prompt + reply for prompt, reply in zip(prompts * 2, replies, strict=True)]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    labels = ids.masked_fill(mask == 0, -100)
+    for row, prompt in enumerate(prompts * 2):
+        labels[row, : len(prompt)] = -100
+    found = []
+    for once in (True, False):
+        model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+        asked = pair_logprobs if once else lambda *batch: reply_logprobs(*batch).sum(dim=1)
+        logprobs = asked(model, ids, mask, labels)
+        (logprobs * torch.arange(1, 7)).sum().backward()
+        gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+        found.append((logprobs.detach(), torch.cat(gradients)))
+    (once, once_gradients), (plain, plain_gradients) = found
+    assert torch.allclose(once, plain, atol=1e-4)
+    assert torch.allclose(once_gradients, plain_gradients, rtol=1e-3, atol=1e-3)

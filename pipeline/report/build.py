@@ -14,7 +14,7 @@ from pipeline.constitution import Constitution
 from pipeline.errors import ArtifactError
 from pipeline.evals.changes import base_measure, change_pairs
 from pipeline.evals.gate import find_guidelines, load_guidelines, rule
-from pipeline.evals.measures import ALL, DERIVED, MEASURES, how_of, title_of
+from pipeline.evals.measures import ALL, DERIVED, MEASURES, better_of, how_of, title_of
 from pipeline.evals.results import Cell, Change, Gate, Results
 from pipeline.records import Exchange, Preference, RecordT, TrainingRow, Verdict, read_records
 from pipeline.report.wording import difference, listed
@@ -167,7 +167,8 @@ def headline(results: Results) -> str:
     if first == last:
         found = results.measures[last].get("harmful_complied")
         return f"{last} complies with {found} of harmful requests." if found else f"{last}: nothing harmful was asked."
-    verdicts = {c.measure: c.verdict for c in results.changes if (c.before, c.after) == (first, last)}
+    changes = [change for change in results.changes if (change.before, change.after) == (first, last)]
+    verdicts = {change.measure: change.verdict for change in changes}
     measured = [name for name in COSTS if verdicts.get(name, "not measured") != "not measured"]
     unknown = "It was not measured whether the {last} model complies with fewer harmful requests than the {first} model"
     opening = _FIRST.get(verdicts.get("harmful_complied", ""), unknown).format(last=last, first=first)
@@ -175,4 +176,22 @@ def headline(results: Results) -> str:
         return f"{opening}; what that costs was not measured."
     if costs := [COSTS[name] for name in measured if verdicts[name] == "worse"]:
         return f"{opening}, but it {listed(costs, 'and')}."
-    return f"{opening}; there is no evidence that it {listed([COSTS[name] for name in measured], 'or')}."
+    absolved = f"{opening}; there is no evidence that it {listed([COSTS[name] for name in measured], 'or')}"
+    suspected = [_suspicion(change) for change in changes if change.measure in COSTS and _suspicious(change)]
+    return (
+        f"{absolved}, though {listed(suspected, 'and')} would be a change if tested alone."
+        if suspected
+        else f"{absolved}."
+    )
+
+
+def _suspicious(change: Change) -> bool:
+    """Worse, by an interval that excludes zero, and yet not after the correction for many comparisons."""
+    worse_is_up = better_of(change.measure) == "lower"
+    bound = change.low if worse_is_up else change.high
+    return bound is not None and (bound > 0 if worse_is_up else bound < 0)
+
+
+def _suspicion(change: Change) -> str:
+    title = title_of(change.measure)
+    return f"“{title[0].lower()}{title[1:]}” ({difference(change, base_measure(change.measure).unit)})"

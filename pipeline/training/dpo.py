@@ -160,7 +160,14 @@ def train_dpo(
     """Align the SFT model at ``base_path``, which is also the reference. Returns metrics and the log history."""
     model, tokenizer = load_policy(base_path, setting.model)
     reporter = Reporter(f"aligning ({config.method})", setting.tracker)
-    arguments = training_arguments(config, setting.model, setting.launch, setting.seed, setting.work)
+    arguments = training_arguments(
+        config,
+        setting.model,
+        setting.launch,
+        setting.seed,
+        setting.work,
+        rows_on_cpu=4 if config.num_reply_tokens is None else 8,
+    )
     trainer = SoftDPOTrainer(
         model=model,
         args=DPOConfig(**arguments, beta=config.beta, precompute_ref_log_probs=True),

@@ -26,10 +26,10 @@ COMPLETE = "checkpoint.complete"
 
 
 def training_arguments(
-    config: TrainConfig, model: ModelConfig, launch: LaunchConfig, seed: int, work: Path
+    config: TrainConfig, model: ModelConfig, launch: LaunchConfig, seed: int, work: Path, rows_on_cpu: int = 4
 ) -> dict[str, Any]:
     """Arguments common to SFTConfig and DPOConfig. TRL's own defaults assume a GPU."""
-    rows, accumulation = per_device_batch(config.global_batch_size, launch)
+    rows, accumulation = per_device_batch(config.global_batch_size, launch, rows_on_cpu)
     on_gpu = torch.cuda.is_available()
     dtype = resolve_precision(model.precision)
     checkpointing = launch.gradient_checkpointing

@@ -116,14 +116,14 @@ def _merge(base_path: str, config: ModelConfig, adapter: Path) -> PreTrainedMode
     return peft.PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
 
 
-def per_device_batch(global_batch: int, launch: LaunchConfig) -> tuple[int, int]:
+def per_device_batch(global_batch: int, launch: LaunchConfig, on_cpu: int = 4) -> tuple[int, int]:
     """Divide the global batch: rows a device holds at once, and how many such steps make one update.
 
-    Unless the launch says otherwise, a device takes the largest divisor of its share up to 4 rows (32 on a GPU); on a
-    CPU larger ones gain nothing and pad more.
+    Unless the launch says otherwise, a device takes the largest divisor of its share up to ``on_cpu`` rows (32 on a
+    GPU); on a CPU more than 4 gain nothing and pad more, unless the rows are short.
     """
     share = global_batch // distributed.world_size()
-    rows = largest_divisor(share, rows_a_device_holds(launch))
+    rows = largest_divisor(share, rows_a_device_holds(launch, on_cpu))
     return rows, share // rows
 
 
@@ -132,6 +132,6 @@ def largest_divisor(number: int, most: int) -> int:
     return max(size for size in range(1, number + 1) if number % size == 0 and size <= most)
 
 
-def rows_a_device_holds(launch: LaunchConfig) -> int:
+def rows_a_device_holds(launch: LaunchConfig, on_cpu: int = 4) -> int:
     """The most rows that a device trains on at once."""
-    return launch.per_device_batch_size or (32 if torch.cuda.is_available() else 4)
+    return launch.per_device_batch_size or (32 if torch.cuda.is_available() else on_cpu)

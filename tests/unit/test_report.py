@@ -11,12 +11,12 @@ from markupsafe import Markup
 
 from pipeline.config import ModelConfig
 from pipeline.evals.calibration import Bin
-from pipeline.evals.results import Change, Estimate
+from pipeline.evals.results import Change, Estimate, Results
 from pipeline.evals.statistics import paired_difference, wilson
 from pipeline.records import Message
 from pipeline.report import plots, rewards, views, wording
 from pipeline.report import render as render_module
-from pipeline.report.build import Report, build_report
+from pipeline.report.build import Report, build_report, headline
 from pipeline.report.diff import word_diff
 from pipeline.report.explorer import Texts, conversation, explorer_data, is_good
 from pipeline.report.render import json_script, render
@@ -568,3 +568,17 @@ def test_contrast_is_enough_in_both_themes(theme: int):
         for name in ("m0", "m1", "m2", "m3", "m4"):
             assert contrast(colours[name], colours[ground]) >= 3, (name, ground)
     assert contrast(colours["ink"], colours["mark"]) >= 4.5
+
+
+def test_what_the_correction_hides_is_named_in_the_headline():
+    def told(low: float, verdict: str) -> str:
+        change = {"before": "base", "after": "aligned", "low": low, "high": 0.2}
+        harmful = Change(measure="harmful_complied", difference=-0.5, verdict="better", before="base", after="aligned")
+        ordinary = Change(measure="ordinary_refused", difference=0.1, verdict=verdict, **change)
+        return headline(Results.model_construct(models=["base", "aligned"], changes=[harmful, ordinary]))
+
+    assert told(-0.02, "no evidence of change").endswith("there is no evidence that it refuses more ordinary requests.")
+    hidden = told(0.02, "no evidence of change")
+    assert "no evidence that it refuses more ordinary requests, though “ordinary requests refused” (+10" in hidden
+    assert "would be a change if tested alone" in hidden
+    assert told(0.02, "worse").endswith("but it refuses more ordinary requests.")

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import __version__
-from pipeline.errors import CaiError, ConfigError, did_you_mean
+from pipeline.core.errors import CaiError, ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from pipeline.constitution import Principle
+    from pipeline.constitution.schema import Principle
 
 GATE_FAILED = 3
 _FLAGS = "--multirun --cfg --config-dir --output-dir --help --output --base --full --garak --guidelines"
@@ -119,7 +119,7 @@ def _quiet_libraries() -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from pipeline.compose import compose_config, compose_raw, sweep
+    from pipeline.chain.compose import compose_config, compose_raw, sweep
 
     if args.cfg:
         from omegaconf import OmegaConf
@@ -128,12 +128,12 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     jobs = sweep(args.overrides) if args.multirun else [args.overrides]
     configs = [compose_config(job, args.config_dir) for job in jobs]  # all are checked before any is run
-    from pipeline.runner import run
+    from pipeline.chain.runner import run
 
     if len(configs) == 1:
         return exit_code(run(configs[0]).gate)
-    from pipeline.preflight import preflight
-    from pipeline.runner import run_name
+    from pipeline.chain.preflight import preflight
+    from pipeline.chain.runner import run_name
 
     names = [run_name(config, preflight(config).constitution) for config in configs]
     if len(set(names)) < len(names):
@@ -156,9 +156,9 @@ def exit_code(gate: str | None) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from pipeline.compose import compose_config
+    from pipeline.chain.compose import compose_config
+    from pipeline.chain.runner import run
     from pipeline.evals.checkpoints import with_checkpoints
-    from pipeline.runner import run
 
     overrides = list(args.overrides)
     if args.full:
@@ -168,10 +168,10 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _redteam(args: argparse.Namespace) -> int:
-    from pipeline.compose import compose_config
+    from pipeline.chain.compose import compose_config
+    from pipeline.chain.runner import run
     from pipeline.evals.checkpoints import with_checkpoints
     from pipeline.evals.garak import DEFAULT_PROBES
-    from pipeline.runner import run
 
     overrides = ["evaluate=full", "evaluate.suites=[red_team]", *args.overrides]
     if args.garak and not any(word.startswith("evaluate.garak_probes") for word in args.overrides):
@@ -181,13 +181,13 @@ def _redteam(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from pipeline.runs import report_anew
+    from pipeline.chain.runs import report_anew
 
     return exit_code(report_anew(args.output_dir, args.run, args.guidelines))
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from pipeline.runs import find_run
+    from pipeline.chain.runs import find_run
 
     if len(args.runs) < 2:
         raise ConfigError(f"RUN: {args.runs[0]!r} alone can't be compared; name two or more runs.")
@@ -198,7 +198,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _write_comparison(folders: Sequence[Path], labels: Sequence[str], output_dir: str, guidelines: str | None) -> None:
-    from pipeline.progress import say
+    from pipeline.core.log import say
     from pipeline.report.compare import write_comparison
 
     path = write_comparison(folders, labels, Path(output_dir).expanduser() / "comparisons", guidelines)
@@ -210,10 +210,10 @@ def _plan(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.compose import compose_config
-    from pipeline.deviations import deviations_from_paper
-    from pipeline.plan import plan
-    from pipeline.preflight import preflight
+    from pipeline.chain.compose import compose_config
+    from pipeline.chain.plan import plan
+    from pipeline.chain.preflight import preflight
+    from pipeline.constitution.paper import deviations_from_paper
 
     config = compose_config(args.overrides, args.config_dir)
     prepared = preflight(config)
@@ -237,7 +237,7 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from pipeline.runs import find_run, status
+    from pipeline.chain.runs import find_run, status
 
     print(find_run(args.output_dir, args.run).resolve().name)
     for stage, state, detail in status(args.output_dir, args.run):
@@ -246,8 +246,8 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _constitution(args: argparse.Namespace) -> int:
-    from pipeline.constitution import find_constitution, load_constitution, shipped_constitutions, to_yaml
-    from pipeline.published import import_constitution
+    from pipeline.constitution.published import import_constitution
+    from pipeline.constitution.schema import find_constitution, load_constitution, shipped_constitutions, to_yaml
 
     if args.action == "list":
         for name, path in shipped_constitutions().items():

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from pipeline.compose import compose_config
-from pipeline.constitution import find_constitution, load_constitution
+from pipeline.chain.compose import compose_config
+from pipeline.constitution.critique import critique_examples, critique_question
+from pipeline.constitution.schema import find_constitution, load_constitution
 from pipeline.data.loading import load_prompts
 from pipeline.engines.base import Request
 from pipeline.engines.hf import HFEngine
 from pipeline.engines.models import load_model, load_tokenizer, resolve_path
-from pipeline.feedback.critique import critique_examples, critique_question
 from pipeline.records import Message, derived_rng
 
 NUM_EXAMPLES = 8

@@ -23,18 +23,18 @@ from typing import Any
 
 import torch
 
-from pipeline.compose import compose_config
+from pipeline.chain.compose import compose_config
+from pipeline.core.tracking import NoTracker
 from pipeline.data.loading import load_prompts
 from pipeline.engines.base import Request, Stopwatch
 from pipeline.engines.hf import HFEngine
 from pipeline.engines.models import load_model, load_tokenizer
 from pipeline.engines.reward_model import load_reward_model, reward_scaling
+from pipeline.methods.alignment import RewardSources, make_rewards
+from pipeline.methods.policy_gradient.actors import load_actors
+from pipeline.methods.policy_gradient.loop import PPO
+from pipeline.methods.policy_gradient.rollouts import Rollout, collate, logprobs_and_entropy
 from pipeline.records import Prompt
-from pipeline.tracking import NoTracker
-from pipeline.training.actors import load_actors
-from pipeline.training.alignment import RewardSources, make_rewards
-from pipeline.training.ppo import PPO
-from pipeline.training.rollouts import Rollout, collate, logprobs_and_entropy
 from pipeline.training.setting import Setting
 
 Job = dict[str, Any]

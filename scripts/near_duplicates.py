@@ -12,8 +12,8 @@ import json
 import sys
 from pathlib import Path
 
-from pipeline.compose import compose_config
-from pipeline.constitution import load_constitution, shipped_constitutions
+from pipeline.chain.compose import compose_config
+from pipeline.constitution.schema import load_constitution, shipped_constitutions
 from pipeline.data.loading import load_prompts
 from pipeline.data.near_duplicates import ALIKE, near_duplicates
 

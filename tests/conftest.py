@@ -14,8 +14,8 @@ os.environ["WANDB_MODE"] = "offline"
 
 import pytest
 
-from pipeline.compose import compose_config
-from pipeline.config import Config
+from pipeline.chain.compose import compose_config
+from pipeline.chain.config import Config
 from pipeline.data.loading import load_prompts
 
 if TYPE_CHECKING:

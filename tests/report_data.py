@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pipeline.artifacts import Manifest
-from pipeline.constitution import load_constitution
+from pipeline.constitution.schema import load_constitution
+from pipeline.core.cache import Manifest
 from pipeline.evals import results as r
 from pipeline.evals.calibration import held_out_metrics
 from pipeline.evals.changes import all_changes, cell_changes

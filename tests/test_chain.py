@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.artifacts import Manifest
+from pipeline.chain.config import CHAIN, Config
+from pipeline.chain.plan import plan
+from pipeline.chain.preflight import preflight
+from pipeline.chain.runner import Run, run
 from pipeline.cli import main
-from pipeline.config import CHAIN, Config
-from pipeline.constitution import load_constitution, shipped_constitutions, to_yaml
-from pipeline.errors import ConfigError, StageError
+from pipeline.constitution.schema import load_constitution, shipped_constitutions, to_yaml
+from pipeline.core.cache import Manifest
+from pipeline.core.errors import ConfigError, StageError
+from pipeline.core.log import console
 from pipeline.evals.measures import by_model, measure
 from pipeline.evals.results import Results
-from pipeline.plan import plan
-from pipeline.preflight import preflight
-from pipeline.progress import console
 from pipeline.records import Exchange, Preference, Prompt, TrainingRow, Verdict, read_records
-from pipeline.runner import Run, run
 from tests.conftest import tiny_overrides
 
 Tiny = Callable[..., Config]
@@ -34,7 +34,7 @@ def made(result: Run) -> set[str]:
 
 @pytest.fixture(scope="module")
 def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[str]]:
-    from pipeline.compose import compose_config
+    from pipeline.chain.compose import compose_config
 
     overrides = tiny_overrides(tiny_model, tmp_path_factory.mktemp("finished"))
     return run(compose_config(overrides)), overrides
@@ -116,7 +116,7 @@ def test_every_training_row_leads_back_to_its_source(finished: tuple[Run, list[s
 
 
 def test_nothing_changed_means_nothing_is_run_again(finished: tuple[Run, list[str]]):
-    from pipeline.compose import compose_config
+    from pipeline.chain.compose import compose_config
 
     _, overrides = finished
     config = compose_config(overrides)
@@ -140,7 +140,7 @@ def test_nothing_changed_means_nothing_is_run_again(finished: tuple[Run, list[st
     ],
 )
 def test_a_change_reruns_only_what_depends_on_it(finished: tuple[Run, list[str]], change: str, rerun: set[str]):
-    from pipeline.compose import compose_config
+    from pipeline.chain.compose import compose_config
 
     _, overrides = finished
     assert made(run(compose_config([*overrides, change]))) == rerun
@@ -157,7 +157,7 @@ def test_a_change_reruns_only_what_depends_on_it(finished: tuple[Run, list[str]]
 def test_an_edited_principle_reruns_only_what_reads_it(
     finished: tuple[Run, list[str]], tmp_path: Path, edit: dict[str, str], rerun: set[str]
 ):
-    from pipeline.compose import compose_config
+    from pipeline.chain.compose import compose_config
 
     _, overrides = finished
     data = yaml.safe_load(to_yaml(load_constitution(shipped_constitutions()["minimal"])))

@@ -126,9 +126,9 @@ def test_a_models_name_may_have_a_slash(tiny_model: Path, tmp_path: Path, monkey
 
 def test_a_runs_checkpoint_is_evaluated_as_the_run_was(tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Its labeller is refused as a judge, and it is not evaluated on what it was trained on."""
+    from pipeline.chain.runner import run
     from pipeline.evals.checkpoints import with_checkpoints
     from pipeline.records import TrainingRow
-    from pipeline.runner import run
 
     config = tiny("until=align")
     made = run(config)
@@ -203,8 +203,8 @@ def test_judges_that_babble_are_counted_and_cost_nothing(tiny_model: Path, rando
 
 
 def test_a_judge_that_labelled_the_training_data_is_refused_unless_trusted(tiny, tiny_model: Path, capsys):
-    from pipeline.errors import ConfigError
-    from pipeline.preflight import preflight
+    from pipeline.chain.preflight import preflight
+    from pipeline.core.errors import ConfigError
 
     shared = ["evaluate/judge=model", f"evaluate.judge.path={tiny_model}"]
     with pytest.raises(ConfigError, match=r"also labelled the training data .* evaluate\.judge\.trust="):

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts import Manifest
+from pipeline.chain.compose import compose_config
+from pipeline.chain.config import CHAIN, Config
+from pipeline.chain.preflight import preflight
+from pipeline.chain.runner import Run, run
 from pipeline.cli import main
-from pipeline.compose import compose_config
-from pipeline.config import CHAIN, Config
-from pipeline.errors import ConfigError
-from pipeline.preflight import preflight
+from pipeline.core.cache import Manifest
+from pipeline.core.errors import ConfigError
 from pipeline.records import Prompt, read_records
-from pipeline.runner import Run, run
 from pipeline.training.history import read_history
 from tests.conftest import tiny_overrides
 from tests.test_ppo import TOYS

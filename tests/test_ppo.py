@@ -9,19 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.compose import compose_config
-from pipeline.config_train import AlignConfig
-from pipeline.constitution import find_constitution, load_constitution
+from pipeline.chain.compose import compose_config
+from pipeline.chain.config_train import AlignConfig
+from pipeline.constitution.schema import find_constitution, load_constitution
+from pipeline.core.errors import StageError
+from pipeline.core.tracking import NoTracker
 from pipeline.data.loading import load_prompts
 from pipeline.engines.base import Stopwatch
-from pipeline.errors import StageError
-from pipeline.records import Message, Prompt
-from pipeline.tracking import NoTracker
-from pipeline.training.actors import Actors, load_actors
-from pipeline.training.alignment import RewardSources, make_rewards, train_ppo
-from pipeline.training.ppo import PPO
-from pipeline.training.rewards import WeightedSum
-from pipeline.training.rollouts import (
+from pipeline.methods.alignment import RewardSources, make_rewards, train_ppo
+from pipeline.methods.policy_gradient.actors import Actors, load_actors
+from pipeline.methods.policy_gradient.loop import PPO
+from pipeline.methods.policy_gradient.rollouts import (
     Rollout,
     collate,
     common_length,
@@ -30,6 +28,8 @@ from pipeline.training.rollouts import (
     measure,
     state_values,
 )
+from pipeline.methods.rewards import WeightedSum
+from pipeline.records import Message, Prompt
 from pipeline.training.setting import Setting
 
 TOYS = Path(__file__).parent / "toy_rewards.py"
@@ -75,7 +75,7 @@ class Bench:
     def train(self) -> tuple[dict[str, Any], list[dict[str, float]]]:
         if self.align.method == "ppo":
             return train_ppo(self.prompts, self.held_out, self.model, self.align, self.sources, self.setting)
-        from pipeline.training.online import train_online
+        from pipeline.methods.online import train_online
 
         return train_online(self.prompts, self.model, self.align, self.rewards(), self.setting)
 

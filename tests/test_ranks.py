@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline.config import Config
-from pipeline.runner import run
+from pipeline.chain.config import Config
+from pipeline.chain.runner import run
 from pipeline.training.history import read_history
 
 Tiny = Callable[..., Config]

@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 
-from pipeline.compose import compose_config
+from pipeline.chain.compose import compose_config
 from pipeline.engines.base import ReplyQuery, Request
 from pipeline.engines.embedded import embedded_model
 from pipeline.engines.models import check_model, local_engine

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts import Manifest
+from pipeline.core.cache import Manifest
 from tests.conftest import tiny_overrides
 
 COMMAND = [sys.executable, "-m", "pipeline.cli", "run", "evaluate.guidelines=null"]

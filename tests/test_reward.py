@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from pipeline.artifacts import Manifest
-from pipeline.compose import compose_config
-from pipeline.config import Config
+from pipeline.chain.compose import compose_config
+from pipeline.chain.config import Config
+from pipeline.chain.preflight import preflight
+from pipeline.chain.runner import run
+from pipeline.core.cache import Manifest
+from pipeline.core.errors import ConfigError, StageError
 from pipeline.engines.reward_model import RewardModel, load_reward_model, reward_scaling
-from pipeline.errors import ConfigError, StageError
 from pipeline.evals.calibration import held_out_metrics
 from pipeline.evals.results import Results
-from pipeline.preflight import preflight
 from pipeline.records import Comparison, Message, Preference, Prompt, RewardScore, Verdict, read_records, write_records
-from pipeline.runner import run
 from pipeline.stages import reward
 from pipeline.stages.base import Inputs
 from pipeline.training.history import read_history

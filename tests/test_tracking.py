@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import tracking
-from pipeline.compose import compose_config
-from pipeline.config import Config
-from pipeline.errors import ConfigError
-from pipeline.runner import run
+from pipeline.chain.compose import compose_config
+from pipeline.chain.config import Config
+from pipeline.chain.runner import run
+from pipeline.core import tracking
+from pipeline.core.errors import ConfigError
 from tests.conftest import tiny_overrides
 
 Tiny = Callable[..., Config]

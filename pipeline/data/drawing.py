@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline import distributed
-from pipeline.config_train import RolloutConfig
-from pipeline.progress import warn
+from pipeline.chain.config_train import RolloutConfig
+from pipeline.core import distributed
+from pipeline.core.log import warn
 from pipeline.records import POOLS, Prompt
 
 

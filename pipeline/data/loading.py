@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.config_sources import ColumnsConfig, DataConfig, PoolConfig
+from pipeline.chain.config_sources import ColumnsConfig, DataConfig, PoolConfig
+from pipeline.core.errors import ConfigError, did_you_mean
 from pipeline.data.files import rows_of, source_content
 from pipeline.data.splits import split_of
 from pipeline.data.transcripts import parse_transcript, up_to_last_request
-from pipeline.errors import ConfigError, did_you_mean
 from pipeline.records import POOLS, Message, Pool, Prompt, dialogue_key
 
 _BUILTIN: dict[Pool, str] = {

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.config_evaluate import SuiteConfig
+from pipeline.chain.config_evaluate import SuiteConfig
+from pipeline.core.errors import ConfigError
 from pipeline.data.files import Row, rows_of
 from pipeline.data.transcripts import parse_transcript
-from pipeline.errors import ConfigError
 from pipeline.records import Message, dialogue_key
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
-from pipeline.errors import ConfigError
+from pipeline.core.errors import ConfigError
 from pipeline.records import Prompt, Split
 
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from pipeline import distributed
-from pipeline.artifacts import RecordLog
-from pipeline.progress import Bar
+from pipeline.core import distributed
+from pipeline.core.cache import RecordLog
+from pipeline.core.log import Bar
 from pipeline.records import Message
 
 

@@ -8,9 +8,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from pipeline.artifacts import hash_file
-from pipeline.errors import ConfigError
-from pipeline.progress import say
+from pipeline.core.cache import hash_file
+from pipeline.core.errors import ConfigError
+from pipeline.core.log import say
 
 
 def embedded_gguf() -> Path:

@@ -11,7 +11,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.artifacts import fingerprint
+from pipeline.core.cache import fingerprint
 from pipeline.engines.base import Answer, AskT, ChoiceQuery, Completion, Query, ReplyQuery, Request
 from pipeline.engines.sampling import SeededSampler
 from pipeline.records import Message

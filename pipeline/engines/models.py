@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import hash_file, hash_folder
-from pipeline.config import LaunchConfig, ModelConfig
-from pipeline.config_sources import EngineConfig
-from pipeline.errors import ConfigError
+from pipeline.chain.config import LaunchConfig, ModelConfig
+from pipeline.chain.config_sources import EngineConfig
+from pipeline.core.cache import hash_file, hash_folder
+from pipeline.core.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -149,7 +149,7 @@ def load_model(path: str, precision: str, revision: str | None = None, **options
     """A causal language model on this process's device (placed by the caller's trainer when quantised)."""
     from transformers import AutoModelForCausalLM
 
-    from pipeline import distributed
+    from pipeline.core import distributed
 
     model = AutoModelForCausalLM.from_pretrained(
         path, revision=revision, dtype=resolve_precision(precision), attn_implementation="sdpa", **options
@@ -289,7 +289,7 @@ def load_classifier(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     """A sequence classifier with its tokenizer, in fp32; None where the model is a causal one."""
     from transformers import AutoModelForSequenceClassification
 
-    from pipeline import distributed
+    from pipeline.core import distributed
 
     if check_classifier(path, "path") is None:
         return None

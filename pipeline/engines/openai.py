@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
-from pipeline.config_sources import ServerConfig
+from pipeline.chain.config_sources import ServerConfig
+from pipeline.core.errors import StageError
 from pipeline.engines.base import Answer, AskT, ChoiceQuery, Completion, Query, ReplyQuery, Request
-from pipeline.errors import StageError
 from pipeline.records import Message
 
 NEVER = -100.0  # stands for "none of the choices was listed", which then counts as unparseable

@@ -12,12 +12,12 @@ from jinja2 import TemplateError
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline import distributed
-from pipeline.artifacts import write_text_atomically
+from pipeline.core import distributed
+from pipeline.core.cache import write_text_atomically
+from pipeline.core.errors import ConfigError
 from pipeline.engines.base import ReplyQuery, Scored
 from pipeline.engines.hf import without_system
 from pipeline.engines.models import load_tokenizer, resolve_path, resolve_precision
-from pipeline.errors import ConfigError
 from pipeline.records import Message
 
 BATCH_ROWS = 16

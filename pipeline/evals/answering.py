@@ -10,9 +10,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from pipeline import distributed
-from pipeline.artifacts import RecordLog, fingerprint
-from pipeline.config_evaluate import EvaluateConfig
+from pipeline.chain.config_evaluate import EvaluateConfig
+from pipeline.core import distributed
+from pipeline.core.cache import RecordLog, fingerprint
 from pipeline.data.public_sets import ChoiceRow, Read, SentencePair
 from pipeline.engines.base import (
     ChoiceQuery,

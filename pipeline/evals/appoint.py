@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import LaunchConfig, ModelConfig
-from pipeline.config_evaluate import EvaluateConfig, JudgeConfig
-from pipeline.config_sources import EngineConfig, ServerConfig
+from pipeline.chain.config import LaunchConfig, ModelConfig
+from pipeline.chain.config_evaluate import EvaluateConfig, JudgeConfig
+from pipeline.chain.config_sources import EngineConfig, ServerConfig
+from pipeline.core.errors import ConfigError
 from pipeline.engines.models import (
     check_classifier,
     check_model,
@@ -17,7 +18,6 @@ from pipeline.engines.models import (
     model_identity,
 )
 from pipeline.engines.openai import OpenAIEngine
-from pipeline.errors import ConfigError
 from pipeline.evals import judges, pairs, refusal
 from pipeline.evals.classifier import ClassifierJudge, GuardJudge, read_labels
 from pipeline.evals.judges import Desk, EndpointJudge, Judge, ModelJudge, PatternsJudge

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.artifacts import hash_file
-from pipeline.config_evaluate import SUITES, EvaluateConfig, PairsConfig, SuiteConfig
-from pipeline.config_train import HumanPairsConfig
+from pipeline.chain.config_evaluate import SUITES, EvaluateConfig, PairsConfig, SuiteConfig
+from pipeline.chain.config_train import HumanPairsConfig
+from pipeline.core.cache import hash_file
 from pipeline.data.files import source_content
 from pipeline.data.public_sets import ChoiceRow, PairRow, Read, RequestRow, read_set
 from pipeline.evals.attacks import ATTACKS, direct

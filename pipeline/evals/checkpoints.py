@@ -9,8 +9,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from pipeline.config import Config, to_config
-from pipeline.errors import ArtifactError, ConfigError
+from pipeline.chain.config import Config, to_config
+from pipeline.core.errors import ArtifactError, ConfigError
 
 _GENERIC = {"checkpoint", "model", "adapter", "final"}  # folder names that say nothing of what is in them
 

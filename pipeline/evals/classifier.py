@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from pipeline.core.errors import ConfigError
 from pipeline.engines.base import Engine, Request, Scored, Worklist, generate_all
-from pipeline.errors import ConfigError
 from pipeline.evals.judges import Desk, Item, Judged, _set_apart_broken, by_patterns
 from pipeline.records import Message
 

@@ -18,9 +18,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import fingerprint, hash_folder
-from pipeline.errors import ConfigError, StageError
-from pipeline.progress import Bar, warn
+from pipeline.core.cache import fingerprint, hash_folder
+from pipeline.core.errors import ConfigError, StageError
+from pipeline.core.log import Bar, warn
 
 # Their prompts ship with garak and their detectors look for phrases: no network, no second model.
 DEFAULT_PROBES = (

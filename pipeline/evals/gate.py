@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, ValidationError, model_validator
 
-from pipeline.errors import ConfigError, did_you_mean
+from pipeline.core.errors import ConfigError, did_you_mean
 from pipeline.evals.measures import DERIVED, MEASURES, better_of, is_fraction, title_of
 from pipeline.evals.results import Estimate, Gate, Results, Ruling
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pipeline.artifacts import RecordLog
+from pipeline.core.cache import RecordLog
 from pipeline.engines.base import ChoiceQuery, Engine, Request, Stopwatch, generate_all, score_all
 from pipeline.evals import refusal
 from pipeline.records import Message, Outcome

@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.artifacts import RecordLog
-from pipeline.config import PreferencesConfig
-from pipeline.constitution import Constitution, Principle
+from pipeline.chain.config import PreferencesConfig
+from pipeline.constitution.schema import Constitution, Principle
+from pipeline.core.cache import RecordLog
 from pipeline.engines.base import Engine, ReplyQuery, Scored, Stopwatch, Worklist, generate_all, score_all
 from pipeline.evals.pairs import Pair, Scores
 from pipeline.evals.results import DIRECT
-from pipeline.feedback.preference import make_labeller, soft_label
+from pipeline.labellers.preference import make_labeller, soft_label
 from pipeline.records import Case, Comparison, Judgement, Pool, Prompt, Split, Verdict, derived_rng
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from pipeline.constitution.dialogue import dialogue_text
 from pipeline.engines.base import ChoiceQuery, Engine, Request, generate_all, score_all
 from pipeline.evals import refusal
 from pipeline.evals.judges import MIN_ANSWER_MASS, Desk
 from pipeline.evals.text import words
-from pipeline.feedback.dialogue import dialogue_text
 from pipeline.records import Message
 
 TEMPLATE = "pair-judge-1"

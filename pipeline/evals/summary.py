@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.config_evaluate import EvaluateConfig
+from pipeline.chain.config_evaluate import EvaluateConfig
 from pipeline.evals.bias import disparities, worst_disparity
 from pipeline.evals.changes import all_changes, cell_changes
 from pipeline.evals.duels import Wins

@@ -8,10 +8,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pipeline.artifacts import Manifest, hash_file
-from pipeline.config import ModelConfig
-from pipeline.constitution import Constitution
-from pipeline.errors import ArtifactError
+from pipeline.chain.config import ModelConfig
+from pipeline.constitution.schema import Constitution
+from pipeline.core.cache import Manifest, hash_file
+from pipeline.core.errors import ArtifactError
 from pipeline.evals.changes import base_measure, change_pairs
 from pipeline.evals.gate import find_guidelines, load_guidelines, rule
 from pipeline.evals.measures import ALL, DERIVED, MEASURES, better_of, how_of, title_of

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import Manifest
-from pipeline.errors import ArtifactError
+from pipeline.core.cache import Manifest
+from pipeline.core.errors import ArtifactError
 from pipeline.evals.changes import changes
 from pipeline.evals.gate import find_guidelines, load_guidelines, rule, written_or_none
 from pipeline.evals.measures import DERIVED, MEASURES, title_of

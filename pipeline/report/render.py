@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.progress import duration
+from pipeline.core.log import duration
 from pipeline.report import explorer, plots, rewards, svg, views, wording
 from pipeline.report.build import Report
 

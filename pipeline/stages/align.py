@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import distributed
-from pipeline.artifacts import Manifest
-from pipeline.config_train import AlignConfig
+from pipeline.chain.config_train import AlignConfig
+from pipeline.core import distributed
+from pipeline.core.cache import Manifest
+from pipeline.core.errors import StageError
 from pipeline.data.drawing import held_out_prompts, rollout_prompts
-from pipeline.errors import StageError
 from pipeline.records import Preference, Prompt, read_records, write_records
 from pipeline.stages.base import Inputs, Metrics
 from pipeline.training.history import write_history
 
 if TYPE_CHECKING:
-    from pipeline.training.alignment import RewardSources
+    from pipeline.methods.alignment import RewardSources
 
 VERSION = 1
 
@@ -31,14 +31,14 @@ def run(cfg: AlignConfig, inputs: Inputs, out: Path) -> Metrics:
 
 
 def _on_pairs(cfg: AlignConfig, inputs: Inputs, out: Path) -> tuple[Metrics, list[dict[str, float]]]:
-    from pipeline.training.dpo import train_dpo, trainable
-    from pipeline.training.kto import train_kto
+    from pipeline.methods.dpo import train_dpo, trainable
+    from pipeline.methods.kto import train_kto
 
     preferences = list(read_records(inputs.folders["preferences"] / "preferences.jsonl", Preference))
     setting = inputs.setting(out)
     if cfg.weights:
-        from pipeline.training.alignment import make_rewards
-        from pipeline.training.rewards import relabelled
+        from pipeline.methods.alignment import make_rewards
+        from pipeline.methods.rewards import relabelled
 
         prompts = [preference.comparison.prompt for preference in preferences]
         preferences = relabelled(preferences, make_rewards(cfg, _sources(inputs), prompts, setting))
@@ -59,8 +59,8 @@ def _on_pairs(cfg: AlignConfig, inputs: Inputs, out: Path) -> tuple[Metrics, lis
 
 
 def _on_rewards(cfg: AlignConfig, inputs: Inputs, out: Path) -> tuple[Metrics, list[dict[str, float]]]:
-    from pipeline.training.alignment import make_rewards, train_ppo
-    from pipeline.training.online import train_online
+    from pipeline.methods.alignment import make_rewards, train_ppo
+    from pipeline.methods.online import train_online
 
     every_prompt = list(read_records(inputs.folders["prompts"] / "prompts.jsonl", Prompt))
     prompts = rollout_prompts(every_prompt, cfg.rollout)
@@ -77,7 +77,7 @@ def _on_rewards(cfg: AlignConfig, inputs: Inputs, out: Path) -> tuple[Metrics, l
 
 
 def _sources(inputs: Inputs) -> RewardSources:
-    from pipeline.training.alignment import RewardSources
+    from pipeline.methods.alignment import RewardSources
 
     folder = inputs.folders.get("reward")
     manifest = Manifest.read(folder) if folder else None

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import distributed
-from pipeline.artifacts import WORK, RecordLog
-from pipeline.config import LaunchConfig, ModelConfig, PreferencesConfig
-from pipeline.config_sources import EngineConfig
-from pipeline.constitution import Constitution
+from pipeline.chain.config import LaunchConfig, ModelConfig, PreferencesConfig
+from pipeline.chain.config_sources import EngineConfig
+from pipeline.constitution.schema import Constitution
+from pipeline.core import distributed
+from pipeline.core.cache import WORK, RecordLog
+from pipeline.core.tracking import NoTracker, Tracker
 from pipeline.engines.base import Stopwatch
-from pipeline.tracking import NoTracker, Tracker
 from pipeline.training.setting import Setting
 
 Metrics = dict[str, Any]

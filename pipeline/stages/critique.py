@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import distributed
-from pipeline.config import CritiqueConfig
-from pipeline.constitution import Principle
-from pipeline.data.drawing import take
-from pipeline.engines.base import Completion, Engine, Request, generate_all
-from pipeline.engines.models import feedback_engine, local_engine
-from pipeline.feedback.critique import (
+from pipeline.chain.config import CritiqueConfig
+from pipeline.constitution.critique import (
     TEMPLATE,
     critique_examples,
     critique_question,
@@ -19,6 +14,11 @@ from pipeline.feedback.critique import (
     revision_question,
     tidy,
 )
+from pipeline.constitution.schema import Principle
+from pipeline.core import distributed
+from pipeline.data.drawing import take
+from pipeline.engines.base import Completion, Engine, Request, generate_all
+from pipeline.engines.models import feedback_engine, local_engine
 from pipeline.records import Exchange, Message, Prompt, Revision, derive_seed, derived_rng, read_records, write_records
 from pipeline.stages.base import Inputs, Metrics
 

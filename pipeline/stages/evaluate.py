@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import distributed
-from pipeline.artifacts import RecordLog
-from pipeline.config_evaluate import EvaluateConfig
+from pipeline.chain.config_evaluate import EvaluateConfig
+from pipeline.core import distributed
+from pipeline.core.cache import RecordLog
+from pipeline.core.log import say
 from pipeline.data.public_sets import Read
 from pipeline.data.splits import refuse_overlap
 from pipeline.engines.models import feedback_engine, local_engine, model_identity, resolve_path
@@ -23,7 +24,6 @@ from pipeline.evals.labellers import labeller_scores, reward_scores, reward_verd
 from pipeline.evals.pairs import BASELINES, PairJudge, Scores
 from pipeline.evals.results import JudgeCard, PairAccuracy, Probe, Results, Role
 from pipeline.evals.summary import summarise
-from pipeline.progress import say
 from pipeline.records import (
     Case,
     Preference,

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from pipeline import distributed
-from pipeline.config import PreferencesConfig
-from pipeline.constitution import Contrast, Principle
+from pipeline.chain.config import PreferencesConfig
+from pipeline.constitution.critique import tidy
+from pipeline.constitution.schema import Contrast, Principle
+from pipeline.core import distributed
 from pipeline.data.drawing import take
 from pipeline.engines.base import Engine, Request, generate_all, score_all
 from pipeline.engines.models import feedback_engine, local_engine
-from pipeline.feedback.critique import tidy
-from pipeline.feedback.preference import TEMPLATE, binary_entropy_bits, label_clamp, make_labeller, soft_label
+from pipeline.labellers.preference import TEMPLATE, binary_entropy_bits, label_clamp, make_labeller, soft_label
 from pipeline.records import Comparison, Preference, Prompt, derive_seed, derived_rng, read_records, write_records
 from pipeline.stages.base import Inputs, Metrics
 

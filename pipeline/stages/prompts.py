@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from pipeline.config_sources import DataConfig
+from pipeline.chain.config_sources import DataConfig
 from pipeline.data.loading import load_prompts
 from pipeline.records import write_records
 from pipeline.stages.base import Inputs, Metrics

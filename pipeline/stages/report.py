@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.config import ReportConfig
+from pipeline.chain.config import ReportConfig
 from pipeline.evals.gate import gate_metrics
 from pipeline.report.build import build_report
 from pipeline.report.write import write_report

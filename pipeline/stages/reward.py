@@ -9,16 +9,16 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import get_args
 
-from pipeline import distributed
-from pipeline.config_train import RewardConfig
+from pipeline.chain.config_train import RewardConfig
+from pipeline.core import distributed
+from pipeline.core.errors import StageError
+from pipeline.core.log import warn
 from pipeline.engines.base import ReplyQuery, Scored, Worklist
-from pipeline.errors import StageError
 from pipeline.evals.calibration import held_out_metrics
 from pipeline.evals.cases import human_pairs
 from pipeline.evals.labellers import comparison_of
 from pipeline.evals.results import Estimate
 from pipeline.evals.text import words
-from pipeline.progress import warn
 from pipeline.records import PairSource, Preference, RewardScore, derive_seed, derived_rng, read_records, write_records
 from pipeline.stages.base import Inputs, Metrics
 from pipeline.training.history import write_history

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import distributed
-from pipeline.config_train import SftConfig
-from pipeline.constitution import Constitution
-from pipeline.errors import StageError
+from pipeline.chain.config_train import SftConfig
+from pipeline.constitution.schema import Constitution
+from pipeline.core import distributed
+from pipeline.core.errors import StageError
 from pipeline.records import Exchange, Message, TrainingRow, derived_rng, read_records, write_records
 from pipeline.stages.base import Inputs, Metrics
 from pipeline.training.history import write_history

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pipeline import distributed
+from pipeline.core import distributed
 
 
 class Checkpoints:

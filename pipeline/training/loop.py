@@ -12,13 +12,13 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from pipeline import distributed
-from pipeline.config import LaunchConfig, ModelConfig
-from pipeline.config_train import TrainConfig
+from pipeline.chain.config import LaunchConfig, ModelConfig
+from pipeline.chain.config_train import TrainConfig
+from pipeline.core import distributed
+from pipeline.core.log import Bar, say
+from pipeline.core.tracking import Tracker
 from pipeline.engines.base import Stopwatch
 from pipeline.engines.models import resolve_precision
-from pipeline.progress import Bar, say
-from pipeline.tracking import Tracker
 from pipeline.training.models import per_device_batch
 
 Row = TypeVar("Row")

@@ -9,8 +9,8 @@ import peft
 import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline import distributed
-from pipeline.config import LaunchConfig, ModelConfig
+from pipeline.chain.config import LaunchConfig, ModelConfig
+from pipeline.core import distributed
 from pipeline.engines.models import load_model, load_tokenizer, resolve_path, resolve_precision
 
 if TYPE_CHECKING:

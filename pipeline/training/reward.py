@@ -16,9 +16,9 @@ from trl import RewardConfig as TrlRewardConfig
 from trl import RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference, suppress_seqcls_warning
 
-from pipeline import distributed
-from pipeline.config import ModelConfig
-from pipeline.config_train import RewardConfig
+from pipeline.chain.config import ModelConfig
+from pipeline.chain.config_train import RewardConfig
+from pipeline.core import distributed
 from pipeline.engines.models import load_tokenizer, resolve_path, resolve_precision
 from pipeline.engines.reward_model import encode, pad_token
 from pipeline.records import Preference

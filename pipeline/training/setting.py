@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.artifacts import WORK
-from pipeline.config import LaunchConfig, ModelConfig
+from pipeline.chain.config import LaunchConfig, ModelConfig
+from pipeline.core.cache import WORK
+from pipeline.core.tracking import Tracker
 from pipeline.engines.base import Stopwatch
-from pipeline.tracking import Tracker
 
 
 @dataclass(frozen=True, kw_only=True)

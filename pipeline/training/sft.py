@@ -10,7 +10,7 @@ from datasets import Dataset
 from trl import SFTConfig as TrlSftConfig
 from trl import SFTTrainer
 
-from pipeline.config_train import SftConfig
+from pipeline.chain.config_train import SftConfig
 from pipeline.records import TrainingRow
 from pipeline.training.logprobs import reply_logprobs
 from pipeline.training.loop import Quiet, Reporter, train, training_arguments, whole_batches

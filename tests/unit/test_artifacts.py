@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts import Manifest, RecordLog, commit, fingerprint, hash_folder, link
-from pipeline.errors import ArtifactError
+from pipeline.core.cache import Manifest, RecordLog, commit, fingerprint, hash_folder, link
+from pipeline.core.errors import ArtifactError
 
 
 def test_fingerprint_is_frozen():

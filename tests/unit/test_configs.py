@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.compose import compose_config, compose_raw, configs_folder, sweep
-from pipeline.config import CHAIN
-from pipeline.errors import ConfigError
-from pipeline.preflight import preflight
+from pipeline.chain.compose import compose_config, compose_raw, configs_folder, sweep
+from pipeline.chain.config import CHAIN
+from pipeline.chain.preflight import preflight
+from pipeline.core.errors import ConfigError
 
 OPTIONS = [
     (path.parent.relative_to(configs_folder()).as_posix(), path.stem)

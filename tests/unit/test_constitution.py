@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.constitution import find_constitution, load_constitution, shipped_constitutions
-from pipeline.errors import ConfigError
-from pipeline.published import import_constitution
+from pipeline.constitution.published import import_constitution
+from pipeline.constitution.schema import find_constitution, load_constitution, shipped_constitutions
+from pipeline.core.errors import ConfigError
 
 MINIMAL = shipped_constitutions()["minimal"]
 

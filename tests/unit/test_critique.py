@@ -2,8 +2,7 @@
 
 import pytest
 
-from pipeline.constitution import load_constitution, shipped_constitutions
-from pipeline.feedback.critique import (
+from pipeline.constitution.critique import (
     TEMPLATE,
     critique_examples,
     critique_question,
@@ -11,6 +10,7 @@ from pipeline.feedback.critique import (
     tidy,
     whole_sentences,
 )
+from pipeline.constitution.schema import load_constitution, shipped_constitutions
 from pipeline.records import Message
 
 CONSTITUTION = load_constitution(shipped_constitutions()["minimal"])

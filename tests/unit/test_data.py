@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.compose import compose_config
-from pipeline.config import DataConfig
+from pipeline.chain.compose import compose_config
+from pipeline.chain.config import DataConfig
+from pipeline.core.errors import ConfigError
 from pipeline.data.loading import Loaded, load_prompts
 from pipeline.data.splits import refuse_overlap, split_of
 from pipeline.data.transcripts import parse_transcript, up_to_last_request
-from pipeline.errors import ConfigError
 from pipeline.records import Message, dialogue_key
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from pipeline.compose import compose_config
+from pipeline.chain.compose import compose_config
+from pipeline.methods.dpo import soft_dpo_loss, soft_ipo_loss, trainable
 from pipeline.records import Comparison, Message, Preference, Prompt
-from pipeline.training.dpo import soft_dpo_loss, soft_ipo_loss, trainable
 
 MARGINS = torch.tensor([-2.0, 0.0, 0.5, 3.0], dtype=torch.float64)
 

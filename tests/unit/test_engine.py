@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.artifacts import RecordLog
+from pipeline.core.cache import RecordLog
 from pipeline.engines.base import ChoiceQuery, ReplyQuery, Request, Stopwatch, generate_all, score_all
 from pipeline.engines.hf import HFEngine
 from pipeline.engines.models import load_model, load_tokenizer

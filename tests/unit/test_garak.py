@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import ConfigError, StageError
+from pipeline.core.errors import ConfigError, StageError
 from pipeline.evals import garak
 from pipeline.evals.garak import ProbeResult, garak_command, parse_report, run_garak
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.compose import compose_config
+from pipeline.chain.compose import compose_config
+from pipeline.core.errors import ConfigError
 from pipeline.data.loading import load_prompts
-from pipeline.errors import ConfigError
 from pipeline.evals.cases import build_cases
 from pipeline.evals.duels import duel
 from pipeline.evals.gate import find_guidelines, judge_limit, load_guidelines, rule

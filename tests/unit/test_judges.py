@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.artifacts import RecordLog
-from pipeline.constitution import load_constitution, shipped_constitutions
+from pipeline.constitution.schema import load_constitution, shipped_constitutions
+from pipeline.core.cache import RecordLog
+from pipeline.core.errors import ConfigError
 from pipeline.engines.base import Query, Request, Stopwatch
-from pipeline.errors import ConfigError
 from pipeline.evals.accuracy import as_items, judge_card, labelled_replies
 from pipeline.evals.classifier import ClassifierJudge, GuardJudge, read_guard, read_labels
 from pipeline.evals.judges import Desk, EndpointJudge, Item, ModelJudge, PatternsJudge, read_verdict
@@ -319,7 +319,7 @@ def test_a_server_compares_in_both_orders(answers: tuple[str, str], expected: fl
 
 def test_the_wording_belongs_to_its_version():
     """Change the wording and TEMPLATE together: it is what tells an old cache from a new one."""
-    from pipeline.artifacts import fingerprint
+    from pipeline.core.cache import fingerprint
     from pipeline.evals import attacks, judges, pairs
     from pipeline.records import Message
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from pipeline.training.kto import wanted_or_not
+from pipeline.methods.kto import wanted_or_not
 
 
 @pytest.mark.parametrize("num_pairs", [4, 5])

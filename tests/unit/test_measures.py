@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pipeline.config_evaluate import EvaluateConfig, RedTeamConfig
+from pipeline.chain.config_evaluate import EvaluateConfig, RedTeamConfig
 from pipeline.data.public_sets import ChoiceRow, SentencePair
 from pipeline.evals.accuracy import pair_accuracy, shuffled
 from pipeline.evals.bias import bbq_score, crows_score, disparities
@@ -58,7 +58,7 @@ def test_the_suites_are_as_large_as_promised():
 
 
 def test_built_in_suites_with_the_held_out_split_reach_the_promised_sizes():
-    from pipeline.compose import compose_config
+    from pipeline.chain.compose import compose_config
     from pipeline.data.loading import load_prompts
 
     config = compose_config([])
@@ -70,7 +70,7 @@ def test_built_in_suites_with_the_held_out_split_reach_the_promised_sizes():
 
 
 def test_no_suite_prompt_stands_in_the_pools_that_are_trained_on():
-    from pipeline.compose import compose_config
+    from pipeline.chain.compose import compose_config
     from pipeline.data.loading import load_prompts
 
     shipped = {c.prompt.key for c in build_cases(EvaluateConfig(), [])[0]}
@@ -282,7 +282,7 @@ def test_orders_that_disagree_are_a_tie():
 
 
 def test_a_judge_that_always_says_a_ties(tmp_path):
-    from pipeline.artifacts import RecordLog
+    from pipeline.core.cache import RecordLog
     from pipeline.engines.base import Stopwatch
 
     desk = Desk(log=RecordLog(tmp_path, "pairs", 0), watch=Stopwatch(), label="pairs")

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pipeline.compose import compose_config
+from pipeline.chain.compose import compose_config
+from pipeline.core.errors import StageError
 from pipeline.engines.base import ChoiceQuery, Request
 from pipeline.engines.openai import OpenAIEngine
-from pipeline.errors import StageError
 from pipeline.records import Message
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pipeline.training.ppo_math import (
+from pipeline.methods.policy_gradient.mathematics import (
     KL_ESTIMATORS,
     adapt_kl_coefficient,
     advantages_and_returns,

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from pipeline.compose import compose_config
-from pipeline.constitution import Principle, find_constitution, load_constitution, shipped_constitutions
+from pipeline.chain.compose import compose_config
+from pipeline.constitution.schema import Principle, find_constitution, load_constitution, shipped_constitutions
 from pipeline.engines.base import Answer, ChoiceQuery, Query, ReplyQuery
-from pipeline.feedback.preference import (
+from pipeline.labellers.preference import (
     TEMPLATE,
     after_examples,
     binary_entropy_bits,

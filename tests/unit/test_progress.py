@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline import progress
+from pipeline.core import log as progress
 
 
 def test_a_log_gets_lines_with_an_estimate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.config_evaluate import BiasConfig, OverRefusalConfig, PairsConfig, RedTeamConfig
+from pipeline.chain.config_evaluate import BiasConfig, OverRefusalConfig, PairsConfig, RedTeamConfig
+from pipeline.core.errors import ConfigError
 from pipeline.data.public_sets import ChoiceRow, PairRow, RequestRow, SentencePair, read_set
-from pipeline.errors import ConfigError
 
 Rows = list[dict[str, Any]]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from markupsafe import Markup
 
-from pipeline.config import ModelConfig
+from pipeline.chain.config import ModelConfig
 from pipeline.evals.calibration import Bin
 from pipeline.evals.results import Change, Estimate, Results
 from pipeline.evals.statistics import paired_difference, wilson

@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
-from pipeline.compose import compose_config
-from pipeline.config import Config
+from pipeline.chain.compose import compose_config
+from pipeline.chain.config import Config
+from pipeline.core.errors import ConfigError
+from pipeline.core.tracking import NoTracker
 from pipeline.engines.base import ReplyQuery, Stopwatch
 from pipeline.engines.models import check_can_classify, check_reward_model
 from pipeline.engines.reward_model import (
@@ -26,10 +28,8 @@ from pipeline.engines.reward_model import (
     reward_scaling,
     write_reward_scaling,
 )
-from pipeline.errors import ConfigError
 from pipeline.records import Comparison, Message, Preference, Prompt
 from pipeline.stages.reward import mixed, source_of, split_by_prompt, usable
-from pipeline.tracking import NoTracker
 from pipeline.training.reward import (
     SoftRewardTrainer,
     centring_loss,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.chain import STAGES
-from pipeline.errors import StageError
-from pipeline.runner import _explained
+from pipeline.chain.runner import _explained
+from pipeline.chain.stages import STAGES
+from pipeline.core.errors import StageError
 
 
 @pytest.mark.parametrize(

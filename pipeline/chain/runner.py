@@ -1,0 +1,290 @@
+"""Runs the chain: order, fingerprints, skip, resume, commit. Knows nothing of what a stage does."""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pipeline.chain import launch as worker
+from pipeline.chain.config import Config, to_plain
+from pipeline.chain.preflight import Prepared, preflight
+from pipeline.chain.runs import RUN_FILE, say_gate
+from pipeline.chain.stages import Identities, Stage, cache_folder, folder_name, runs_folder, stages_of
+from pipeline.constitution.paper import deviations_from_paper
+from pipeline.constitution.schema import Constitution, to_yaml
+from pipeline.core.cache import (
+    WORK,
+    Manifest,
+    commit,
+    fingerprint,
+    hash_files,
+    link,
+    write_text_atomically,
+)
+from pipeline.core.errors import CaiError, ConfigError, StageError
+from pipeline.core.log import duration, say, warn
+from pipeline.evals.checkpoints import slug
+from pipeline.report.write import FILES, TABLES
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One stage of a run: where it lies, and whether it was there already."""
+
+    stage: Stage
+    folder: Path
+    manifest: Manifest
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Run:
+    name: str
+    folder: Path
+    stages: dict[str, Finished]
+
+    @property
+    def gate(self) -> str | None:
+        """PASS, FAIL or UNDECIDED; None where no guidelines were set or the run stopped before."""
+        return self.stages["report"].manifest.metrics["gate"] if "report" in self.stages else None
+
+
+def run(config: Config) -> Run:
+    """Run every stage up to ``config.until``, reusing what is there. Returns the run's folder and stages."""
+    started = time.perf_counter()
+    prepared = preflight(config)
+    constitution = prepared.constitution
+    name = run_name(config, constitution)
+    folder = runs_folder(config.output_dir) / name
+    _announce(name, folder, config, prepared)
+    _open_run(folder, config, constitution)
+
+    identities = Identities(config, constitution)
+    done: dict[str, Finished] = {}
+    for number, stage in enumerate(stages_of(config), start=1):
+        contents = {needed: done[needed].manifest.identity_for(stage.name) for needed in stage.needs}
+        identity = identities.of(stage, contents)
+        _record(folder, done, making=folder_name(stage, identity))
+        done[stage.name] = _ensure(stage, identity, config, prepared, done, name)
+        link(done[stage.name].folder, folder / f"{number}-{stage.name}")
+    _record(folder, done)
+    _finish(folder, done, time.perf_counter() - started)
+    return Run(name=name, folder=folder, stages=done)
+
+
+def _announce(name: str, folder: Path, config: Config, prepared: Prepared) -> None:
+    constitution, checkpoints = prepared.constitution, list(config.evaluate.checkpoints)
+    if checkpoints:
+        against = f" against {checkpoints[0]}" if len(checkpoints) > 1 else ""
+        say(f"evaluation {name}: {checkpoints[-1]}{against}, {folder}")
+    else:
+        what = f"constitution {constitution.name} {constitution.version}, model {config.model.name}"
+        say(f"run {name}: {what}, {folder}")
+    for note in prepared.notes:
+        warn(note)
+    for sentence in [] if checkpoints else deviations_from_paper(config, constitution):
+        say(f"  differs from the paper: {sentence}")
+
+
+def run_name(config: Config, constitution: Constitution) -> str:
+    """The name given, or one that says what is run: the same configuration always gives the same name."""
+    if config.name:
+        return config.name
+    meaning = {
+        key: value
+        for key, value in to_plain(config).items()
+        if key not in {"launch", "tracking", "output_dir", "name", "until"}
+    }
+    digest = fingerprint({"config": meaning, "constitution": constitution.view("report")})[:6]
+    if config.evaluate.checkpoints:
+        return f"evaluate-{slug(list(config.evaluate.checkpoints)[-1])}-{digest}"
+    return f"{constitution.name}-{config.model.name}-{config.align.method}-{digest}"
+
+
+def _open_run(folder: Path, config: Config, constitution: Constitution) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.iterdir():  # what an earlier run of this name has left would be taken for this one's
+            if old.is_symlink() or old.name in {RUN_FILE, *FILES}:
+                old.unlink()
+            elif old.name == TABLES:  # written by `cai report`
+                shutil.rmtree(old)
+        write_text_atomically(folder / "constitution.yaml", to_yaml(constitution))
+        write_text_atomically(folder / "config.json", json.dumps(to_plain(config), indent=2))
+        link(folder, folder.parent / ("latest-evaluation" if config.evaluate.checkpoints else "latest"))
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir is {config.output_dir!r}, which can't be written ({error.strerror}); give another folder."
+        ) from None
+
+
+def _record(folder: Path, done: dict[str, Finished], making: str | None = None) -> None:
+    stages = {name: finished.folder.name for name, finished in done.items()}
+    record = {"name": folder.name, "stages": stages, "making": making}
+    write_text_atomically(folder / RUN_FILE, json.dumps(record, indent=2))
+
+
+def _ensure(
+    stage: Stage, identity: dict[str, Any], config: Config, prepared: Prepared, done: dict[str, Finished], name: str
+) -> Finished:
+    """Find the finished stage, or make it while nobody else does."""
+    final = cache_folder(config.output_dir) / folder_name(stage, identity)
+    if manifest := Manifest.read(final):
+        say(f"{stage.name}: already there ({final.name})")
+        return Finished(stage, final, manifest, cached=True)
+    with _locked(final):
+        if manifest := Manifest.read(final):  # somebody else finished it while we waited
+            say(f"{stage.name}: made by another run meanwhile ({final.name})")
+            return Finished(stage, final, manifest, cached=True)
+        manifest = _make(stage, identity, final, config, prepared, done, name)
+        return Finished(stage, final, manifest, cached=False)
+
+
+@contextmanager
+def _locked(final: Path) -> Iterator[None]:
+    locks = final.parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(locks / f"{final.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"{final.name}: another run is making this; waiting for it …")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _make(
+    stage: Stage,
+    identity: dict[str, Any],
+    final: Path,
+    config: Config,
+    prepared: Prepared,
+    done: dict[str, Finished],
+    name: str,
+) -> Manifest:
+    partial = final.with_name(f"{final.name}.partial")
+    if final.exists():  # no manifest, so not ours to trust and not ours to delete
+        aside = final.with_name(f"{final.name}.damaged-{int(time.time())}")
+        warn(f"{final} has no manifest; it is moved to {aside.name} and made anew.")
+        final.rename(aside)
+    resumed = partial.exists()
+    partial.mkdir(parents=True, exist_ok=True)
+    say(f"{stage.name}: {'going on with' if resumed else 'making'} {final.name}")
+    started_at, started = datetime.now(UTC), time.perf_counter()
+    job = worker.Job(
+        stage=stage.name,
+        run_name=name,
+        config=config,
+        constitution=prepared.constitution,
+        folders={other: finished.folder for other, finished in done.items()},
+        contents={other: done[other].folder.name for other in stage.needs},
+        out=partial,
+    )
+    with _explained(stage, partial):
+        parallel = stage.parallel and config.launch.num_processes > 1
+        result = worker.launch(job) if parallel else worker.execute(job)
+        outputs = hash_files(partial, (path for pattern in stage.product for path in partial.glob(pattern)))
+        assert outputs, f"{stage.name} made nothing"
+        manifest = Manifest(
+            stage=stage.name,
+            fingerprint=fingerprint(identity),
+            identity=identity,
+            inputs={other: done[other].folder.name for other in stage.needs},
+            outputs=outputs,
+            content_hash=fingerprint(outputs),
+            metrics=result.metrics,
+            seconds=time.perf_counter() - started,
+            busy_seconds=result.busy_seconds,
+            started=started_at.isoformat(timespec="seconds"),
+            environment=_environment(config),
+        )
+        commit(partial, final, manifest)
+        shutil.rmtree(final / WORK, ignore_errors=True)
+    say(f"{stage.name}: done in {duration(manifest.seconds)}")
+    _free_memory()
+    return manifest
+
+
+@contextmanager
+def _explained(stage: Stage, partial: Path) -> Iterator[None]:
+    """Turn the two failures that are nobody's bug, a full disk and too little memory, into a sentence."""
+    try:
+        yield
+    except CaiError:
+        raise
+    except Exception as error:  # raised again unless it is one of the two
+        problem = str(error).casefold()
+        if getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT} or "no space left" in problem:
+            raise StageError(
+                f"{stage.name}: the disk under {partial.parent} is full; free some space and run the same command "
+                "again: it goes on where it stopped."
+            ) from None
+        if isinstance(error, MemoryError) or "out of memory" in problem or "can't allocate memory" in problem:
+            raise StageError(
+                f"{stage.name}: out of memory; lower launch.batch_rows or launch.per_device_batch_size and run again."
+            ) from None
+        raise
+
+
+def _environment(config: Config) -> dict[str, str]:
+    import torch
+
+    from pipeline.engines.models import resolve_precision
+
+    packages = ("cai", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
+    return {
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in packages},
+        "device": device,
+        "precision": str(resolve_precision(config.model.precision)).removeprefix("torch."),
+        "num_processes": str(config.launch.num_processes),
+    }
+
+
+def _free_memory() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _finish(folder: Path, done: dict[str, Finished], seconds: float) -> None:
+    if report := done.get("report"):
+        for name in FILES:
+            shutil.copyfile(report.folder / name, folder / name)
+        link(report.folder / TABLES, folder / TABLES)
+    if align := done.get("align"):
+        link(align.folder / "model", folder / "checkpoint")
+    made = [finished for finished in done.values() if not finished.cached]
+    busy = sum(finished.manifest.busy_seconds for finished in made)
+    share = f", {100 * (1 - busy / seconds):.0f} % of it outside generating, scoring and training" if busy else ""
+    # Kilobytes on Linux; ranks are processes of their own, so the larger of the two is told.
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    memory = f", at most {peak / 2**20:.1f} GiB of memory"
+    say(f"finished in {duration(seconds)} ({len(made)} of {len(done)} stages made{share}{memory})")
+    if "report" in done:
+        say(f"report: {folder / 'report.html'}")
+        if "align" in done:
+            say(f"checkpoint: {folder / 'checkpoint'}")
+        say_gate(done["report"].manifest.metrics)

@@ -1,0 +1,101 @@
+"""Runs that are there: find one, say how far it got, write its report anew."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.chain.config import CHAIN
+from pipeline.chain.stages import runs_folder, stages_of
+from pipeline.constitution.paper import deviations_from_paper
+from pipeline.constitution.schema import load_constitution
+from pipeline.core.cache import WORK, Manifest
+from pipeline.core.errors import ArtifactError, ConfigError, did_you_mean
+from pipeline.core.log import duration, say
+from pipeline.evals.checkpoints import read_config
+from pipeline.evals.gate import gate_metrics, written_or_none
+from pipeline.report.build import build_report
+from pipeline.report.write import TABLES, write_report
+
+RUN_FILE = "run.json"
+
+
+def status(output_dir: str, name: str) -> list[tuple[str, str, str]]:
+    """Stage, state and time of a run, by its name or folder; ``latest`` works too."""
+    folder = find_run(output_dir, name)
+    try:
+        record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        stages, making = dict(record["stages"]), record["making"]
+    except FileNotFoundError:
+        stages, making = {}, None
+    except (ValueError, KeyError, TypeError):
+        raise ArtifactError(f"{folder / 'run.json'} is damaged; run the same command again to write it anew.") from None
+    cache = folder.resolve().parent.parent / "cache"
+    rows = []
+    for stage in (stage.name for stage in stages_of(replace(read_config(folder), until=CHAIN[-1]))):
+        if stage in stages and (manifest := Manifest.read(cache / stages[stage])):
+            rows.append((stage, "done", f"{duration(manifest.seconds)}, {manifest.started}"))
+        elif making and making.startswith(f"{stage}-"):
+            rows.append((stage, "not finished", _unfinished(cache / f"{making}.partial")))
+        else:
+            rows.append((stage, "not begun", ""))
+    return rows
+
+
+def find_run(output_dir: str, name: str) -> Path:
+    folder = Path(name).expanduser()
+    if (folder / "config.json").exists():
+        return folder
+    runs = runs_folder(output_dir)
+    if (runs / name / "config.json").exists():
+        return runs / name
+    known = [path.name for path in runs.glob("*") if (path / "config.json").exists()]
+    hint = did_you_mean(name, known) if known else "; there are none yet"
+    raise ConfigError(f"RUN: there is no run {name!r} in {runs}{hint}.")
+
+
+def _unfinished(partial: Path) -> str:
+    """How far an unfinished stage got: records written, last checkpoint."""
+    num_records = sum(path.read_bytes().count(b"\n") for path in (partial / WORK).glob("*.jsonl"))
+    checkpoints = sorted((partial / WORK).glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    parts = [f"{num_records} records"] if num_records else []
+    parts += [checkpoints[-1].name] if checkpoints else []
+    return f"{', '.join(parts) or 'begun'} in {partial.name}"
+
+
+def report_anew(output_dir: str, name: str, guidelines: str | None) -> str | None:
+    """Write a finished run's report again from its stages, perhaps held to other guidelines.
+
+    Returns:
+        The gate's verdict.
+    """
+    folder = find_run(output_dir, name).resolve()
+    config = read_config(folder)
+    constitution = load_constitution(folder / "constitution.yaml")
+    stages = {stage: next(folder.glob(f"[0-9]*-{stage}"), None) for stage in CHAIN if stage != "report"}
+    finished = {stage: path.resolve() for stage, path in stages.items() if path and Manifest.read(path)}
+    if "evaluate" not in finished:
+        raise ArtifactError(f"run {folder.name} has no finished evaluation; run it again without until=.")
+    report = build_report(
+        finished,
+        model=config.model,
+        guidelines=written_or_none(guidelines) if guidelines else config.evaluate.guidelines,
+        preset=config.preset,
+        deviations=deviations_from_paper(config, constitution),
+        constitution=constitution,
+    )
+    if (folder / TABLES).is_symlink():  # the stage's own; what is written now is this run's alone
+        (folder / TABLES).unlink()
+    write_report(report, folder)
+    metrics = gate_metrics(report.gate)
+    say(f"report: {folder / 'report.html'}")
+    say_gate(metrics)
+    return metrics["gate"]
+
+
+def say_gate(metrics: dict[str, Any]) -> None:
+    if metrics["gate"] is not None:
+        failed = "; ".join(metrics["failed"])
+        say(f"gate: {metrics['gate']}" + (f" ({failed})" if failed else ""))

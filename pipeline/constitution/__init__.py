@@ -1,0 +1,1 @@
+"""The written constitution: its text, its files, what is asked in its name."""

@@ -1,0 +1,44 @@
+"""How a configuration differs from Bai et al. 2022 (arXiv 2212.08073), in sentences for the terminal and the report."""
+
+from __future__ import annotations
+
+from pipeline.chain.config import Config
+from pipeline.chain.config_train import REWARD_MODEL, AlignConfig
+from pipeline.constitution.schema import Constitution
+
+PAPER_PRINCIPLES = 16
+PAPER_ROUNDS = 4
+
+
+def _on(align: AlignConfig) -> str:
+    """What a method trains on."""
+    parts = (f"{weight:g} × {name.replace('_', ' ')}" for name, weight in align.weights.items())
+    return f"on {' + '.join(parts)}" if align.weights else "on the soft labels"
+
+
+def deviations_from_paper(config: Config, constitution: Constitution) -> list[str]:
+    """What is done otherwise than in the paper; some of it holds for every configuration of this pipeline."""
+    critique, sft, preferences, align = config.critique, config.sft, config.preferences, config.align
+    harmful, harmless = (len(constitution.principles_for(pool)) for pool in ("red_team", "ordinary"))
+    found = [
+        (
+            harmful != PAPER_PRINCIPLES,
+            f"{harmful} principles for harmful requests and {harmless} for harmless ones, the same for critiques and "
+            f"labels; the paper has {PAPER_PRINCIPLES} for critiques and {PAPER_PRINCIPLES} for labels",
+        ),
+        (critique.num_rounds != PAPER_ROUNDS, f"{critique.num_rounds} round(s) of revision instead of {PAPER_ROUNDS}"),
+        (critique.temperature != 1, f"critiques and revisions at T = {critique.temperature:g} instead of 1"),
+        (critique.top_p != 1, f"nucleus sampling (top_p = {critique.top_p:g}) in critique and revision"),
+        (sft.revisions != "all", "supervised fine-tuning on the last revision only, not on all"),
+        (sft.worked_examples, "the constitution's worked examples and good answers are trained on, too"),
+        (sft.num_epochs != 1, f"{sft.num_epochs:g} epochs of supervised fine-tuning instead of 1"),
+        (preferences.labeller not in {"ab", "cot"}, f"labels by {preferences.labeller} instead of (A)/(B)"),
+        (preferences.num_principles != 1, f"{preferences.num_principles} principles a label instead of 1"),
+        (preferences.temperature != 1, f"pairs sampled at T = {preferences.temperature:g} instead of 1"),
+        (True, "AI labels for helpfulness as well; the paper uses human ones"),
+        (align.method != "ppo", f"{align.method.upper()} {_on(align)} instead of PPO against a preference model"),
+        (align.method == "ppo" and align.weights.keys() != {REWARD_MODEL}, f"PPO {_on(align)}"),
+        (align.wants_reward_stage and config.reward.human.source == "none", "no human labels in the reward model"),
+        (align.hard_labels, "labels rounded to 0 or 1 before alignment"),
+    ]
+    return [sentence for differs, sentence in found if differs]

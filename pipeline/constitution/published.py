@@ -1,0 +1,105 @@
+"""Constitutions in the JSON layouts that others have published, turned into ours."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.constitution.schema import Constitution, Principle, WorkedExample, field_path
+from pipeline.core.errors import ConfigError
+
+
+def import_constitution(path: Path) -> Constitution:
+    """Read a published JSON constitution.
+
+    Two layouts: Anthropic's supplementary files (name → ``prompt`` list and ``edit_request``), and Hugging Face's
+    (``constitutions``: list of ``critic`` and ``revision``; ``system_chat``: dialogues shown as examples). Neither
+    has preference questions; they are derived from the critique request, and the provenance says so.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"FILE: there is no file {path}; give a JSON constitution.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"FILE: {path} can't be read as UTF-8 text ({error}).") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}.") from None
+    try:
+        if isinstance(data, dict) and "constitutions" in data:
+            pairs = [
+                (f"principle-{i + 1:02d}", p["critic"], p["revision"]) for i, p in enumerate(data["constitutions"])
+            ]
+            examples = _examples_from_chat(data.get("system_chat") or [])
+        elif isinstance(data, dict) and data and all("edit_request" in entry for entry in data.values()):
+            pairs = [(name, entry["prompt"], entry["edit_request"]) for name, entry in data.items()]
+            examples = []
+        else:
+            raise KeyError("layout")
+        pairs = [(name, _text(critique), _text(revision)) for name, critique, revision in pairs]
+    except (KeyError, TypeError, AttributeError):
+        raise ConfigError(
+            f"{path}: unknown layout; expected name → {{prompt, edit_request}}, "
+            "or {constitutions: [{critic, revision}], system_chat}."
+        ) from None
+    try:
+        return Constitution(
+            name=re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem).strip("-") or "imported",
+            version="imported",
+            description=f"Imported from {path.name}.",
+            provenance=f"Converted from {path.name} by `cai constitution import`; the preference questions are derived "
+            "from the critique requests and are not part of the original.",
+            preamble="You are a helpful, honest and harmless assistant.",
+            principles=[_imported_principle(*pair) for pair in pairs],
+            worked_examples=examples,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{path}: {field_path(first['loc'])}: {first['msg'].lower()}.") from None
+
+
+def _imported_principle(name: str, critique: str, revision: str) -> Principle:
+    critique, revision = _without_markers(critique), _without_markers(revision)
+    return Principle(
+        id=re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-"),
+        title=name,
+        tags=["harmlessness"],
+        critique_request=critique,
+        revision_request=revision,
+        preference_question=f"Of these two replies, which would draw less criticism if one were asked: {critique}",
+    )
+
+
+def _text(value: Any) -> str:
+    """A request as one text; published files give some as lists.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    parts = value if isinstance(value, list) else [value]
+    if not all(isinstance(part, str) for part in parts):
+        raise TypeError(value)
+    return " ".join(parts)
+
+
+def _without_markers(text: str) -> str:
+    """Drop the labels that published files wrap around a request ("CritiqueRequest:", a trailing "Critique:")."""
+    return re.sub(r"^\s*\w*Request:\s*|\s*(Critique|Revision):\s*$", "", text).strip()
+
+
+def _examples_from_chat(chats: list[list[dict[str, str]]]) -> list[WorkedExample]:
+    """A six-turn chat is request, reply, critique request, critique, revision request, revision."""
+    return [
+        WorkedExample(
+            id=f"example-{index + 1:02d}",
+            request=chat[0]["content"],
+            poor_reply=chat[1]["content"],
+            critique=chat[3]["content"],
+            revision=chat[5]["content"],
+        )
+        for index, chat in enumerate(chats)
+        if [turn["role"] for turn in chat] == ["user", "assistant"] * 3
+    ]

@@ -1,0 +1,166 @@
+"""Folders on disk: content-addressed, committed by a rename, and readable by a person.
+
+A stage works in ``<fingerprint>.partial``; its manifest is written last and the folder is renamed into place, so a
+folder without a manifest is unfinished work. The fingerprint hashes what a stage *means*, never where it ran.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from pipeline.core.errors import ArtifactError
+
+IDENTITY_FORMAT = 1
+MANIFEST = "manifest.json"
+WORK = "work"  # what only an unfinished stage needs: record logs, checkpoints
+
+
+def canonical_json(value: Any) -> str:
+    """The one spelling of a value that fingerprints hash."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def fingerprint(identity: dict[str, Any]) -> str:
+    """Hash what a stage means. Change ``IDENTITY_FORMAT`` when this function changes: every cache is then stale."""
+    return hashlib.sha256(f"cai-{IDENTITY_FORMAT}:{canonical_json(identity)}".encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_files(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
+    return {str(path.relative_to(folder)): hash_file(path) for path in sorted(paths)}
+
+
+def hash_folder(folder: Path) -> str:
+    """Content hash of every file below a folder: names and bytes, not times."""
+    return fingerprint(hash_files(folder, (path for path in folder.rglob("*") if path.is_file())))
+
+
+class Manifest(BaseModel):
+    """What a finished stage says of itself. ``content_hash`` covers the product alone, not metrics or times."""
+
+    stage: str
+    fingerprint: str
+    identity: dict[str, Any]
+    inputs: dict[str, str]  # upstream stage -> its folder
+    outputs: dict[str, str]  # file of the product -> sha256
+    content_hash: str
+    metrics: dict[str, Any]
+    seconds: float
+    busy_seconds: float  # generating, scoring and training
+    started: str
+    environment: dict[str, str]
+
+    def identity_for(self, stage: str) -> str:
+        """What a later stage hashes of this one: its product alone, but for the report everything, for it tells all."""
+        return self.fingerprint if stage == "report" else self.content_hash
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest | None:
+        """Return the manifest, or None where the stage has not finished.
+
+        Raises:
+            ArtifactError: the manifest can't be read, or a file it lists is gone.
+        """
+        path = folder / MANIFEST
+        try:
+            manifest = cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (ValidationError, UnicodeDecodeError) as error:
+            raise ArtifactError(
+                f"{path} is damaged ({str(error).splitlines()[0]}); delete {folder} and run again."
+            ) from error
+        if lost := [name for name in manifest.outputs if not (folder / name).exists()]:
+            raise ArtifactError(f"{folder / lost[0]} is gone; delete {folder} and run again to make it anew.")
+        return manifest
+
+
+def commit(partial: Path, final: Path, manifest: Manifest) -> None:
+    """Write the manifest, then rename: from here on the stage exists."""
+    text = manifest.model_dump_json(indent=2)
+    with (partial / MANIFEST).open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(final)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    draft = _draft(path)
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def link(target: Path, name: Path) -> None:
+    """Point the symlink ``name`` at ``target``, relatively, replacing an older link in one step."""
+    draft = _draft(name)
+    draft.unlink(missing_ok=True)
+    draft.symlink_to(os.path.relpath(target, name.parent))
+    draft.replace(name)
+
+
+def _draft(path: Path) -> Path:
+    """A name beside ``path`` that no other process or thread uses."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+
+
+class RecordLog:
+    """Append-only rows by id: what has been paid for is never paid for twice.
+
+    Each rank appends to a file of its own and all ranks read all files, so a run may be resumed with another number
+    of ranks. A line that a kill cut short is dropped when the log is opened.
+    """
+
+    def __init__(self, folder: Path, name: str, rank: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._name = folder, name
+        self._own = folder / f"{name}.rank{rank}.jsonl"
+        _drop_unfinished_line(self._own)
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.reload()
+
+    def reload(self) -> None:
+        """Read what every rank has written so far."""
+        for path in sorted(self._folder.glob(f"{self._name}.rank*.jsonl")):
+            for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise ArtifactError(
+                        f"{path}:{number} is damaged ({error}); delete that line and run the same command again."
+                    ) from None
+                self.rows.setdefault(row["id"], row)
+
+    def __contains__(self, row_id: str) -> bool:
+        return row_id in self.rows
+
+    def __getitem__(self, row_id: str) -> dict[str, Any]:
+        return self.rows[row_id]
+
+    def append(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Add rows whose id is new; they are with the operating system when this returns."""
+        fresh = [row for row in rows if row["id"] not in self.rows]
+        with self._own.open("ab") as file:
+            file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in fresh))
+        self.rows.update((row["id"], row) for row in fresh)
+
+
+def _drop_unfinished_line(path: Path) -> None:
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole != len(data):
+        os.truncate(path, whole)

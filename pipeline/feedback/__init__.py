@@ -1,1 +1,0 @@
-"""The pure logic of the method: no files, no torch."""

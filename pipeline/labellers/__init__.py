@@ -1,0 +1,1 @@
+"""AI feedback: who says which of two replies is the better one."""

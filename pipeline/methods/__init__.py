@@ -1,0 +1,1 @@
+"""Alignment methods: on pairs, on single replies, and by policy gradient."""

@@ -1,0 +1,175 @@
+"""PPO's update: a few passes of clipped losses over one batch of rollouts, policy and critic side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import get_scheduler
+
+from pipeline.chain.config_train import AlignConfig
+from pipeline.core import distributed
+from pipeline.engines.models import resolve_precision
+from pipeline.methods.policy_gradient.actors import Actors
+from pipeline.methods.policy_gradient.mathematics import policy_loss, value_loss
+from pipeline.methods.policy_gradient.rollouts import (
+    Batch,
+    Rollout,
+    by_length,
+    collate,
+    gather,
+    logprobs_and_entropy,
+    padded,
+    state_values,
+)
+from pipeline.records import derived_rng
+from pipeline.training.models import rows_a_device_holds
+from pipeline.training.setting import Setting
+
+Sums = dict[str, float]
+
+
+class Learner:
+    """Holds the optimiser, its schedule and the accelerator of a run of ``num_steps`` batches."""
+
+    def __init__(self, actors: Actors, config: AlignConfig, setting: Setting, num_steps: int) -> None:
+        self._actors, self._config, self._ppo, self._seed = actors, config, config.ppo, setting.seed
+        self._rows = rows_a_device_holds(setting.launch)
+        asked = setting.launch.gradient_checkpointing
+        self._checkpointing = torch.cuda.is_available() if asked is None else asked
+        dtype = resolve_precision(setting.model.precision)
+        mixed = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
+        self.accelerator = Accelerator(mixed_precision=mixed, cpu=not torch.cuda.is_available())
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": actors.policy_parameters(), "lr": config.learning_rate},
+                {"params": actors.value_parameters(), "lr": self._ppo.value_learning_rate},
+            ],
+            weight_decay=config.weight_decay,
+        )
+        num_updates = num_steps * self._ppo.num_passes * self._ppo.num_minibatches
+        num_warmup_updates = round(config.warmup_fraction * num_updates)
+        self._scheduler = get_scheduler(config.lr_schedule, optimizer, num_warmup_updates, num_updates)
+        self._optimizer = self.accelerator.prepare(optimizer)
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self._scheduler.get_last_lr()[0])
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": self._scheduler.state_dict(),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scheduler.load_state_dict(state["scheduler"])
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def update(self, rollouts: Sequence[Rollout], step: int) -> dict[str, float]:
+        """All passes over the batch of a step.
+
+        Returns:
+            means over the tokens (norms: over the updates) of all passes, alike on every rank; empty without rollouts.
+        """
+        sums: Sums = {}
+        with self._actors.learning(self._checkpointing):
+            for number in range(self._ppo.num_passes):
+                order = derived_rng(self._seed, "minibatches", step, number).sample(rollouts, len(rollouts))
+                size = math.ceil(len(rollouts) / self._ppo.num_minibatches)
+                for start in range(0, len(order), size or 1):
+                    _add(sums, self._minibatch(order[start : start + size]))
+        whole: Sums = {}
+        for part in gather([sums]):  # a rank without rows of any minibatch has fewer names
+            _add(whole, part)
+        if not whole:
+            return {}
+        num_tokens, num_updates = whole.pop("num_tokens"), whole.pop("num_updates")
+        return {name: v / (num_updates if name.endswith("grad_norm") else num_tokens) for name, v in whole.items()}
+
+    def _minibatch(self, rollouts: Sequence[Rollout]) -> Sums:
+        """One step of the optimiser. The mean is over the tokens of the whole minibatch, on however many ranks."""
+        mine = rollouts[distributed.rank() :: distributed.world_size()]
+        num_tokens = sum(len(rollout.reply_tokens) for rollout in rollouts)
+        sums: Sums = {}
+        for learn in (self._learn_policy, self._learn_values):
+            for some in by_length(mine, self._rows):
+                _add(sums, learn(some, num_tokens))
+        groups = [self._actors.policy_parameters(), self._actors.value_parameters()]
+        for group in groups:
+            _sum_gradients(group, self.accelerator)
+        self.accelerator.unscale_gradients(self._optimizer)
+        norms = [float(torch.nn.utils.clip_grad_norm_(group, self._config.max_grad_norm)) for group in groups]
+        self._optimizer.step()
+        self._scheduler.step()
+        self._optimizer.zero_grad()
+        # Ranks hold parts of all sums but these, which they know alike.
+        alike = {"num_tokens": num_tokens, "num_updates": 1, "policy/grad_norm": norms[0], "val/grad_norm": norms[1]}
+        return sums | {name: value / distributed.world_size() for name, value in alike.items()}
+
+    def _learn_policy(self, rollouts: Sequence[Rollout], num_tokens: int) -> Sums:
+        batch, old_logprobs, advantages = self._batch(rollouts, "logprobs", "advantages")
+        with self._actors.policy() as model:
+            with self.accelerator.autocast():
+                logprobs, entropies = logprobs_and_entropy(model, batch, self._config.rollout.temperature)
+            losses, clipped = policy_loss(logprobs, old_logprobs, advantages, self._ppo.clip_range)
+            self.accelerator.backward((losses * batch.mask).sum() / num_tokens)
+        change = (logprobs - old_logprobs).detach()
+        return _sums(
+            batch.mask,
+            {
+                "loss/policy_avg": losses,
+                "policy/approxkl_avg": 0.5 * change**2,
+                "policy/clipfrac_avg": clipped,
+                "policy/entropy_avg": entropies,
+                "val/ratio": change.exp(),
+            },
+        )
+
+    def _learn_values(self, rollouts: Sequence[Rollout], num_tokens: int) -> Sums:
+        batch, old_values, returns = self._batch(rollouts, "values", "returns")
+        with self._actors.value_trunk() as trunk:
+            with self.accelerator.autocast():
+                values = state_values(trunk, self._actors.value_head, batch)
+            losses, clipped = value_loss(values.float(), old_values, returns, self._ppo.value_clip_range)
+            self.accelerator.backward((losses * batch.mask).sum() / num_tokens)
+        return _sums(batch.mask, {"loss/value_avg": losses, "val/clipfrac_avg": clipped})
+
+    def _batch(self, rollouts: Sequence[Rollout], first: str, second: str) -> tuple[Batch, torch.Tensor, torch.Tensor]:
+        """The rollouts as tensors, and two of their attributes of shape (rows, reply tokens)."""
+        device = distributed.default_device()
+        batch = collate(rollouts, device, share=not self._checkpointing)
+        one, other = (padded([getattr(rollout, name) for rollout in rollouts], device) for name in (first, second))
+        return batch, one, other
+
+
+def _add(sums: Sums, more: Sums) -> None:
+    for name, value in more.items():
+        sums[name] = sums.get(name, 0.0) + value
+
+
+def _sum_gradients(parameters: Sequence[torch.nn.Parameter], accelerator: Accelerator) -> None:
+    """Add up the ranks' gradients in one message. A rank without rows of a minibatch adds nothing."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    if distributed.world_size() == 1:
+        return
+    flat = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
+    total = accelerator.reduce(flat, "sum")
+    start = 0
+    for parameter in parameters:
+        assert parameter.grad is not None
+        parameter.grad.copy_(total[start : start + parameter.numel()].view_as(parameter))
+        start += parameter.numel()
+
+
+def _sums(mask: torch.Tensor, values: dict[str, torch.Tensor]) -> Sums:
+    """Sums over the tokens that count."""
+    return {name: float((value.detach() * mask).sum()) for name, value in values.items()}

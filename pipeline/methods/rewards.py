@@ -1,0 +1,137 @@
+"""What online methods raise: one interface for reward models, the constitution's judge and functions of the user's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.chain.config import PreferencesConfig
+from pipeline.constitution.schema import Constitution
+from pipeline.core.errors import StageError
+from pipeline.engines.base import Engine
+from pipeline.labellers.preference import ReplyLabeller, make_labeller, sigmoid
+from pipeline.records import Message, Pool, Preference, Prompt, derived_rng, dialogue_key
+
+RewardFunction = Callable[[Sequence[list[Message]], Sequence[str]], Sequence[float]]
+"""(prompts, completions) → one reward a completion. A prompt is a dialogue that ends with the person's turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewarded:
+    """One reward a completion, and what each part of the sum gave before its weight."""
+
+    totals: list[float]
+    parts: dict[str, list[float]]
+
+
+class WeightedSum:
+    """Σ weight · reward over named rewards.
+
+    Args:
+        parts: name → (weight, function).
+    """
+
+    def __init__(self, parts: Mapping[str, tuple[float, RewardFunction]]) -> None:
+        assert parts, "the configuration asks for at least one reward"
+        self.parts = dict(parts)
+
+    def __call__(self, prompts: Sequence[list[Message]], completions: Sequence[str]) -> Rewarded:
+        found = {
+            name: checked(name, function, prompts, completions) if completions else []
+            for name, (_, function) in self.parts.items()
+        }
+        totals = [
+            math.fsum(weight * found[name][row] for name, (weight, _) in self.parts.items())
+            for row in range(len(completions))
+        ]
+        return Rewarded(totals=totals, parts=found)
+
+
+def checked(
+    name: str, function: RewardFunction, prompts: Sequence[list[Message]], completions: Sequence[str]
+) -> list[float]:
+    """Call a reward function and refuse what is no list of finite numbers.
+
+    Raises:
+        StageError: names the reward and what it gave.
+    """
+    try:
+        rewards = [float(reward) for reward in function(prompts, completions)]
+    except StageError:
+        raise
+    except Exception as error:  # a user's function may raise anything
+        raise StageError(
+            f"align.rewards.{name} failed on {len(completions)} completions ({type(error).__name__}: {error}); "
+            "mend the function, or leave it out with a weight of 0."
+        ) from error
+    if len(rewards) != len(completions):
+        raise StageError(
+            f"align.rewards.{name} gave {len(rewards)} rewards for {len(completions)} completions; give one each."
+        )
+    bad = next((row for row, reward in enumerate(rewards) if not math.isfinite(reward)), None)
+    if bad is not None:
+        raise StageError(
+            f"align.rewards.{name} gave {rewards[bad]} for the completion {completions[bad][:60]!r}; rewards must be "
+            "finite."
+        )
+    return rewards
+
+
+def relabelled(preferences: Sequence[Preference], rewards: WeightedSum) -> list[Preference]:
+    """The same pairs with σ(reward of A − reward of B) as the label, in place of what the labeller said."""
+    prompts = [preference.comparison.prompt.messages for preference in preferences]
+    a, b = (
+        rewards(prompts, [getattr(preference.comparison, side) for preference in preferences]).totals
+        for side in ("reply_a", "reply_b")
+    )
+    return [
+        preference.model_copy(update={"probability_a": sigmoid(reward_a - reward_b), "labeller": "rewards"})
+        for preference, reward_a, reward_b in zip(preferences, a, b, strict=True)
+    ]
+
+
+class ConstitutionReward:
+    """The constitution's judge asked of single replies: the mean logit over principles drawn for the request.
+
+    Args:
+        prompts: all that may be asked for, because the pool of a request says which principles hold for it.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        config: PreferencesConfig,
+        constitution: Constitution,
+        prompts: Sequence[Prompt],
+        seed: int,
+    ) -> None:
+        self._engine, self._config, self._constitution, self._seed = engine, config, constitution, seed
+        labeller = make_labeller(config, constitution, seed)
+        assert isinstance(labeller, ReplyLabeller), "the configuration names a judge of single replies"
+        self._labeller = labeller
+        self._pools: dict[str, Pool] = {prompt.key: prompt.pool for prompt in prompts}
+
+    def __call__(self, prompts: Sequence[list[Message]], completions: Sequence[str]) -> list[float]:
+        asked = []
+        for row, (messages, reply) in enumerate(zip(prompts, completions, strict=True)):
+            key = dialogue_key(messages)
+            rng = derived_rng(self._seed, key, "labels")
+            drawn = self._constitution.sample(self._pools[key], self._config.num_principles, rng)
+            principles = list({principle.id: principle for principle in drawn}.values())
+            asked.append([self._labeller.ask(str(row), "reply", messages, reply, rule) for rule in principles])
+        queries: dict[str, Any] = {query.id: query for row in asked for some in row for query in some}
+        answers = {
+            answer.id: answer
+            for batch in self._engine.batches(list(queries.values()))
+            for answer in self._engine.score(batch)
+        }
+        scale = self._config.logit_scale
+        return [scale * _mean([self._labeller.reply_logit(some, answers) for some in row]) for row in asked]
+
+
+def _mean(logits: Sequence[float | None]) -> float:
+    """Zero, which takes no side, where the judge's answer could not be read."""
+    known = [logit for logit in logits if logit is not None]
+    return math.fsum(known) / len(known) if known else 0.0

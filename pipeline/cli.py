@@ -119,12 +119,15 @@ def _quiet_libraries() -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from pipeline.chain.compose import compose_config, compose_raw, sweep
+    from pipeline.chain.compose import compose_config, sweep
 
     if args.cfg:
-        from omegaconf import OmegaConf
+        import yaml
 
-        print(OmegaConf.to_yaml(compose_raw(args.overrides, args.config_dir)), end="")
+        from pipeline.chain.config import to_plain
+
+        config = compose_config(args.overrides, args.config_dir)
+        print(yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True), end="")
         return 0
     jobs = sweep(args.overrides) if args.multirun else [args.overrides]
     configs = [compose_config(job, args.config_dir) for job in jobs]  # all are checked before any is run
@@ -156,9 +159,9 @@ def exit_code(gate: str | None) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    from pipeline.chain.checkpoints import with_checkpoints
     from pipeline.chain.compose import compose_config
     from pipeline.chain.runner import run
-    from pipeline.evals.checkpoints import with_checkpoints
 
     overrides = list(args.overrides)
     if args.full:
@@ -168,9 +171,9 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _redteam(args: argparse.Namespace) -> int:
+    from pipeline.chain.checkpoints import with_checkpoints
     from pipeline.chain.compose import compose_config
     from pipeline.chain.runner import run
-    from pipeline.evals.checkpoints import with_checkpoints
     from pipeline.evals.garak import DEFAULT_PROBES
 
     overrides = ["evaluate=full", "evaluate.suites=[red_team]", *args.overrides]
@@ -217,15 +220,15 @@ def _plan(args: argparse.Namespace) -> int:
 
     config = compose_config(args.overrides, args.config_dir)
     prepared = preflight(config)
-    steps = plan(config, prepared)
+    steps = plan(prepared)
     table = Table("stage", "what happens", "folder", title="cai plan", title_justify="left", box=None, pad_edge=False)
-    for column in ("calls ≤", "tokens written ≤", "tokens read ≈"):
+    for column in ("calls ≤", "tokens written ≤", "tokens read ≈", "steps"):
         table.add_column(column, justify="right")
     for step in steps:
-        effort = step.effort
-        numbers = (effort.num_calls, effort.num_tokens_written, effort.num_tokens_read)
+        cost = step.cost
+        numbers = (cost.num_calls, cost.num_tokens_written, cost.num_tokens_read, cost.num_steps)
         table.add_row(step.stage, step.state, step.folder, *(f"{n:,}" if n else "" for n in numbers))
-    totals = [sum(getattr(step.effort, name) for step in steps) for name in vars(steps[0].effort)]
+    totals = [sum(getattr(step.cost, name) for step in steps) for name in vars(steps[0].cost)]
     table.add_row("total", "", "", *(f"{n:,}" for n in totals))
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)

@@ -119,7 +119,7 @@ def test_damaged_results_are_one_sentence(evaluated: tuple[Path, Path], capsys: 
 
 def test_a_models_name_may_have_a_slash(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """As hub ids have: here a folder is called by such a name."""
-    monkeypatch.setattr("pipeline.evals.checkpoints.name_of", lambda path: "my-org/my-model")
+    monkeypatch.setattr("pipeline.chain.checkpoints.name_of", lambda path: "my-org/my-model")
     code, run = evaluate(tmp_path, tiny_model)
     assert code in {0, 3} and results_of(run).models == ["my-org/my-model"]
 
@@ -127,7 +127,7 @@ def test_a_models_name_may_have_a_slash(tiny_model: Path, tmp_path: Path, monkey
 def test_a_runs_checkpoint_is_evaluated_as_the_run_was(tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Its labeller is refused as a judge, and it is not evaluated on what it was trained on."""
     from pipeline.chain.runner import run
-    from pipeline.evals.checkpoints import with_checkpoints
+    from pipeline.chain.checkpoints import with_checkpoints
     from pipeline.records import TrainingRow
 
     config = tiny("until=align")

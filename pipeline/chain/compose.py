@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -18,35 +18,43 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.chain.config import Config, to_config
 from pipeline.core.errors import ConfigError, did_you_mean
 
-_OPEN = ("align.rewards", "align.functions")  # mappings that take names of the user's
-
 
 def configs_folder() -> Path:
     here = Path(__file__).parents[1]
     return next(folder for folder in (here / "configs", here.parent / "configs") if folder.is_dir())
 
 
-def compose_raw(overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
-    """Compose without checking: what ``cai run --cfg`` prints. ``config_dir`` adds a folder of the user's groups."""
+def compose_raw(overrides: Sequence[str], config_dir: Path | None = None) -> dict[str, Any]:
+    """Compose without checking. ``config_dir`` adds a folder of the user's groups."""
     if config_dir and not config_dir.is_dir():
         raise ConfigError(f"--config-dir: there is no folder {config_dir}.")
     search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
     try:
-        composed = _compose([*overrides, *search])
+        composed = _compose([*(_as_addition(override, config_dir) for override in overrides), *search])
         OmegaConf.resolve(composed)
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra also lets bare ValueErrors out
         raise ConfigError(_explain(error, overrides)) from None
     if missing := OmegaConf.missing_keys(composed):
         raise ConfigError(f"{min(missing)} must be set; add {min(missing)}=VALUE.")
-    return composed
+    plain = OmegaConf.to_container(composed)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
-    # The dataclasses are the schema under the YAML files: every field can be overridden, and is type-checked.
-    ConfigStore.instance().store(name="schema", node=Config)
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(configs_folder().resolve()), version_base="1.3"):
         return compose("config", overrides=list(overrides))
+
+
+def _as_addition(override: str, config_dir: Path | None) -> str:
+    """``key=value`` sets any field, though the files name only some: the settings classes know all of them, and say so
+    where there is no such field. Groups (``align=ppo``) stay Hydra's."""
+    key, equals, _ = override.partition("=")
+    if not equals or not re.fullmatch(r"\w[\w.]*", key):
+        return override
+    folders = [configs_folder(), *([config_dir] if config_dir else [])]
+    return override if any((folder / key).is_dir() for folder in folders) else f"++{override}"
 
 
 def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
@@ -83,26 +91,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         if group.is_dir() and not (group / f"{value}.yaml").exists() and "Could not find" in message and key in message:
             options = [path.stem for path in group.glob("*.yaml") if not path.stem.startswith("_")]
             return f"{key}={value}: there is no such option{did_you_mean(value, options)}."
-    for override in sorted(overrides, key=lambda override: -override.partition("=")[0].count(".")):
-        key = override.lstrip("+~").partition("=")[0]
-        last = key.rpartition(".")[2]
-        if key in message or f"'{last}'" in message:
-            return f"{key}: {_known_key(key) or _first_line(error.__cause__ or error)}."
     return f"{message}."
-
-
-def _known_key(key: str) -> str | None:
-    """``unknown key; did you mean …`` where the key stands nowhere in the composed default configuration."""
-    node: Any = _compose([])
-    for step in key.split("."):
-        if not isinstance(node, DictConfig):
-            return f"unknown key ({step!r} is inside a single value)"
-        if step not in node:
-            if key.rpartition(".")[0] in _OPEN:
-                return f"a name of your own is added with a plus; write +{key}=VALUE"
-            return f"unknown key{did_you_mean(step, (str(known) for known in node))}"
-        node = node[step]
-    return None
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,33 +13,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from pipeline.chain.config import Config, to_config, to_plain
-from pipeline.chain.stages import STAGES
-from pipeline.constitution.paper import deviations_from_paper
 from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
 from pipeline.core.cache import WORK
 from pipeline.core.errors import CaiError, StageError
-from pipeline.core.log import console
+from pipeline.core.log import Meter, console
+from pipeline.core.stage import Context, Stage
 from pipeline.core.tracking import NoTracker, Tracker, open_tracker
-from pipeline.engines.base import Stopwatch
-from pipeline.stages.base import Inputs
+from pipeline.stages import STAGES
 
 JOB, RESULT = "job.json", "result.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Everything a stage needs, resolved by the parent: no rank resolves anything for itself."""
+    """Everything a process needs to run a stage, resolved by the parent: no rank resolves anything for itself."""
 
     stage: str
     run_name: str
     config: Config
     constitution: Constitution
     folders: Mapping[str, Path]
-    contents: Mapping[str, str]
+    cache_key: str
+    input_keys: Mapping[str, str]
+    """stage → its cache key"""
     out: Path
 
 
@@ -47,40 +45,43 @@ class Job:
 class Result:
     metrics: dict[str, Any]
     busy_seconds: float
+    num_calls: int
+    num_tokens_written: int
 
 
 def execute(job: Job) -> Result:
     """Run the stage in this process; on every rank but the first, silently."""
-    stage, config = STAGES[job.stage], job.config
-    tracker = _tracker(job) if distributed.is_main() else NoTracker()
-    inputs = Inputs(
-        folders=dict(job.folders),
-        model=config.model,
-        engine=config.engine,
-        launch=config.launch,
-        constitution=job.constitution,
-        preset=config.preset,
-        deviations=deviations_from_paper(config, job.constitution),
-        seed=config.seed,
-        guidelines=config.evaluate.guidelines,
-        preferences=config.preferences,
+    stage = next(stage for stage in STAGES if stage.name == job.stage)
+    tracker = _tracker(job, stage) if distributed.is_main() else NoTracker()
+    meter = Meter()
+    context = Context(
+        stage=job.stage,
+        reads=stage.reads(job.config, job.constitution),
+        folders=job.folders,
+        out=job.out,
+        launch=job.config.launch,
         tracker=tracker,
-        watch=Stopwatch(),
+        meter=meter,
     )
     try:
-        metrics = stage.module.run(getattr(config, stage.section), inputs, job.out)
+        metrics = stage.run(stage.config(job.config), context)
         tracker.log({f"{job.stage}/{k}": v for k, v in metrics.items() if isinstance(v, int | float)})
-        tracker.artifact(job.stage, job.out.name.removesuffix(".partial"), job.out, dict(job.contents))
+        tracker.artifact(job.stage, job.cache_key, job.out, dict(job.input_keys))
     finally:
         tracker.finish()
-    return Result(metrics=metrics, busy_seconds=inputs.watch.seconds)
+    return Result(
+        metrics=metrics,
+        busy_seconds=meter.seconds,
+        num_calls=meter.num_calls,
+        num_tokens_written=meter.num_tokens_written,
+    )
 
 
-def _tracker(job: Job) -> Tracker:
-    section = STAGES[job.stage].section
+def _tracker(job: Job, stage: Stage) -> Tracker:
     settings = {
         "stage": job.stage,
-        section: to_plain(getattr(job.config, section)),
+        "cache_key": job.cache_key,
+        job.stage: to_plain(stage.config(job.config)),
         "model": to_plain(job.config.model),
         "seed": job.config.seed,
         "constitution": f"{job.constitution.name} {job.constitution.version}",
@@ -89,7 +90,7 @@ def _tracker(job: Job) -> Tracker:
     return open_tracker(job.config.tracking, job.run_name, job.stage, settings, folder)
 
 
-def launch(job: Job) -> Result:
+def start(job: Job) -> Result:
     """Run the stage on ``launch.num_processes`` ranks and wait for them.
 
     ``accelerate launch --cpu`` starts a single process whatever it is told, so CPU ranks are started by torchrun,
@@ -106,7 +107,8 @@ def launch(job: Job) -> Result:
                 "config": to_plain(job.config),
                 "constitution": job.constitution.model_dump(mode="json"),
                 "folders": {name: str(path) for name, path in job.folders.items()},
-                "contents": dict(job.contents),
+                "cache_key": job.cache_key,
+                "input_keys": dict(job.input_keys),
                 "out": str(job.out),
                 "parent": os.getpid(),
             }
@@ -161,10 +163,11 @@ def main() -> int:
     job = Job(
         stage=data["stage"],
         run_name=data["run_name"],
-        config=to_config(OmegaConf.create(data["config"])),
+        config=to_config(data["config"]),
         constitution=Constitution.model_validate(data["constitution"]),
         folders={name: Path(path) for name, path in data["folders"].items()},
-        contents=data["contents"],
+        cache_key=data["cache_key"],
+        input_keys=data["input_keys"],
         out=out,
     )
     distributed.state()

@@ -1,4 +1,4 @@
-"""Runs the chain: order, fingerprints, skip, resume, commit. Knows nothing of what a stage does."""
+"""Runs the chain: order, cache keys, skip, resume, commit. Knows nothing of what a stage does."""
 
 from __future__ import annotations
 
@@ -19,25 +19,18 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pipeline.chain import launch as worker
+from pipeline.chain import launch
+from pipeline.chain.checkpoints import slug
 from pipeline.chain.config import Config, to_plain
-from pipeline.chain.preflight import Prepared, preflight
+from pipeline.chain.order import cache_folder, fields_for_key, folder_name, needs_of, runs_folder, stages_of
+from pipeline.chain.preflight import preflight
 from pipeline.chain.runs import RUN_FILE, say_gate
-from pipeline.chain.stages import Identities, Stage, cache_folder, folder_name, runs_folder, stages_of
 from pipeline.constitution.paper import deviations_from_paper
 from pipeline.constitution.schema import Constitution, to_yaml
-from pipeline.core.cache import (
-    WORK,
-    Manifest,
-    commit,
-    fingerprint,
-    hash_files,
-    link,
-    write_text_atomically,
-)
+from pipeline.core.cache import WORK, Manifest, cache_key, commit, hash_files, link, write_text_atomically
 from pipeline.core.errors import CaiError, ConfigError, StageError
 from pipeline.core.log import duration, say, warn
-from pipeline.evals.checkpoints import slug
+from pipeline.core.stage import Prepared, Stage
 from pipeline.report.write import FILES, TABLES
 
 
@@ -73,13 +66,12 @@ def run(config: Config) -> Run:
     _announce(name, folder, config, prepared)
     _open_run(folder, config, constitution)
 
-    identities = Identities(config, constitution)
     done: dict[str, Finished] = {}
     for number, stage in enumerate(stages_of(config), start=1):
-        contents = {needed: done[needed].manifest.identity_for(stage.name) for needed in stage.needs}
-        identity = identities.of(stage, contents)
-        _record(folder, done, making=folder_name(stage, identity))
-        done[stage.name] = _ensure(stage, identity, config, prepared, done, name)
+        made = {name: finished.manifest for name, finished in done.items()}
+        fields = fields_for_key(stage, config, constitution, made)
+        _record(folder, done, making=folder_name(stage, fields))
+        done[stage.name] = _ensure(stage, fields, prepared, done, name)
         link(done[stage.name].folder, folder / f"{number}-{stage.name}")
     _record(folder, done)
     _finish(folder, done, time.perf_counter() - started)
@@ -104,12 +96,7 @@ def run_name(config: Config, constitution: Constitution) -> str:
     """The name given, or one that says what is run: the same configuration always gives the same name."""
     if config.name:
         return config.name
-    meaning = {
-        key: value
-        for key, value in to_plain(config).items()
-        if key not in {"launch", "tracking", "output_dir", "name", "until"}
-    }
-    digest = fingerprint({"config": meaning, "constitution": constitution.view("report")})[:6]
+    digest = cache_key({"config": config.key(), "constitution": constitution.model_dump(mode="json")})[:6]
     if config.evaluate.checkpoints:
         return f"evaluate-{slug(list(config.evaluate.checkpoints)[-1])}-{digest}"
     return f"{constitution.name}-{config.model.name}-{config.align.method}-{digest}"
@@ -138,11 +125,9 @@ def _record(folder: Path, done: dict[str, Finished], making: str | None = None) 
     write_text_atomically(folder / RUN_FILE, json.dumps(record, indent=2))
 
 
-def _ensure(
-    stage: Stage, identity: dict[str, Any], config: Config, prepared: Prepared, done: dict[str, Finished], name: str
-) -> Finished:
+def _ensure(stage: Stage, fields: dict[str, Any], prepared: Prepared, done: dict[str, Finished], name: str) -> Finished:
     """Find the finished stage, or make it while nobody else does."""
-    final = cache_folder(config.output_dir) / folder_name(stage, identity)
+    final = cache_folder(prepared.config.output_dir) / folder_name(stage, fields)
     if manifest := Manifest.read(final):
         say(f"{stage.name}: already there ({final.name})")
         return Finished(stage, final, manifest, cached=True)
@@ -150,7 +135,7 @@ def _ensure(
         if manifest := Manifest.read(final):  # somebody else finished it while we waited
             say(f"{stage.name}: made by another run meanwhile ({final.name})")
             return Finished(stage, final, manifest, cached=True)
-        manifest = _make(stage, identity, final, config, prepared, done, name)
+        manifest = _make(stage, fields, final, prepared, done, name)
         return Finished(stage, final, manifest, cached=False)
 
 
@@ -172,14 +157,14 @@ def _locked(final: Path) -> Iterator[None]:
 
 def _make(
     stage: Stage,
-    identity: dict[str, Any],
+    fields: dict[str, Any],
     final: Path,
-    config: Config,
     prepared: Prepared,
     done: dict[str, Finished],
     name: str,
 ) -> Manifest:
-    partial = final.with_name(f"{final.name}.partial")
+    config, partial = prepared.config, final.with_name(f"{final.name}.partial")
+    needs = needs_of(stage, config)
     if final.exists():  # no manifest, so not ours to trust and not ours to delete
         aside = final.with_name(f"{final.name}.damaged-{int(time.time())}")
         warn(f"{final} has no manifest; it is moved to {aside.name} and made anew.")
@@ -188,30 +173,33 @@ def _make(
     partial.mkdir(parents=True, exist_ok=True)
     say(f"{stage.name}: {'going on with' if resumed else 'making'} {final.name}")
     started_at, started = datetime.now(UTC), time.perf_counter()
-    job = worker.Job(
+    job = launch.Job(
         stage=stage.name,
         run_name=name,
         config=config,
         constitution=prepared.constitution,
-        folders={other: finished.folder for other, finished in done.items()},
-        contents={other: done[other].folder.name for other in stage.needs},
+        folders={other: done[other].folder for other in needs},
+        cache_key=cache_key(fields),
+        input_keys={other: done[other].manifest.cache_key for other in needs},
         out=partial,
     )
     with _explained(stage, partial):
         parallel = stage.parallel and config.launch.num_processes > 1
-        result = worker.launch(job) if parallel else worker.execute(job)
-        outputs = hash_files(partial, (path for pattern in stage.product for path in partial.glob(pattern)))
+        result = launch.start(job) if parallel else launch.execute(job)
+        outputs = hash_files(partial, (path for pattern in stage.outputs for path in partial.glob(pattern)))
         assert outputs, f"{stage.name} made nothing"
         manifest = Manifest(
             stage=stage.name,
-            fingerprint=fingerprint(identity),
-            identity=identity,
-            inputs={other: done[other].folder.name for other in stage.needs},
+            cache_key=cache_key(fields),
+            fields=fields,
+            inputs={other: done[other].folder.name for other in needs},
             outputs=outputs,
-            content_hash=fingerprint(outputs),
+            content_hash=cache_key(outputs),
             metrics=result.metrics,
             seconds=time.perf_counter() - started,
             busy_seconds=result.busy_seconds,
+            num_calls=result.num_calls,
+            num_tokens_written=result.num_tokens_written,
             started=started_at.isoformat(timespec="seconds"),
             environment=_environment(config),
         )

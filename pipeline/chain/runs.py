@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.chain.config import CHAIN
-from pipeline.chain.stages import runs_folder, stages_of
+from pipeline.chain.checkpoints import read_config
+from pipeline.chain.order import CHAIN, runs_folder, stages_of
 from pipeline.constitution.paper import deviations_from_paper
 from pipeline.constitution.schema import load_constitution
 from pipeline.core.cache import WORK, Manifest
 from pipeline.core.errors import ArtifactError, ConfigError, did_you_mean
 from pipeline.core.log import duration, say
-from pipeline.evals.checkpoints import read_config
 from pipeline.evals.gate import gate_metrics, written_or_none
 from pipeline.report.build import build_report
 from pipeline.report.write import TABLES, write_report
@@ -34,7 +32,7 @@ def status(output_dir: str, name: str) -> list[tuple[str, str, str]]:
         raise ArtifactError(f"{folder / 'run.json'} is damaged; run the same command again to write it anew.") from None
     cache = folder.resolve().parent.parent / "cache"
     rows = []
-    for stage in (stage.name for stage in stages_of(replace(read_config(folder), until=CHAIN[-1]))):
+    for stage in (stage.name for stage in stages_of(read_config(folder).model_copy(update={"until": CHAIN[-1]}))):
         if stage in stages and (manifest := Manifest.read(cache / stages[stage])):
             rows.append((stage, "done", f"{duration(manifest.seconds)}, {manifest.started}"))
         elif making and making.startswith(f"{stage}-"):

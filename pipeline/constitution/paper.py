@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from pipeline.chain.config import Config
-from pipeline.chain.config_train import REWARD_MODEL, AlignConfig
+from typing import TYPE_CHECKING, Any
+
 from pipeline.constitution.schema import Constitution
+
+if TYPE_CHECKING:
+    from pipeline.chain.config import Config
 
 PAPER_PRINCIPLES = 16
 PAPER_ROUNDS = 4
 
 
-def _on(align: AlignConfig) -> str:
+def _on(align: Any) -> str:
     """What a method trains on."""
-    parts = (f"{weight:g} × {name.replace('_', ' ')}" for name, weight in align.weights.items())
-    return f"on {' + '.join(parts)}" if align.weights else "on the soft labels"
+    parts = (f"{weight:g} × {name.replace('_', ' ')}" for name, weight in align.rewards.items())
+    return f"on {' + '.join(parts)}" if align.rewards else "on the soft labels"
 
 
 def deviations_from_paper(config: Config, constitution: Constitution) -> list[str]:
@@ -32,13 +35,16 @@ def deviations_from_paper(config: Config, constitution: Constitution) -> list[st
         (sft.revisions != "all", "supervised fine-tuning on the last revision only, not on all"),
         (sft.worked_examples, "the constitution's worked examples and good answers are trained on, too"),
         (sft.num_epochs != 1, f"{sft.num_epochs:g} epochs of supervised fine-tuning instead of 1"),
-        (preferences.labeller not in {"ab", "cot"}, f"labels by {preferences.labeller} instead of (A)/(B)"),
-        (preferences.num_principles != 1, f"{preferences.num_principles} principles a label instead of 1"),
+        (preferences.labeller.kind not in {"ab", "cot"}, f"labels by {preferences.labeller.kind} instead of (A)/(B)"),
+        (
+            preferences.labeller.num_principles != 1,
+            f"{preferences.labeller.num_principles} principles a label instead of 1",
+        ),
         (preferences.temperature != 1, f"pairs sampled at T = {preferences.temperature:g} instead of 1"),
         (True, "AI labels for helpfulness as well; the paper uses human ones"),
         (align.method != "ppo", f"{align.method.upper()} {_on(align)} instead of PPO against a preference model"),
-        (align.method == "ppo" and align.weights.keys() != {REWARD_MODEL}, f"PPO {_on(align)}"),
-        (align.wants_reward_stage and config.reward.human.source == "none", "no human labels in the reward model"),
-        (align.hard_labels, "labels rounded to 0 or 1 before alignment"),
+        (align.method == "ppo" and align.rewards.keys() != {"reward_model"}, f"PPO {_on(align)}"),
+        (align.trains_reward_model and config.reward.human.source == "none", "no human labels in the reward model"),
+        (getattr(align, "hard_labels", False), "labels rounded to 0 or 1 before alignment"),
     ]
     return [sentence for differs, sentence in found if differs]

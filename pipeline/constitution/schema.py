@@ -7,12 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
-from pipeline.core.cache import fingerprint
 from pipeline.core.errors import ConfigError, did_you_mean
 from pipeline.records import Message, Pool, Prompt, derive_seed, dialogue_key
 
@@ -163,27 +162,6 @@ class Constitution(_Part):
         texts += [example.revision for example in self.examples_for("red_team", 10)]
         openings = Counter(" ".join(text.split()[:2]) for text in texts)
         return openings.most_common(1)[0][0] if openings else ""
-
-    def view(self, stage: Literal["critique", "sft", "preferences", "report"]) -> str:
-        """Hash of just what a stage reads, so that an edit reruns only what depends on it."""
-        everything = self.model_dump(mode="json")
-        if stage == "report":
-            return fingerprint(everything)
-        if stage == "sft":
-            return fingerprint({key: everything[key] for key in ("worked_examples", "good_answers", "contrasts")})
-        fields = {
-            "critique": ("id", "tags", "weight", "critique_request", "revision_request"),
-            "preferences": ("id", "title", "tags", "weight", "preference_question"),
-        }[stage]
-        part: dict[str, Any] = {
-            "preamble": self.preamble,
-            "principles": [{field: principle[field] for field in fields} for principle in everything["principles"]],
-        }
-        if stage == "critique":
-            part.update({key: everything[key] for key in ("worked_examples", "revise", "contrasts")})
-        if stage == "preferences":
-            part.update({key: everything[key] for key in ("worked_examples", "good_answers", "contrasts")})
-        return fingerprint(part)
 
 
 def _by_tags(parts: Sequence[PartT], tags: Sequence[str]) -> list[PartT]:

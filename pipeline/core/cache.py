@@ -1,7 +1,7 @@
 """Folders on disk: content-addressed, committed by a rename, and readable by a person.
 
-A stage works in ``<fingerprint>.partial``; its manifest is written last and the folder is renamed into place, so a
-folder without a manifest is unfinished work. The fingerprint hashes what a stage *means*, never where it ran.
+A stage works in ``<stage>-<cache key>.partial``; its manifest is written last and the folder is renamed into place, so
+a folder without a manifest is unfinished work. The cache key hashes what decides the result, never where it ran.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.core.errors import ArtifactError
 
-IDENTITY_FORMAT = 1
+KEY_FORMAT = 2
 MANIFEST = "manifest.json"
 WORK = "work"  # what only an unfinished stage needs: record logs, checkpoints
 
 
 def canonical_json(value: Any) -> str:
-    """The one spelling of a value that fingerprints hash."""
+    """The one spelling of a value that hashes are taken of."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
-def fingerprint(identity: dict[str, Any]) -> str:
-    """Hash what a stage means. Change ``IDENTITY_FORMAT`` when this function changes: every cache is then stale."""
-    return hashlib.sha256(f"cai-{IDENTITY_FORMAT}:{canonical_json(identity)}".encode()).hexdigest()
+def cache_key(fields: dict[str, Any]) -> str:
+    """Hash what decides a result. Change ``KEY_FORMAT`` when this function changes: every cache is then stale."""
+    return hashlib.sha256(f"cai-{KEY_FORMAT}:{canonical_json(fields)}".encode()).hexdigest()
 
 
 def hash_file(path: Path) -> str:
@@ -44,27 +44,25 @@ def hash_files(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
 
 def hash_folder(folder: Path) -> str:
     """Content hash of every file below a folder: names and bytes, not times."""
-    return fingerprint(hash_files(folder, (path for path in folder.rglob("*") if path.is_file())))
+    return cache_key(hash_files(folder, (path for path in folder.rglob("*") if path.is_file())))
 
 
 class Manifest(BaseModel):
-    """What a finished stage says of itself. ``content_hash`` covers the product alone, not metrics or times."""
+    """What a finished stage says of itself. ``content_hash`` covers the outputs alone, not metrics or times."""
 
     stage: str
-    fingerprint: str
-    identity: dict[str, Any]
-    inputs: dict[str, str]  # upstream stage -> its folder
-    outputs: dict[str, str]  # file of the product -> sha256
+    cache_key: str
+    fields: dict[str, Any]  # what the cache key hashes
+    inputs: dict[str, str]  # stage -> its folder
+    outputs: dict[str, str]  # file -> sha256
     content_hash: str
     metrics: dict[str, Any]
     seconds: float
     busy_seconds: float  # generating, scoring and training
+    num_calls: int  # to engines
+    num_tokens_written: int  # by engines
     started: str
     environment: dict[str, str]
-
-    def identity_for(self, stage: str) -> str:
-        """What a later stage hashes of this one: its product alone, but for the report everything, for it tells all."""
-        return self.fingerprint if stage == "report" else self.content_hash
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:

@@ -5,11 +5,28 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from pipeline.core.settings import RUNTIME, Settings
 
 if TYPE_CHECKING:
     from accelerate import PartialState
     from torch import device
+
+
+class LaunchConfig(Settings):
+    """Where and how wide a stage runs. Nothing here changes its result, so nothing here is in a cache key."""
+
+    num_processes: Annotated[int, RUNTIME] = Field(default=1, ge=1)
+    """Processes on this machine: CPU ranks, or one for each GPU."""
+    batch_rows: Annotated[int | None, RUNTIME] = Field(default=None, ge=1)
+    """The most rows generated or scored at once; null follows the hardware."""
+    per_device_batch_size: Annotated[int | None, RUNTIME] = Field(default=None, ge=1)
+    """The most rows a device trains on at once; null follows the hardware."""
+    gradient_checkpointing: Annotated[bool | None, RUNTIME] = None
+    """Compute activations again in the backward pass to save memory; null: on a GPU only."""
 
 
 @cache

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -23,6 +25,23 @@ def warn(text: str) -> None:
 def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+class Meter:
+    """What a stage spends: seconds generating, scoring and training, calls to engines, and tokens that they wrote."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.num_calls = 0
+        self.num_tokens_written = 0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - started
 
 
 class Bar:

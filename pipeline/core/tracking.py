@@ -10,11 +10,24 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
-from pipeline.chain.config import TrackingConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.log import warn
+from pipeline.core.settings import RUNTIME, Settings
+
+
+class TrackingConfig(Settings):
+    """Which dashboard shows the run. Nothing here is in a cache key."""
+
+    kind: Annotated[Literal["wandb", "trackio", "tensorboard", "none"], RUNTIME] = "wandb"
+    """The dashboard."""
+    project: Annotated[str, RUNTIME] = "cai"
+    """The project there."""
+    entity: Annotated[str | None, RUNTIME] = None
+    """wandb: the user or team; null: the default one."""
+    mode: Annotated[Literal["auto", "online", "offline"], RUNTIME] = "auto"
+    """wandb: ``auto`` goes online where a key is set."""
 
 
 class Tracker(Protocol):
@@ -24,8 +37,8 @@ class Tracker(Protocol):
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Text and numbers a person reads: transcripts, the evaluation table."""
 
-    def artifact(self, name: str, digest: str, folder: Path, inputs: dict[str, str]) -> None:
-        """Say what was made (``name``, fingerprint) from what (``inputs``: name → fingerprint)."""
+    def artifact(self, name: str, key: str, folder: Path, inputs: dict[str, str]) -> None:
+        """Say what was made (``name``, its cache key) from what (``inputs``: stage → its cache key)."""
 
     def finish(self) -> None: ...
 
@@ -35,7 +48,7 @@ class NoTracker:
 
     def log(self, values: dict[str, float], step: int | None = None) -> None: ...
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
-    def artifact(self, name: str, digest: str, folder: Path, inputs: dict[str, str]) -> None: ...
+    def artifact(self, name: str, key: str, folder: Path, inputs: dict[str, str]) -> None: ...
     def finish(self) -> None: ...
 
 
@@ -65,20 +78,20 @@ class WandbTracker:
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         self._run.log({name: self._wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
-    def artifact(self, name: str, digest: str, folder: Path, inputs: dict[str, str]) -> None:
+    def artifact(self, name: str, key: str, folder: Path, inputs: dict[str, str]) -> None:
         if not self._run.offline:  # offline, wandb can't look up what was used; the metadata still says it
-            for used, used_digest in inputs.items():
-                self._run.use_artifact(self._make(used, used_digest))
-        artifact = self._make(name, digest)
+            for used, used_key in inputs.items():
+                self._run.use_artifact(self._make(used, used_key))
+        artifact = self._make(name, key)
         artifact.metadata.update(folder=folder.name, inputs=inputs)
         self._run.log_artifact(artifact)
 
-    def _make(self, name: str, digest: str) -> Any:
-        # Weights stay where they are: the artifact holds the fingerprint, which names the folder and is what lineage
-        # needs. The same stage has the same fingerprint in every run, so it is one version when it is synced.
-        artifact = self._wandb.Artifact(name=f"cai-{name}", type=name, metadata={"fingerprint": digest})
-        with artifact.new_file("fingerprint.txt") as file:
-            file.write(digest)
+    def _make(self, name: str, key: str) -> Any:
+        # Weights stay where they are: the artifact holds the cache key, which names the folder and is what lineage
+        # needs. The same stage has the same cache key in every run, so it is one version when it is synced.
+        artifact = self._wandb.Artifact(name=f"cai-{name}", type=name, metadata={"cache_key": key})
+        with artifact.new_file("cache_key.txt") as file:
+            file.write(key)
         return artifact
 
     def finish(self) -> None:
@@ -107,9 +120,9 @@ class TrackioTracker:
         frame = pandas.DataFrame([list(row) for row in rows], columns=list(columns))
         self._trackio.log({name: self._trackio.Table(dataframe=frame)})
 
-    def artifact(self, name: str, digest: str, folder: Path, inputs: dict[str, str]) -> None:
-        rows = [["output", name, digest], *(["input", used, used_digest] for used, used_digest in inputs.items())]
-        self.table("lineage", ("role", "artifact", "fingerprint"), rows)
+    def artifact(self, name: str, key: str, folder: Path, inputs: dict[str, str]) -> None:
+        rows = [["output", name, key], *(["input", used, used_key] for used, used_key in inputs.items())]
+        self.table("lineage", ("role", "artifact", "cache_key"), rows)
 
     def finish(self) -> None:
         self._trackio.finish()
@@ -131,9 +144,9 @@ class TensorboardTracker:
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         self._writer.add_text(name, _markdown(columns, rows))
 
-    def artifact(self, name: str, digest: str, folder: Path, inputs: dict[str, str]) -> None:
-        rows = [("output", name, digest), *(("input", used, used_digest) for used, used_digest in inputs.items())]
-        self.table("lineage", ("role", "artifact", "fingerprint"), rows)
+    def artifact(self, name: str, key: str, folder: Path, inputs: dict[str, str]) -> None:
+        rows = [("output", name, key), *(("input", used, used_key) for used, used_key in inputs.items())]
+        self.table("lineage", ("role", "artifact", "cache_key"), rows)
 
     def finish(self) -> None:
         self._writer.close()
@@ -162,8 +175,8 @@ class _Careful:
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         self._try(lambda: self._inner.table(name, columns, rows))
 
-    def artifact(self, name: str, digest: str, folder: Path, inputs: dict[str, str]) -> None:
-        self._try(lambda: self._inner.artifact(name, digest, folder, inputs))
+    def artifact(self, name: str, key: str, folder: Path, inputs: dict[str, str]) -> None:
+        self._try(lambda: self._inner.artifact(name, key, folder, inputs))
 
     def finish(self) -> None:
         self._try(self._inner.finish)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from pipeline.chain.config_train import RolloutConfig
 from pipeline.core import distributed
 from pipeline.core.log import warn
 from pipeline.records import POOLS, Prompt
@@ -17,7 +17,7 @@ def take(prompts: Sequence[Prompt], number: int | None, field_name: str) -> list
     return sorted(prompts, key=lambda prompt: prompt.key)[:number]
 
 
-def rollout_prompts(prompts: Sequence[Prompt], cfg: RolloutConfig) -> list[Prompt]:
+def rollout_prompts(prompts: Sequence[Prompt], cfg: Any) -> list[Prompt]:
     """The training prompts that an online method samples replies for."""
     chosen: list[Prompt] = []
     for pool in POOLS:
@@ -26,7 +26,7 @@ def rollout_prompts(prompts: Sequence[Prompt], cfg: RolloutConfig) -> list[Promp
     return chosen
 
 
-def held_out_prompts(prompts: Sequence[Prompt], cfg: RolloutConfig) -> list[Prompt]:
+def held_out_prompts(prompts: Sequence[Prompt], cfg: Any) -> list[Prompt]:
     """Prompts of the validation split, in the same proportions of pools as the ones trained on."""
     numbers = {pool: getattr(cfg, f"num_{pool}") for pool in POOLS}
     chosen: list[Prompt] = []

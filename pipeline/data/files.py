@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.chain.config_sources import SourceConfig
 from pipeline.core.cache import hash_file, hash_folder
 from pipeline.core.errors import ConfigError, did_you_mean
+from pipeline.data.sources import SourceConfig
 
 Row = dict[str, Any]
 Damaged = Callable[[str], None]

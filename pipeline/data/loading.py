@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.chain.config_sources import ColumnsConfig, DataConfig, PoolConfig
 from pipeline.core.errors import ConfigError, did_you_mean
 from pipeline.data.files import rows_of, source_content
+from pipeline.data.sources import ColumnsConfig, DataConfig, PoolConfig
 from pipeline.data.splits import split_of
 from pipeline.data.transcripts import parse_transcript, up_to_last_request
 from pipeline.records import POOLS, Message, Pool, Prompt, dialogue_key
 
-_BUILTIN: dict[Pool, str] = {
+_BUILTIN: dict[str, str] = {
     "red_team": "red_team.jsonl",
     "ordinary": "ordinary.jsonl",
     "look_alike": "look_alikes.jsonl",
@@ -46,14 +46,10 @@ def pool_configs(config: DataConfig) -> dict[Pool, PoolConfig]:
     return {pool: getattr(config, pool) for pool in POOLS}
 
 
-def data_identity(config: DataConfig) -> dict[str, Any]:
-    """What the prompts are, by content: file hashes for files, id and revision for the hub."""
-    identity: dict[str, Any] = {"train": config.train_fraction, "validation": config.validation_fraction}
-    for pool, source in pool_configs(config).items():
-        columns = dict(vars(source.columns))
-        content = source_content(f"data.{pool}", source, _builtin(pool))
-        identity[pool] = {"content": content, "columns": columns, "limit": source.limit}
-    return identity
+def pool_content(pool: str, source: PoolConfig) -> dict[str, Any]:
+    """A pool by content: a hash for files, id and revision for the hub; and how it is read."""
+    content = source_content(f"data.{pool}", source, _builtin(pool))
+    return {"content": content, "columns": source.columns.key(), "limit": source.limit}
 
 
 def load_prompts(config: DataConfig) -> Loaded:
@@ -115,7 +111,7 @@ def _refuse_repeated_ids(prompts: list[Prompt]) -> None:
             )
 
 
-def _builtin(pool: Pool) -> Path:
+def _builtin(pool: str) -> Path:
     return Path(__file__).parent / _BUILTIN[pool]
 
 

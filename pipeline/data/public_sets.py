@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.chain.config_evaluate import SuiteConfig
 from pipeline.core.errors import ConfigError
 from pipeline.data.files import Row, rows_of
 from pipeline.data.transcripts import parse_transcript
@@ -263,7 +262,7 @@ def shape_of(columns: Iterable[str], allowed: Sequence[str]) -> str | None:
     return next((shape for shape, (needed, _) in _SHAPES.items() if shape in allowed and needed <= columns), None)
 
 
-def read_set(config: SuiteConfig, builtin: Path, kind: type[RowT]) -> Read:
+def read_set(config: Any, builtin: Path, kind: type[RowT]) -> Read:
     """Read a suite's rows in whatever layout they are.
 
     Raises:

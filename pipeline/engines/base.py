@@ -1,16 +1,17 @@
-"""What every engine can do, and the loop that drives it: batch by batch, each written down before the next."""
+"""What every engine can do, and the loop that drives it: batch by batch, each written to the log before the next."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from pipeline.core import distributed
 from pipeline.core.cache import RecordLog
-from pipeline.core.log import Bar
+from pipeline.core.distributed import LaunchConfig
+from pipeline.core.log import Bar, Meter
+from pipeline.core.settings import Registry, Settings
 from pipeline.records import Message
 
 
@@ -84,19 +85,71 @@ class Engine(Protocol):
     def score(self, batch: Sequence[Query]) -> list[Answer]: ...
 
 
-class Stopwatch:
-    """Adds up the time spent generating, scoring and training, apart from everything around it."""
+class EngineConfig(Settings):
+    """Who answers."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
+    kind: str
+    """The engine."""
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds += time.perf_counter() - started
+    @property
+    def model_name(self) -> str | None:
+        """What the model is called, where the engine has one of its own; None for the model that is aligned."""
+        return None
+
+    def check(self, field: str) -> None:
+        """Refuse, before anything is spent, what can't answer. ``field`` is this section's path.
+
+        Raises:
+            ConfigError: names the field and the remedy.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A model that the chain has made or was given, for an engine to run."""
+
+    path: str
+    revision: str | None = None
+    precision: str = "auto"
+    name: str
+
+
+class EngineKind(ABC):
+    """How to get an engine, and what it can do. Combinations with methods and labellers are checked from this."""
+
+    name: ClassVar[str]
+    Config: ClassVar[type[EngineConfig]]
+    runs_weights: ClassVar[bool] = False
+    """It can run a model folder of the chain, so it can write the policy's replies."""
+    runs_live_model: ClassVar[bool] = False
+    """It can draw rollouts from a model that is being trained (``over``)."""
+    scores_replies: ClassVar[bool] = False
+    """It can say how likely a given reply is (``ReplyQuery``)."""
+
+    @staticmethod
+    @abstractmethod
+    def open(config: Any, weights: Weights, launch: LaunchConfig) -> Engine:
+        """Start the engine. ``weights`` is the model of the chain, for engines that have none of their own."""
+
+    @staticmethod
+    def over(model: Any, tokenizer: Any, launch: LaunchConfig) -> Any:
+        """An engine over a model in memory: its ``sample`` gives token ids. Only where ``runs_live_model``."""
+        raise NotImplementedError
+
+
+ENGINES: Registry[EngineKind] = Registry("engine", "kind")
+
+
+def open_engine(config: EngineConfig, weights: Weights, launch: LaunchConfig) -> Engine:
+    return ENGINES[config.kind].open(config, weights, launch)
+
+
+class Logbook(Protocol):
+    """Where answers are written down as they come, and what they cost. A stage's context is one."""
+
+    meter: Meter
+
+    def log(self, name: str) -> RecordLog: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +166,10 @@ ResultT = TypeVar("ResultT", Completion, Answer, Scored)
 class Worklist(Generic[ResultT]):
     """Runs asks through an engine and remembers every result, so that a kill costs one batch at most."""
 
-    def __init__(self, log: RecordLog, parse: Callable[..., ResultT], watch: Stopwatch) -> None:
+    def __init__(self, log: RecordLog, parse: Callable[..., ResultT], meter: Meter) -> None:
         self._log: RecordLog = log
         self._parse: Callable[..., ResultT] = parse
-        self._watch: Stopwatch = watch
+        self._meter = meter
 
     def run(
         self,
@@ -136,26 +189,32 @@ class Worklist(Generic[ResultT]):
             for batch in mine:
                 known = all(ask.id in self._log for ask in batch)
                 if not known:
-                    with self._watch.running():
+                    with self._meter.running():
                         results = work(batch)
                     self._log.append(vars(result) for result in results)
                 bar.advance(len(batch), cached=known)
         distributed.barrier()
         if distributed.world_size() > 1:
             self._log.reload()
-        return {row_id: self._parse(**self._log[row_id]) for row_id in ids}
+        found = {row_id: self._parse(**self._log[row_id]) for row_id in ids}
+        self._meter.num_calls += len(found)
+        self._meter.num_tokens_written += sum(getattr(result, "num_tokens", 0) for result in found.values())
+        return found
 
 
 def generate_all(
-    engine: Engine, label: str, requests: Sequence[Request], log: RecordLog, watch: Stopwatch
+    engine: Engine, label: str, requests: Sequence[Request], logbook: Logbook, log: str
 ) -> dict[str, Completion]:
-    return Worklist(log, Completion, watch).run(label, engine.batches(requests), engine.generate)
+    """A completion for each request, by id. Each finished batch is written to the log of that name."""
+    if not requests:
+        return {}
+    return Worklist(logbook.log(log), Completion, logbook.meter).run(label, engine.batches(requests), engine.generate)
 
 
-def score_all(
-    engine: Engine, label: str, queries: Sequence[Any], log: RecordLog, watch: Stopwatch
-) -> dict[str, Answer]:
-    """Answer choice and reply queries; the two kinds never share a batch."""
+def score_all(engine: Engine, label: str, queries: Sequence[Any], logbook: Logbook, log: str) -> dict[str, Answer]:
+    """An answer to each choice or reply query, by id; the two kinds never share a batch."""
+    if not queries:
+        return {}
     choices = engine.batches([query for query in queries if isinstance(query, ChoiceQuery)])
     replies = engine.batches([query for query in queries if isinstance(query, ReplyQuery)])
-    return Worklist(log, Answer, watch).run(label, [*choices, *replies], engine.score)
+    return Worklist(logbook.log(log), Answer, logbook.meter).run(label, [*choices, *replies], engine.score)

@@ -11,7 +11,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.core.cache import fingerprint
+from pipeline.core.cache import cache_key
 from pipeline.engines.base import Answer, AskT, ChoiceQuery, Completion, Query, ReplyQuery, Request
 from pipeline.engines.sampling import SeededSampler
 from pipeline.records import Message
@@ -242,7 +242,7 @@ class HFEngine:
 
 def _examples_of(ask: Request | Query) -> str:
     """What identifies the turns before the question, where a reply is to be scored."""
-    return fingerprint({"turns": ask.messages[:-1]}) if isinstance(ask, ReplyQuery) and len(ask.messages) > 2 else ""
+    return cache_key({"turns": ask.messages[:-1]}) if isinstance(ask, ReplyQuery) and len(ask.messages) > 2 else ""
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> str:

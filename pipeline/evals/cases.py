@@ -11,12 +11,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.chain.config_evaluate import SUITES, EvaluateConfig, PairsConfig, SuiteConfig
-from pipeline.chain.config_train import HumanPairsConfig
-from pipeline.core.cache import hash_file
 from pipeline.data.files import source_content
 from pipeline.data.public_sets import ChoiceRow, PairRow, Read, RequestRow, read_set
 from pipeline.evals.attacks import ATTACKS, direct
+from pipeline.evals.config import SUITES, EvaluateConfig, HumanPairsConfig, PairsConfig, SuiteConfig
 from pipeline.evals.pairs import Pair
 from pipeline.evals.results import DIRECT
 from pipeline.records import Case, Message, Pool, Prompt, derive_seed, dialogue_key
@@ -26,19 +24,19 @@ BIAS_FILE = SHIPPED / "bias.yaml"
 ItemT = TypeVar("ItemT", Prompt, RequestRow)
 
 
-def suites_content(cfg: EvaluateConfig) -> dict[str, Any]:
-    """What the suites are made of, for fingerprints: the files' hashes, or a hub set's id and revision."""
-    files = {
-        "red_team": "red_team.jsonl",
-        "over_refusal": "look_alikes.jsonl",
-        "helpfulness": "references.jsonl",
-        "bias": "bias.yaml",
-        "pairs": "pairs.jsonl",
-    }
-    content = {
-        name: source_content(f"evaluate.{name}", getattr(cfg, name), SHIPPED / file) for name, file in files.items()
-    }
-    return {**content, "labelled": hash_file(SHIPPED / "judged_replies.jsonl")}
+_FILES = {
+    "evaluate.red_team": "red_team.jsonl",
+    "evaluate.over_refusal": "look_alikes.jsonl",
+    "evaluate.helpfulness": "references.jsonl",
+    "evaluate.bias": "bias.yaml",
+    "evaluate.pairs": "pairs.jsonl",
+    "reward.human": "pairs.jsonl",
+}
+
+
+def suite_content(cfg: SuiteConfig) -> Any:
+    """What a suite is made of: the file's hash, or a hub set's id and revision."""
+    return source_content(cfg.section, cfg, SHIPPED / _FILES[cfg.section])
 
 
 def build_cases(cfg: EvaluateConfig, held_out: Sequence[Prompt]) -> tuple[list[Case], list[str]]:

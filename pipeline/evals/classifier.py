@@ -60,7 +60,7 @@ class ClassifierJudge:
         whole, judged = _set_apart_broken(items)
         asked = [item for item in whole if self._about == "refusal" or item.harmful]
         batches = [asked[start : start + BATCH_ROWS] for start in range(0, len(asked), BATCH_ROWS)]
-        work = Worklist(self._desk.log, Scored, self._desk.watch)
+        work = Worklist(self._desk.logbook.log(self._desk.log), Scored, self._desk.logbook.meter)
         scores = work.run(self._desk.label, batches, self._score)
         for item in whole:
             row = scores.get(item.id)
@@ -131,7 +131,7 @@ class GuardJudge:
             )
             for item in asked
         ]
-        answers = generate_all(self._engine, self._desk.label, requests, self._desk.log, self._desk.watch)
+        answers = generate_all(self._engine, self._desk.label, requests, self._desk.logbook, self._desk.log)
         for item in whole:
             answer = answers.get(item.id)
             judged[item.id] = by_patterns(item.reply, item.request) if answer is None else read_guard(item, answer.text)

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.cache import fingerprint, hash_folder
+from pipeline.core.cache import cache_key, hash_folder
 from pipeline.core.errors import ConfigError, StageError
 from pipeline.core.log import Bar, warn
 
@@ -88,7 +88,7 @@ def run_garak(checkpoint: Path, probes: Sequence[str], out: Path, generations: i
     num_unreadable = 0
     with Bar("garak", len(probes)) as bar:
         for probe in probes:
-            folder = out / f"{probe}-{fingerprint(identity)[:16]}"
+            folder = out / f"{probe}-{cache_key(identity)[:16]}"
             known = folder.exists()
             if not known:
                 target = ["--target_name", str(checkpoint.resolve())]

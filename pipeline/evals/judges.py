@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pipeline.core.cache import RecordLog
-from pipeline.engines.base import ChoiceQuery, Engine, Request, Stopwatch, generate_all, score_all
+from pipeline.engines.base import ChoiceQuery, Engine, Logbook, Request, generate_all, score_all
 from pipeline.evals import refusal
 from pipeline.records import Message, Outcome
 
@@ -47,10 +46,10 @@ class Judge(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Desk:
-    """What a judge that asks a model needs beside it: where answers are kept, the clock, and the bar's label."""
+    """What a judge that asks a model needs: where answers are written down, under which name, and the bar's label."""
 
-    log: RecordLog
-    watch: Stopwatch
+    logbook: Logbook
+    log: str
     label: str
 
 
@@ -86,7 +85,7 @@ class ModelJudge:
             ChoiceQuery(id=item.id, messages=did_it_refuse(item), opening=self.OPENING, choices=self.CHOICES)
             for item in whole
         ]
-        answers = score_all(self._engine, self._desk.label, queries, self._desk.log, self._desk.watch)
+        answers = score_all(self._engine, self._desk.label, queries, self._desk.logbook, self._desk.log)
         for item in whole:
             judged[item.id] = self._read(answers[item.id].logprobs)
         return judged
@@ -124,7 +123,7 @@ class EndpointJudge:
         requests = [
             Request(id=item.id, messages=rubric(item), seed=0, max_new_tokens=200, temperature=0.0) for item in whole
         ]
-        replies = generate_all(self._engine, self._desk.label, requests, self._desk.log, self._desk.watch)
+        replies = generate_all(self._engine, self._desk.label, requests, self._desk.logbook, self._desk.log)
         for item in whole:
             judged[item.id] = read_verdict(replies[item.id].text)
         return judged

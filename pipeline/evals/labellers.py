@@ -6,14 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.chain.config import PreferencesConfig
-from pipeline.constitution.schema import Constitution, Principle
-from pipeline.core.cache import RecordLog
-from pipeline.engines.base import Engine, ReplyQuery, Scored, Stopwatch, Worklist, generate_all, score_all
+from pipeline.constitution.schema import Constitution
+from pipeline.engines.base import Engine, Logbook, ReplyQuery, Scored, Worklist
 from pipeline.evals.pairs import Pair, Scores
 from pipeline.evals.results import DIRECT
-from pipeline.labellers.preference import make_labeller, soft_label
-from pipeline.records import Case, Comparison, Judgement, Pool, Prompt, Split, Verdict, derived_rng
+from pipeline.labellers.base import LabellerConfig
+from pipeline.labellers.label import label
+from pipeline.records import Case, Comparison, Pool, Prompt, Split, Verdict
 
 if TYPE_CHECKING:
     from pipeline.engines.reward_model import RewardModel
@@ -30,37 +29,21 @@ def comparison_of(pair: Pair, split: Split = "test") -> Comparison:
     return Comparison(id=pair.id, prompt=prompt, reply_a=pair.a, reply_b=pair.b, seed_a=0, seed_b=0)
 
 
+def comparisons_of(pairs: Sequence[Pair]) -> list[Comparison]:
+    return [comparison_of(pair) for pair in pairs]
+
+
 def labeller_scores(
-    cfg: PreferencesConfig,
+    config: LabellerConfig,
     constitution: Constitution,
     engine: Engine,
     pairs: Sequence[Pair],
     seed: int,
-    log: RecordLog,
-    thoughts_log: RecordLog,
-    watch: Stopwatch,
+    logbook: Logbook,
 ) -> Scores:
     """The run's own labeller, asked as in training: 1 where it prefers reply A, ½ where it is undecided."""
-    labeller = make_labeller(cfg, constitution, seed)
-    drawn: list[tuple[Comparison, Principle]] = [
-        (comparison, principle)
-        for comparison in map(comparison_of, pairs)
-        for principle in unique(
-            constitution.sample(comparison.prompt.pool, cfg.num_principles, derived_rng(seed, comparison.id, "pairs"))
-        )
-    ]
-    requests = [request for pair in drawn for request in labeller.reasoning(*pair)]
-    thoughts = generate_all(engine, "thoughts on labelled pairs", requests, thoughts_log, watch) if requests else {}
-    queries = {query.id: query for pair in drawn for query in labeller.queries(*pair, thoughts)}
-    answers = score_all(engine, "labeller on labelled pairs", list(queries.values()), log, watch)
-    judgements: dict[str, list[Judgement]] = {pair.id: [] for pair in pairs}
-    for comparison, principle in drawn:
-        judgements[comparison.id].append(labeller.judge(comparison, principle, answers, thoughts))
-    return {pair.id: _winner(soft_label([j.logit for j in judgements[pair.id]])) for pair in pairs}
-
-
-def unique(principles: Sequence[Principle]) -> list[Principle]:
-    return list({principle.id: principle for principle in principles}.values())
+    preferences = label(comparisons_of(pairs), engine, config, constitution, seed, logbook, "pairs")
+    return {preference.comparison.id: _winner(preference.probability_a) for preference in preferences}
 
 
 def _winner(probability: float | None) -> float | None:
@@ -69,20 +52,20 @@ def _winner(probability: float | None) -> float | None:
     return 0.5 if probability == 0.5 else float(probability > 0.5)
 
 
-def reward_scores(model: RewardModel, pairs: Sequence[Pair], log: RecordLog, watch: Stopwatch) -> Scores:
+def reward_scores(model: RewardModel, pairs: Sequence[Pair], logbook: Logbook, log: str) -> Scores:
     """A reward model's opinion: the reply with the higher score wins."""
     asks = [
         ReplyQuery(id=f"{pair.id}/{side}", messages=pair.messages, reply=reply)
         for pair in pairs
         for side, reply in (("a", pair.a), ("b", pair.b))
     ]
-    work = Worklist(log, Scored, watch)
+    work = Worklist(logbook.log(log), Scored, logbook.meter)
     found = work.run("reward model on labelled pairs", model.batches(asks), model.score_batch)
     return {pair.id: _higher(found[f"{pair.id}/a"].score, found[f"{pair.id}/b"].score) for pair in pairs}
 
 
 def reward_verdicts(
-    model: RewardModel, cases: Sequence[Case], verdicts: Sequence[Verdict], log: RecordLog, watch: Stopwatch
+    model: RewardModel, cases: Sequence[Case], verdicts: Sequence[Verdict], logbook: Logbook, log: str
 ) -> list[Verdict]:
     """Every model's replies to the same few cases with their rewards."""
     chosen = rewarded_cases(cases)
@@ -91,7 +74,7 @@ def reward_verdicts(
         for v in verdicts
         if v.case.id in chosen
     }
-    found = Worklist(log, Scored, watch).run(
+    found = Worklist(logbook.log(log), Scored, logbook.meter).run(
         "rewards of replies", model.batches(list(asks.values())), model.score_batch
     )
     rewards = {row_id: model.standardise(row.score) for row_id, row in found.items() if math.isfinite(row.score)}

@@ -76,7 +76,7 @@ class ModelPairJudge:
             for pair in pairs
             for order, shown in (("own", pair), ("swapped", pair.swap()))
         ]
-        answers = score_all(self._engine, self._desk.label, queries, self._desk.log, self._desk.watch)
+        answers = score_all(self._engine, self._desk.label, queries, self._desk.logbook, self._desk.log)
 
         def first_wins(row_id: str) -> bool | None:
             logprobs = answers[row_id].logprobs
@@ -100,7 +100,7 @@ class EndpointPairJudge:
             for pair in pairs
             for order, shown in (("own", pair), ("swapped", pair.swap()))
         ]
-        replies = generate_all(self._engine, self._desk.label, requests, self._desk.log, self._desk.watch)
+        replies = generate_all(self._engine, self._desk.label, requests, self._desk.logbook, self._desk.log)
         scores: Scores = {}
         for pair in pairs:
             own, swapped = (read_choice(replies[f"{pair.id}/{order}"].text) for order in ("own", "swapped"))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.chain.config_evaluate import EvaluateConfig
 from pipeline.evals.bias import disparities, worst_disparity
 from pipeline.evals.changes import all_changes, cell_changes
+from pipeline.evals.config import EvaluateConfig
 from pipeline.evals.duels import Wins
 from pipeline.evals.measures import attack_cells, by_model, measure, ratings
 from pipeline.evals.results import Estimate, JudgeCard, PairAccuracy, Probe, Results

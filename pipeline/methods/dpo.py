@@ -15,13 +15,12 @@ from peft import PeftModel
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from pipeline.chain.config_train import AlignConfig
 from pipeline.core import distributed
+from pipeline.core.stage import Context
 from pipeline.records import Preference
 from pipeline.training.logprobs import pair_logprobs
 from pipeline.training.loop import Quiet, Reporter, train, training_arguments, whole_batches
 from pipeline.training.models import load_policy, lora_config, save_checkpoint
-from pipeline.training.setting import Setting
 
 
 def soft_dpo_loss(margins: torch.Tensor, labels: torch.Tensor, beta: float) -> torch.Tensor:
@@ -123,7 +122,7 @@ class SoftDPOTrainer(Quiet, DPOTrainer):
             self._metrics[mode][name].append(gather(values).mean().item())
 
 
-def trainable(preferences: Sequence[Preference], config: AlignConfig) -> list[dict[str, Any]]:
+def trainable(preferences: Sequence[Preference], config: Any) -> list[dict[str, Any]]:
     """Labelled pairs as TRL's preference rows; unparseable and too uncertain ones are left out."""
     rows = []
     for preference in preferences:
@@ -155,17 +154,17 @@ def _on_disk(rows: list[dict[str, Any]], folder: Path) -> Dataset:
 
 
 def train_dpo(
-    rows: Sequence[dict[str, Any]], base_path: str, config: AlignConfig, setting: Setting
+    rows: Sequence[dict[str, Any]], base_path: str, config: Any, context: Context
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Align the SFT model at ``base_path``, which is also the reference. Returns metrics and the log history."""
-    model, tokenizer = load_policy(base_path, setting.model)
-    reporter = Reporter(f"aligning ({config.method})", setting.tracker)
+    model, tokenizer = load_policy(base_path, context.model)
+    reporter = Reporter(f"aligning ({config.method})", context.tracker)
     arguments = training_arguments(
         config,
-        setting.model,
-        setting.launch,
-        setting.seed,
-        setting.work,
+        context.model,
+        context.launch,
+        context.seed,
+        context.work,
         rows_on_cpu=4 if config.num_reply_tokens is None else 8,
     )
     trainer = SoftDPOTrainer(
@@ -176,12 +175,12 @@ def train_dpo(
             max_length=config.max_length_tokens,
             num_reply_tokens=config.num_reply_tokens,
         ),
-        train_dataset=_on_disk(whole_batches(rows, config.global_batch_size), setting.work / "pairs"),
+        train_dataset=_on_disk(whole_batches(rows, config.global_batch_size), context.work / "pairs"),
         processing_class=tokenizer,
-        peft_config=lora_config(setting.model),
+        peft_config=lora_config(context.model),
         callbacks=[reporter],
         method=config.method,
     )
-    metrics = train(trainer, reporter, setting.watch)
-    save_checkpoint(trainer, base_path, setting.model, setting.out)
+    metrics = train(trainer, reporter, context.meter)
+    save_checkpoint(trainer, base_path, context.model, context.out)
     return metrics, reporter.history

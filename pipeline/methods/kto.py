@@ -8,11 +8,10 @@ from typing import Any
 from datasets import Dataset
 from trl import KTOConfig, KTOTrainer
 
-from pipeline.chain.config_train import AlignConfig
+from pipeline.core.stage import Context
 from pipeline.records import derived_rng
 from pipeline.training.loop import Quiet, Reporter, train, training_arguments, whole_batches
 from pipeline.training.models import load_policy, lora_config, save_checkpoint
-from pipeline.training.setting import Setting
 
 
 class QuietKTOTrainer(Quiet, KTOTrainer): ...
@@ -36,20 +35,20 @@ def _single(pair: dict[str, Any], wanted: bool) -> dict[str, Any]:
 
 
 def train_kto(
-    pairs: Sequence[dict[str, Any]], base_path: str, config: AlignConfig, setting: Setting
+    pairs: Sequence[dict[str, Any]], base_path: str, config: Any, context: Context
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Align the SFT model at ``base_path``, which is also the reference. Returns metrics and the log history."""
-    model, tokenizer = load_policy(base_path, setting.model)
-    reporter = Reporter("aligning (kto)", setting.tracker)
-    arguments = training_arguments(config, setting.model, setting.launch, setting.seed, setting.work)
+    model, tokenizer = load_policy(base_path, context.model)
+    reporter = Reporter("aligning (kto)", context.tracker)
+    arguments = training_arguments(config, context.model, context.launch, context.seed, context.work)
     trainer = QuietKTOTrainer(
         model=model,
         args=KTOConfig(**arguments, beta=config.beta, train_sampling_strategy="sequential"),
-        train_dataset=Dataset.from_list(whole_batches(wanted_or_not(pairs, setting.seed), config.global_batch_size)),
+        train_dataset=Dataset.from_list(whole_batches(wanted_or_not(pairs, context.seed), config.global_batch_size)),
         processing_class=tokenizer,
-        peft_config=lora_config(setting.model),
+        peft_config=lora_config(context.model),
         callbacks=[reporter],
     )
-    metrics = train(trainer, reporter, setting.watch)
-    save_checkpoint(trainer, base_path, setting.model, setting.out)
+    metrics = train(trainer, reporter, context.meter)
+    save_checkpoint(trainer, base_path, context.model, context.out)
     return metrics, reporter.history

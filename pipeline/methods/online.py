@@ -8,13 +8,12 @@ from typing import Any
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from pipeline.chain.config_train import AlignConfig
+from pipeline.core.stage import Context
 from pipeline.engines.hf import as_template_takes
 from pipeline.methods.rewards import RewardFunction, WeightedSum, checked
 from pipeline.records import Prompt
 from pipeline.training.loop import Quiet, Reporter, train, training_arguments, whole_batches
 from pipeline.training.models import load_policy, lora_config, save_checkpoint
-from pipeline.training.setting import Setting
 
 # TRL's names, and the ones that PPO uses for the same numbers.
 NAMES = {
@@ -52,11 +51,11 @@ def missing_eos(penalty: float, eos_token_ids: set[int]) -> Callable[..., list[f
 
 
 def train_online(
-    prompts: Sequence[Prompt], base_path: str, config: AlignConfig, rewards: WeightedSum, setting: Setting
+    prompts: Sequence[Prompt], base_path: str, config: Any, rewards: WeightedSum, context: Context
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Align the SFT model at ``base_path``, which is also the reference. Returns metrics and the log history."""
-    model, tokenizer = load_policy(base_path, setting.model)
-    reporter = Reporter(f"aligning ({config.method})", setting.tracker, NAMES)
+    model, tokenizer = load_policy(base_path, context.model)
+    reporter = Reporter(f"aligning ({config.method})", context.tracker, NAMES)
     rollout = config.rollout
     functions = [for_trl(name, function) for name, (_, function) in rewards.parts.items()]
     weights = [weight for weight, _ in rewards.parts.values()]
@@ -64,17 +63,17 @@ def train_online(
         eos = model.generation_config.eos_token_id
         functions.append(missing_eos(rollout.missing_eos_penalty, set(eos if isinstance(eos, list) else [eos])))
         weights.append(1.0)
-    arguments = training_arguments(config, setting.model, setting.launch, setting.seed, setting.work)
+    arguments = training_arguments(config, context.model, context.launch, context.seed, context.work)
     del arguments["max_length"]  # preflight lets no prompt through that does not fit
     arguments |= {
-        "num_generations": rollout.num_replies,
+        "num_generations": config.num_replies,
         "max_completion_length": rollout.max_reply_tokens,
         "temperature": rollout.temperature,
         "beta": config.beta,
         "mask_truncated_completions": rollout.drop_truncated,
         "reward_weights": weights,
     }
-    num_groups = config.global_batch_size // rollout.num_replies
+    num_groups = config.global_batch_size // config.num_replies
     make, kind = (QuietRLOOTrainer, RLOOConfig) if config.method == "rloo" else (QuietGRPOTrainer, GRPOConfig)
     trainer = make(
         model=model,
@@ -84,10 +83,10 @@ def train_online(
             [{"prompt": as_template_takes(tokenizer, prompt.messages)} for prompt in whole_batches(prompts, num_groups)]
         ),
         processing_class=tokenizer,
-        peft_config=lora_config(setting.model),
+        peft_config=lora_config(context.model),
         callbacks=[reporter],
     )
-    metrics = train(trainer, reporter, setting.watch)
-    save_checkpoint(trainer, base_path, setting.model, setting.out)
+    metrics = train(trainer, reporter, context.meter)
+    save_checkpoint(trainer, base_path, context.model, context.out)
     scores = [row["objective/scores"] for row in reporter.history]
     return {**metrics, "score_first": scores[0], "score_last": scores[-1]}, reporter.history

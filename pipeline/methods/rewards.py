@@ -7,11 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.chain.config import PreferencesConfig
 from pipeline.constitution.schema import Constitution
 from pipeline.core.errors import StageError
+from pipeline.core.log import Meter
+from pipeline.core.stage import Context
+from pipeline.core.user_functions import load_function
 from pipeline.engines.base import Engine
-from pipeline.labellers.preference import ReplyLabeller, make_labeller, sigmoid
+from pipeline.engines.reward_model import RewardModel, load_reward_model, scoring_precision
+from pipeline.engines.roles import feedback_engine
+from pipeline.labellers.base import LABELLERS, LabellerConfig, ReplyLabeller, sigmoid
+from pipeline.methods.base import CONSTITUTION, REWARD_MODEL, AlignConfig
 from pipeline.records import Message, Pool, Preference, Prompt, derived_rng, dialogue_key
 
 RewardFunction = Callable[[Sequence[list[Message]], Sequence[str]], Sequence[float]]
@@ -79,6 +84,29 @@ def checked(
     return rewards
 
 
+def make_rewards(
+    config: AlignConfig, prompts: Sequence[Prompt], context: Context, reward_model: RewardModel | None = None
+) -> WeightedSum:
+    """The weighted sum that the configuration names.
+
+    Args:
+        prompts: all that will be asked.
+        reward_model: the reward stage's, where it is in memory already.
+    """
+
+    def function(name: str) -> RewardFunction:
+        if name == REWARD_MODEL:
+            path = config.reward_model or str(context.folder("reward") / "model")
+            return (reward_model or load_reward_model(path, dtype=scoring_precision(context.model.precision))).score
+        if name == CONSTITUTION:
+            judge, engine = config.reward_judge, feedback_engine(context)
+            assert judge is not None
+            return ConstitutionReward(engine, judge, context.constitution, prompts, context.seed, context.meter)
+        return load_function(config.functions[name], f"align.functions.{name}")
+
+    return WeightedSum({name: (weight, function(name)) for name, weight in config.rewards.items()})
+
+
 def relabelled(preferences: Sequence[Preference], rewards: WeightedSum) -> list[Preference]:
     """The same pairs with σ(reward of A − reward of B) as the label, in place of what the labeller said."""
     prompts = [preference.comparison.prompt.messages for preference in preferences]
@@ -102,13 +130,15 @@ class ConstitutionReward:
     def __init__(
         self,
         engine: Engine,
-        config: PreferencesConfig,
+        config: LabellerConfig,
         constitution: Constitution,
         prompts: Sequence[Prompt],
         seed: int,
+        meter: Meter,
     ) -> None:
         self._engine, self._config, self._constitution, self._seed = engine, config, constitution, seed
-        labeller = make_labeller(config, constitution, seed)
+        self._meter = meter
+        labeller = LABELLERS[config.kind](config, constitution, seed)
         assert isinstance(labeller, ReplyLabeller), "the configuration names a judge of single replies"
         self._labeller = labeller
         self._pools: dict[str, Pool] = {prompt.key: prompt.pool for prompt in prompts}
@@ -122,6 +152,7 @@ class ConstitutionReward:
             principles = list({principle.id: principle for principle in drawn}.values())
             asked.append([self._labeller.ask(str(row), "reply", messages, reply, rule) for rule in principles])
         queries: dict[str, Any] = {query.id: query for row in asked for some in row for query in some}
+        self._meter.num_calls += len(queries)
         answers = {
             answer.id: answer
             for batch in self._engine.batches(list(queries.values()))

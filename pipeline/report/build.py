@@ -8,10 +8,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pipeline.chain.config import ModelConfig
 from pipeline.constitution.schema import Constitution
 from pipeline.core.cache import Manifest, hash_file
 from pipeline.core.errors import ArtifactError
+from pipeline.engines.models import ModelConfig
 from pipeline.evals.changes import base_measure, change_pairs
 from pipeline.evals.gate import find_guidelines, load_guidelines, rule
 from pipeline.evals.measures import ALL, DERIVED, MEASURES, better_of, how_of, title_of
@@ -119,7 +119,7 @@ def build_report(
         preset=preset if trained else "evaluation only",
         model_path=model.path if trained else results.models[0],
         tuning=model.tuning if trained else "none",
-        confidence=manifests["evaluate"].identity["config"]["confidence"],
+        confidence=manifests["evaluate"].fields["config"]["confidence"],
         deviations=deviations if trained else [],
         results=results,
         gate=gate,

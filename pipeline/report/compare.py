@@ -74,8 +74,8 @@ def _evaluation(folder: Path, label: str) -> Compared:
         results=results,
         verdicts=[v for v in read_records(found / "verdicts.jsonl", Verdict) if v.model == results.models[-1]],
         judge=manifest.metrics["judge"],
-        confidence=manifest.identity["config"]["confidence"],
-        settings={name: manifest.identity["config"][name] for name in SETTINGS},
+        confidence=manifest.fields["config"]["confidence"],
+        settings={name: manifest.fields["config"][name] for name in SETTINGS},
     )
 
 

@@ -1,1 +1,22 @@
-"""One thin file a stage: read, call, write."""
+"""The stages, in the order of the chain. A new stage is one class and one line here."""
+
+from pipeline.core.stage import Stage
+from pipeline.stages.align import Align
+from pipeline.stages.critique import Critique
+from pipeline.stages.evaluate import Evaluate
+from pipeline.stages.preferences import Preferences
+from pipeline.stages.prompts import Prompts
+from pipeline.stages.report import Report
+from pipeline.stages.reward import Reward
+from pipeline.stages.sft import Sft
+
+STAGES: tuple[Stage, ...] = (
+    Prompts(),
+    Critique(),
+    Sft(),
+    Preferences(),
+    Reward(),
+    Align(),
+    Evaluate(),
+    Report(),
+)

@@ -1,91 +1,60 @@
-"""align: optimise the SFT model on soft preferences (DPO, IPO, KTO) or on rewards (PPO, RLOO, GRPO)."""
+"""align: optimise the SFT model by the method of the configuration, on comparisons or on rewards."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pipeline.chain.config_train import AlignConfig
+from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
-from pipeline.core.cache import Manifest
-from pipeline.core.errors import StageError
-from pipeline.data.drawing import held_out_prompts, rollout_prompts
-from pipeline.records import Preference, Prompt, read_records, write_records
-from pipeline.stages.base import Inputs, Metrics
+from pipeline.core.settings import part
+from pipeline.core.stage import WEIGHTS, Context, Cost, Metrics, Prepared, Stage
+from pipeline.labellers.base import TEMPLATE, constitution_fields
+from pipeline.methods.base import METHODS, AlignConfig, method_of
 from pipeline.training.history import write_history
 
 if TYPE_CHECKING:
-    from pipeline.methods.alignment import RewardSources
-
-VERSION = 1
+    from pipeline.chain.config import Config
 
 
-def run(cfg: AlignConfig, inputs: Inputs, out: Path) -> Metrics:
-    metrics, history = _on_rewards(cfg, inputs, out) if cfg.online else _on_pairs(cfg, inputs, out)
-    if distributed.is_main():
-        write_history(out, history)
-    return metrics
+class Align(Stage):
+    """The aligned model."""
 
+    name, needs, outputs = "align", ("prompts", "sft", "preferences", "reward"), WEIGHTS
+    version = 2
 
-# --- Pairs ---------------------------------------------------------------------------------------------------------
+    def needed(self, config: Config) -> tuple[str, ...]:
+        on_pairs = METHODS[config.align.method].reads_preferences
+        read = {
+            "prompts": not on_pairs,
+            "sft": True,
+            "preferences": on_pairs,
+            "reward": config.align.trains_reward_model,
+        }
+        return tuple(name for name in self.needs if read[name])
 
+    def reads(self, config: Config, constitution: Constitution) -> dict[str, Any]:
+        found: dict[str, Any] = {"seed": config.seed, "model": part(config.model, "precision", "tuning", "lora")}
+        if not METHODS[config.align.method].reads_preferences:
+            found["policy_engine"] = config.policy_engine
+        if config.align.trains_reward_model:
+            found["reward_init"] = config.reward.init
+        if (judge := config.align.reward_judge) is not None:
+            found |= {
+                "model": part(config.model, "path", "revision", "precision", "tuning", "lora"),
+                "engine": config.engine,
+                "constitution": part(constitution, *constitution_fields(judge)),
+                "template": TEMPLATE,
+            }
+        return found
 
-def _on_pairs(cfg: AlignConfig, inputs: Inputs, out: Path) -> tuple[Metrics, list[dict[str, float]]]:
-    from pipeline.methods.dpo import train_dpo, trainable
-    from pipeline.methods.kto import train_kto
+    def check(self, prepared: Prepared) -> list[str]:
+        return method_of(prepared.config).check(prepared.config.align, prepared)
 
-    preferences = list(read_records(inputs.folders["preferences"] / "preferences.jsonl", Preference))
-    setting = inputs.setting(out)
-    if cfg.weights:
-        from pipeline.methods.alignment import make_rewards
-        from pipeline.methods.rewards import relabelled
+    def cost(self, prepared: Prepared) -> Cost:
+        return method_of(prepared.config).cost(prepared.config.align, prepared)
 
-        prompts = [preference.comparison.prompt for preference in preferences]
-        preferences = relabelled(preferences, make_rewards(cfg, _sources(inputs), prompts, setting))
-    rows = trainable(preferences, cfg)
-    if not rows:
-        raise StageError(
-            f"align has no pairs to train on: none of {len(preferences)} labels is usable; lower align.min_confidence "
-            f"(now {cfg.min_confidence:g}) or look at the labels in {inputs.folders['preferences']}."
-        )
-    train = train_kto if cfg.method == "kto" else train_dpo
-    metrics, history = train(rows, str(inputs.folders["sft"] / "model"), cfg, setting)
-    last = history[-1] if history else {}
-    rewards = {name: last.get(name) for name in ("rewards/margins", "rewards/accuracies")}
-    return {"num_pairs": len(rows), "num_left_out": len(preferences) - len(rows), **metrics, **rewards}, history
-
-
-# --- Rewards -------------------------------------------------------------------------------------------------------
-
-
-def _on_rewards(cfg: AlignConfig, inputs: Inputs, out: Path) -> tuple[Metrics, list[dict[str, float]]]:
-    from pipeline.methods.alignment import make_rewards, train_ppo
-    from pipeline.methods.online import train_online
-
-    every_prompt = list(read_records(inputs.folders["prompts"] / "prompts.jsonl", Prompt))
-    prompts = rollout_prompts(every_prompt, cfg.rollout)
-    held_out = held_out_prompts(every_prompt, cfg.rollout) if cfg.method == "ppo" else []
-    if distributed.is_main():
-        write_records(out / "prompts.jsonl", [*prompts, *held_out])
-    base_path, setting, sources = str(inputs.folders["sft"] / "model"), inputs.setting(out), _sources(inputs)
-    if cfg.method == "ppo":
-        metrics, history = train_ppo(prompts, held_out, base_path, cfg, sources, setting)
-    else:
-        rewards = make_rewards(cfg, sources, prompts, setting)
-        metrics, history = train_online(prompts, base_path, cfg, rewards, setting)
-    return {"num_prompts": len(prompts), **metrics}, history
-
-
-def _sources(inputs: Inputs) -> RewardSources:
-    from pipeline.methods.alignment import RewardSources
-
-    folder = inputs.folders.get("reward")
-    manifest = Manifest.read(folder) if folder else None
-    assert inputs.preferences is not None, "the run says how it labels"
-    return RewardSources(
-        folder=folder,
-        shares_base=manifest is not None and manifest.identity["config"]["init"] == "sft",
-        constitution=inputs.constitution,
-        engine=inputs.engine,
-        preferences=inputs.preferences,
-    )
+    def run(self, config: AlignConfig, context: Context) -> Metrics:
+        metrics, history = METHODS[config.method]().train(config, context)
+        if distributed.is_main():
+            write_history(context.out, history)
+        return metrics

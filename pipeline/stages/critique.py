@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pipeline.chain.config import CritiqueConfig
+from pydantic import Field
+
 from pipeline.constitution.critique import (
     TEMPLATE,
     critique_examples,
@@ -14,92 +15,172 @@ from pipeline.constitution.critique import (
     revision_question,
     tidy,
 )
-from pipeline.constitution.schema import Principle
+from pipeline.constitution.schema import Constitution, Principle
 from pipeline.core import distributed
+from pipeline.core.settings import Settings, part
+from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage
 from pipeline.data.drawing import take
 from pipeline.engines.base import Completion, Engine, Request, generate_all
-from pipeline.engines.models import feedback_engine, local_engine
-from pipeline.records import Exchange, Message, Prompt, Revision, derive_seed, derived_rng, read_records, write_records
-from pipeline.stages.base import Inputs, Metrics
+from pipeline.engines.roles import feedback_engine, policy_engine
+from pipeline.records import (
+    POOLS,
+    Exchange,
+    Message,
+    Prompt,
+    Revision,
+    derive_seed,
+    derived_rng,
+    read_records,
+    write_records,
+)
 
-VERSION = 1
+if TYPE_CHECKING:
+    from pipeline.chain.config import Config
+
+TOKENS_PER_TURN = 50  # for estimates of tokens read
 
 
-def run(cfg: CritiqueConfig, inputs: Inputs, out: Path) -> Metrics:
-    prompts = list(read_records(inputs.folders["prompts"] / "prompts.jsonl", Prompt))
-    chosen = {
-        pool: take([p for p in prompts if p.pool == pool and p.split == "train"], number, f"critique.num_{pool}")
-        for pool, number in (
-            ("red_team", cfg.num_red_team),
-            ("ordinary", cfg.num_ordinary),
-            ("look_alike", cfg.num_look_alike),
+class CritiqueConfig(Settings):
+    """Critique and revision (Bai et al. 2022, section 3)."""
+
+    num_rounds: int = Field(ge=1)
+    """Rounds of critique and revision, each under a new principle."""
+    num_red_team: int = Field(ge=1)
+    """Training prompts of the pool."""
+    num_ordinary: int = Field(ge=0)
+    """Training prompts of the pool."""
+    num_look_alike: int = Field(ge=0)
+    """Training prompts of the pool."""
+    num_few_shot: int = Field(ge=0)
+    """Worked examples of the constitution that the critic is shown."""
+    temperature: float = Field(ge=0, le=5)
+    """Temperature of replies, critiques and revisions; 0 is greedy."""
+    top_p: float = Field(gt=0, le=1)
+    """Nucleus of the same; 1 switches it off."""
+    max_reply_tokens: int = Field(ge=1)
+    """The most tokens of a first reply."""
+    max_critique_tokens: int = Field(ge=1)
+    """The most tokens of a critique."""
+    max_revision_tokens: int = Field(ge=1)
+    """The most tokens of a revision."""
+
+
+class Critique(Stage):
+    """First replies of the model, criticised and revised under the constitution's principles."""
+
+    name, needs, outputs = "critique", ("prompts",), ("exchanges.jsonl",)
+
+    def reads(self, config: Config, constitution: Constitution) -> dict[str, Any]:
+        return {
+            "seed": config.seed,
+            "model": part(config.model, "path", "revision", "precision"),
+            "policy_engine": config.policy_engine,
+            "engine": config.engine,
+            "constitution": part(
+                constitution,
+                "preamble",
+                "revise",
+                "worked_examples",
+                *(f"principles.{name}" for name in ("id", "tags", "weight", "critique_request", "revision_request")),
+            ),
+            "template": TEMPLATE,
+        }
+
+    def check(self, prepared: Prepared) -> list[str]:
+        asked, known = prepared.config.critique.num_few_shot, len(prepared.constitution.worked_examples)
+        if asked <= known:
+            return []
+        return [
+            f"critique.num_few_shot is {asked} but the constitution has only {known} worked examples; all are used."
+        ]
+
+    def cost(self, prepared: Prepared) -> Cost:
+        config, constitution = prepared.config.critique, prepared.constitution
+        counts = {pool: len(prepared.select(pool, "train", getattr(config, f"num_{pool}"))) for pool in POOLS}
+        num_replies = sum(counts.values())
+        num_rounds = sum(counts[pool] for pool in constitution.revise) * config.num_rounds
+        context = 6 * TOKENS_PER_TURN * (1 + min(config.num_few_shot, len(constitution.worked_examples)))
+        return Cost(
+            num_calls=num_replies + 2 * num_rounds,
+            num_tokens_written=num_replies * config.max_reply_tokens
+            + num_rounds * (config.max_critique_tokens + config.max_revision_tokens),
+            num_tokens_read=num_replies * TOKENS_PER_TURN + 2 * num_rounds * context,
         )
-    }
-    policy = local_engine(inputs.model.path, inputs.model, inputs.launch, name=inputs.model.name)
-    critic = feedback_engine(inputs.engine, inputs.model, inputs.launch, policy)
-    rounds = _Rounds(cfg, inputs, out, critic)
 
-    everyone = [prompt for pool in chosen.values() for prompt in pool]
-    replies = rounds.first_replies(policy, everyone)
-    revisions: dict[str, list[Revision]] = {prompt.id: [] for prompt in everyone}
-    revised_pools = inputs.constitution.revise
-    asked = [prompt for prompt in everyone if prompt.pool in revised_pools and replies[prompt.id].text]
-    current = {prompt.id: replies[prompt.id].text for prompt in asked}
-    for number in range(1, cfg.num_rounds + 1):
-        for prompt_id, revision in rounds.critique_and_revise(number, asked, current).items():
-            revisions[prompt_id].append(revision)
-            current[prompt_id] = revision.revision
-
-    exchanges = [
-        Exchange(
-            prompt=prompt,
-            reply=replies[prompt.id].text,
-            reply_seed=rounds.seed(prompt, 0, "reply"),
-            revisions=revisions[prompt.id],
-            policy=policy.name,
-            critic=critic.name,
-            template=TEMPLATE,
-        )
-        for prompt in everyone
-        if replies[prompt.id].text and (revisions[prompt.id] or prompt.pool not in revised_pools)
-    ]
-    if distributed.is_main():
-        write_records(out / "exchanges.jsonl", exchanges)
-    _show(exchanges, inputs)
-    return {
-        "num_exchanges": len(exchanges),
-        "num_revisions": sum(len(exchange.revisions) for exchange in exchanges),
-        "num_helpful_samples": sum(not exchange.revisions for exchange in exchanges),
-        "num_empty": rounds.num_empty,
-        "num_shortened": rounds.num_shortened,
-        "num_too_long_for_the_context": rounds.num_too_long,
-        "num_unchanged_revisions": sum(
-            revision.revision == before
-            for exchange in exchanges
-            for before, revision in zip(
-                [exchange.reply, *(r.revision for r in exchange.revisions)], exchange.revisions, strict=False
+    def run(self, config: CritiqueConfig, context: Context) -> Metrics:
+        prompts = list(read_records(context.folder("prompts") / "prompts.jsonl", Prompt))
+        everyone = [
+            prompt
+            for pool in POOLS
+            for prompt in take(
+                [p for p in prompts if p.pool == pool and p.split == "train"],
+                getattr(config, f"num_{pool}"),
+                f"critique.num_{pool}",
             )
-        ),
-        "num_distinct_critiques": len({r.critique for exchange in exchanges for r in exchange.revisions}),
-    }
+        ]
+        policy = policy_engine(context, context.model.path, "base")
+        critic = feedback_engine(context, policy)
+        rounds = _Rounds(config, context, critic)
+        replies = rounds.first_replies(policy, everyone)
+        revisions: dict[str, list[Revision]] = {prompt.id: [] for prompt in everyone}
+        revised_pools = context.constitution.revise
+        asked = [prompt for prompt in everyone if prompt.pool in revised_pools and replies[prompt.id].text]
+        current = {prompt.id: replies[prompt.id].text for prompt in asked}
+        for number in range(1, config.num_rounds + 1):
+            for prompt_id, revision in rounds.critique_and_revise(number, asked, current).items():
+                revisions[prompt_id].append(revision)
+                current[prompt_id] = revision.revision
+
+        exchanges = [
+            Exchange(
+                prompt=prompt,
+                reply=replies[prompt.id].text,
+                reply_seed=rounds.seed(prompt, 0, "reply"),
+                revisions=revisions[prompt.id],
+                policy=policy.name,
+                critic=critic.name,
+                template=TEMPLATE,
+            )
+            for prompt in everyone
+            if replies[prompt.id].text and (revisions[prompt.id] or prompt.pool not in revised_pools)
+        ]
+        if distributed.is_main():
+            write_records(context.out / "exchanges.jsonl", exchanges)
+            _show(exchanges, context)
+        return {
+            "num_exchanges": len(exchanges),
+            "num_revisions": sum(len(exchange.revisions) for exchange in exchanges),
+            "num_helpful_samples": sum(not exchange.revisions for exchange in exchanges),
+            "num_empty": rounds.num_empty,
+            "num_shortened": rounds.num_shortened,
+            "num_too_long_for_the_context": rounds.num_too_long,
+            "num_unchanged_revisions": sum(
+                revision.revision == before
+                for exchange in exchanges
+                for before, revision in zip(
+                    [exchange.reply, *(r.revision for r in exchange.revisions)], exchange.revisions, strict=False
+                )
+            ),
+            "num_distinct_critiques": len({r.critique for exchange in exchanges for r in exchange.revisions}),
+        }
 
 
 class _Rounds:
     """The steps of the method over all prompts at once, each drawn from a seed of its own."""
 
-    def __init__(self, cfg: CritiqueConfig, inputs: Inputs, out: Path, critic: Engine) -> None:
-        self._cfg, self._inputs, self._out, self._critic = cfg, inputs, out, critic
-        constitution, number = inputs.constitution, cfg.num_few_shot
+    def __init__(self, config: CritiqueConfig, context: Context, critic: Engine) -> None:
+        self._config, self._context, self._critic = config, context, critic
+        constitution, number = context.constitution, config.num_few_shot
         self._critique_examples = {pool: critique_examples(constitution, pool, number) for pool in constitution.revise}
         self._revision_examples = {pool: revision_examples(constitution, pool, number) for pool in constitution.revise}
         self.num_empty = self.num_shortened = self.num_too_long = 0
 
     def seed(self, prompt: Prompt, number: int, step: str) -> int:
-        return derive_seed(self._inputs.seed, prompt.key, number, step)
+        return derive_seed(self._context.seed, prompt.key, number, step)
 
     def first_replies(self, policy: Engine, prompts: Sequence[Prompt]) -> dict[str, Completion]:
         asks = {prompt.id: prompt.messages for prompt in prompts}
-        return self._ask(policy, "first replies", prompts, asks, 0, "reply", self._cfg.max_reply_tokens)
+        return self._ask(policy, "first replies", prompts, asks, 0, "reply", self._config.max_reply_tokens)
 
     def critique_and_revise(
         self, number: int, prompts: Sequence[Prompt], current: dict[str, str]
@@ -111,7 +192,7 @@ class _Rounds:
             for p in prompts
         }
         label = f"critiques, round {number}"
-        critiques = self._ask(self._critic, label, prompts, asks, number, "critique", self._cfg.max_critique_tokens)
+        critiques = self._ask(self._critic, label, prompts, asks, number, "critique", self._config.max_critique_tokens)
         prompts = [prompt for prompt in prompts if critiques[prompt.id].text]
         asks = {
             p.id: _asked(
@@ -121,7 +202,7 @@ class _Rounds:
             for p in prompts
         }
         label = f"revisions, round {number}"
-        revised = self._ask(self._critic, label, prompts, asks, number, "revision", self._cfg.max_revision_tokens)
+        revised = self._ask(self._critic, label, prompts, asks, number, "revision", self._config.max_revision_tokens)
         return {
             prompt.id: Revision(
                 round=number,
@@ -137,8 +218,8 @@ class _Rounds:
 
     def _principle(self, prompt: Prompt, number: int) -> Principle:
         """A principle for this round that no earlier round of this prompt has used (while there are such)."""
-        rng = derived_rng(self._inputs.seed, prompt.key, "principles")
-        return self._inputs.constitution.sample(prompt.pool, number, rng)[-1]
+        rng = derived_rng(self._context.seed, prompt.key, "principles")
+        return self._context.constitution.sample(prompt.pool, number, rng)[-1]
 
     def _ask(
         self,
@@ -156,13 +237,12 @@ class _Rounds:
                 messages=asks[prompt.id],
                 seed=self.seed(prompt, number, step),
                 max_new_tokens=max_tokens,
-                temperature=self._cfg.temperature,
-                top_p=self._cfg.top_p,
+                temperature=self._config.temperature,
+                top_p=self._config.top_p,
             )
             for prompt in prompts
         ]
-        log = self._inputs.log(self._out, f"{number}-{step}")
-        done = generate_all(engine, label, requests, log, self._inputs.watch)
+        done = generate_all(engine, label, requests, self._context, f"{number}-{step}")
         return {prompt.id: self._tidy(done[request.id]) for prompt, request in zip(prompts, requests, strict=True)}
 
     def _tidy(self, completion: Completion) -> Completion:
@@ -177,11 +257,10 @@ def _asked(examples: list[Message], question: str) -> list[Message]:
     return [*examples, Message(role="user", content=question)]
 
 
-def _show(exchanges: Sequence[Exchange], inputs: Inputs) -> None:
-    if distributed.is_main():
-        rows = [
-            (exchange.prompt.request, exchange.reply, r.principle_id, r.critique, r.revision)
-            for exchange in exchanges
-            for r in exchange.revisions
-        ]
-        inputs.tracker.table("critique/samples", ("prompt", "reply", "principle", "critique", "revision"), rows[:50])
+def _show(exchanges: Sequence[Exchange], context: Context) -> None:
+    rows = [
+        (exchange.prompt.request, exchange.reply, r.principle_id, r.critique, r.revision)
+        for exchange in exchanges
+        for r in exchange.revisions
+    ]
+    context.tracker.table("critique/samples", ("prompt", "reply", "principle", "critique", "revision"), rows[:50])

@@ -1,62 +1,150 @@
-"""preferences: two samples from the SFT model for each prompt, and an AI labeller's soft opinion of them."""
+"""preferences: two replies to each prompt, and an AI labeller's soft opinion of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pipeline.chain.config import PreferencesConfig
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+
 from pipeline.constitution.critique import tidy
-from pipeline.constitution.schema import Contrast, Principle
+from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
+from pipeline.core.settings import Settings, part
+from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage
 from pipeline.data.drawing import take
-from pipeline.engines.base import Engine, Request, generate_all, score_all
-from pipeline.engines.models import feedback_engine, local_engine
-from pipeline.labellers.preference import TEMPLATE, binary_entropy_bits, label_clamp, make_labeller, soft_label
-from pipeline.records import Comparison, Preference, Prompt, derive_seed, derived_rng, read_records, write_records
-from pipeline.stages.base import Inputs, Metrics
+from pipeline.engines.base import Request, generate_all
+from pipeline.engines.roles import BASE, feedback_engine, policy_engine
+from pipeline.labellers.base import LABELLERS, TEMPLATE, LabellerConfig, binary_entropy_bits, constitution_fields
+from pipeline.labellers.label import label, num_calls
+from pipeline.methods.base import METHODS
+from pipeline.records import POOLS, Comparison, Preference, Prompt, derive_seed, read_records, write_records
 
-VERSION = 2
+if TYPE_CHECKING:
+    from pipeline.chain.config import Config
+
+TOKENS_PER_TURN = 50  # for estimates of tokens read
+PURPOSE = "labels"  # names the draw of principles
 
 
-def run(cfg: PreferencesConfig, inputs: Inputs, out: Path) -> Metrics:
-    prompts = list(read_records(inputs.folders["prompts"] / "prompts.jsonl", Prompt))
-    chosen: list[Prompt] = []
-    for pool, number in (
-        ("red_team", cfg.num_red_team),
-        ("ordinary", cfg.num_ordinary),
-        ("look_alike", cfg.num_look_alike),
-    ):
-        pool_prompts = [prompt for prompt in prompts if prompt.pool == pool and prompt.split == "train"]
-        chosen += take(pool_prompts, number, f"preferences.num_{pool}")
+class PreferencesConfig(Settings):
+    """Comparisons and their AI labels (Bai et al. 2022, section 4.1)."""
 
-    sampler = _Sampler(cfg, inputs, out)
-    contrasts = inputs.constitution.contrast_prompts(cfg.num_contrasts)
-    if cfg.pairs == "contrast" and inputs.constitution.opening():
-        comparisons = sampler.contrast_pairs(chosen)
-    else:
-        comparisons = sampler.sampled_pairs(chosen)
-    worked = sampler.worked_pairs(contrasts)
-    labeller = feedback_engine(inputs.engine, inputs.model, inputs.launch, policy=None)
-    preferences = _label(comparisons, labeller, cfg, inputs, out) + [_written(comparison) for comparison in worked]
-    if distributed.is_main():
-        write_records(out / "preferences.jsonl", preferences)
-        _show(preferences, inputs)
-    return {
-        "num_prompts": len(chosen),
-        "num_written_labels": len(worked),
-        "num_empty_dropped": sampler.num_empty,
-        "num_identical_dropped": sampler.num_identical,
-        **label_statistics(preferences),
-    }
+    labeller: Annotated[SerializeAsAny[LabellerConfig], BeforeValidator(LABELLERS.parse)]
+    """Who says which reply is better."""
+    pairs: Literal["contrast", "sampled"]
+    """``contrast``: a reply that declines beside one of the base model's; ``sampled``: two of the SFT model's."""
+    num_contrasts: int = Field(ge=0)
+    """How many of the constitution's contrasts become comparisons whose label is written."""
+    num_red_team: int = Field(ge=0)
+    """Training prompts of the pool."""
+    num_ordinary: int = Field(ge=0)
+    """Training prompts of the pool."""
+    num_look_alike: int = Field(ge=0)
+    """Training prompts of the pool."""
+    temperature: float = Field(ge=0, le=5)
+    """Temperature of the replies."""
+    top_p: float = Field(gt=0, le=1)
+    """Nucleus of the replies; 1 switches it off."""
+    max_reply_tokens: int = Field(ge=1)
+    """The most tokens of a reply."""
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> Self:
+        if self.num_red_team + self.num_ordinary + self.num_look_alike == 0:
+            raise ValueError(
+                "{here}.num_red_team, {here}.num_ordinary and {here}.num_look_alike are all 0; label some comparisons"
+            )
+        if self.temperature == 0:
+            raise ValueError("{here}.temperature is 0, so both replies would be the same; set it above 0")
+        return self
+
+    def labelled_prompts(self, prepared: Prepared) -> list[Prompt]:
+        """The prompts whose comparisons the labeller is asked about."""
+        return [p for pool in POOLS for p in prepared.select(pool, "train", getattr(self, f"num_{pool}"))]
+
+    def compared_prompts(self, prepared: Prepared) -> list[Prompt]:
+        """The prompts of all comparisons, those of contrasts included, where no reply comes out empty."""
+        written = prepared.constitution.contrast_prompts(self.num_contrasts)
+        return self.labelled_prompts(prepared) + [prompt for _, *both in written for prompt in both]
+
+
+class Preferences(Stage):
+    """Comparisons with soft labels."""
+
+    name, needs, outputs = "preferences", ("prompts", "sft"), ("preferences.jsonl",)
+    version = 3
+
+    def wanted(self, config: Config) -> bool:
+        method = METHODS[config.align.method]
+        return super().wanted(config) and (method.reads_preferences or config.align.trains_reward_model)
+
+    def reads(self, config: Config, constitution: Constitution) -> dict[str, Any]:
+        own = config.preferences
+        fields = set(constitution_fields(own.labeller))
+        if own.pairs == "contrast":  # how refusals begin
+            fields |= {"contrasts", "worked_examples"}
+        if own.num_contrasts:
+            fields |= {"contrasts"}
+        return {
+            "seed": config.seed,
+            "model": part(config.model, "path", "revision", "precision"),
+            "policy_engine": config.policy_engine,
+            "engine": config.engine,
+            "constitution": part(constitution, *sorted(fields)),
+            "template": TEMPLATE,
+        }
+
+    def cost(self, prepared: Prepared) -> Cost:
+        config, seed = prepared.config.preferences, prepared.config.seed
+        labelled, written = config.labelled_prompts(prepared), config.compared_prompts(prepared)
+        written = written[len(labelled) :]
+        placeholders = [
+            Comparison(id=prompt.id, prompt=prompt, reply_a="a", reply_b="b", seed_a=0, seed_b=0) for prompt in labelled
+        ]
+        num_asked = num_calls(placeholders, config.labeller, prepared.constitution, seed, PURPOSE)
+        num_replies = 2 * len(labelled) + len(written)
+        return Cost(
+            num_calls=num_replies + num_asked,
+            num_tokens_written=num_replies * config.max_reply_tokens
+            + num_asked * getattr(config.labeller, "max_reasoning_tokens", 0),
+            num_tokens_read=num_asked * (4 * TOKENS_PER_TURN + config.max_reply_tokens),
+        )
+
+    def run(self, config: PreferencesConfig, context: Context) -> Metrics:
+        prompts = list(read_records(context.folder("prompts") / "prompts.jsonl", Prompt))
+        chosen: list[Prompt] = []
+        for pool in POOLS:
+            of_pool = [prompt for prompt in prompts if prompt.pool == pool and prompt.split == "train"]
+            chosen += take(of_pool, getattr(config, f"num_{pool}"), f"preferences.num_{pool}")
+
+        sampler = _Sampler(config, context)
+        if config.pairs == "contrast" and context.constitution.opening():
+            comparisons = sampler.contrast_pairs(chosen)
+        else:
+            comparisons = sampler.sampled_pairs(chosen)
+        written = sampler.worked_pairs() if config.num_contrasts else []
+        labeller, constitution = feedback_engine(context), context.constitution
+        preferences = label(comparisons, labeller, config.labeller, constitution, context.seed, context, PURPOSE)
+        preferences += [_written(comparison) for comparison in written]
+        if distributed.is_main():
+            write_records(context.out / "preferences.jsonl", preferences)
+            _show(preferences, context)
+        return {
+            "num_prompts": len(chosen),
+            "num_written_labels": len(written),
+            "num_empty_dropped": sampler.num_empty,
+            "num_identical_dropped": sampler.num_identical,
+            **label_statistics(preferences),
+        }
 
 
 class _Sampler:
     """Draws the two replies of each pair, and counts what was of no use."""
 
-    def __init__(self, cfg: PreferencesConfig, inputs: Inputs, out: Path) -> None:
-        self._cfg, self._inputs, self._out = cfg, inputs, out
+    def __init__(self, config: PreferencesConfig, context: Context) -> None:
+        self._config, self._context = config, context
         self.num_empty = self.num_identical = 0
 
     def sampled_pairs(self, prompts: Sequence[Prompt]) -> list[Comparison]:
@@ -67,21 +155,22 @@ class _Sampler:
     def contrast_pairs(self, prompts: Sequence[Prompt]) -> list[Comparison]:
         """The SFT model made to decline, beside what the base model would have said: the two ways to go wrong, one on
         harmful requests and the other on harmless ones."""
-        declining = self._replies("sft", prompts, "a", begun=self._inputs.constitution.opening())
-        return self._pairs(prompts, declining, self._replies("base", prompts, "b"))
+        declining = self._replies("sft", prompts, "a", begun=self._context.constitution.opening())
+        return self._pairs(prompts, declining, self._replies(BASE, prompts, "b"))
 
-    def worked_pairs(self, contrasts: Sequence[tuple[Contrast, Prompt, Prompt]]) -> list[Comparison]:
+    def worked_pairs(self) -> list[Comparison]:
         """The constitution's contrasts: its own refusal beside the base model's reply, to the harmful request and,
         with the same refusal, to the harmless twin."""
+        contrasts = self._context.constitution.contrast_prompts(self._config.num_contrasts)
         prompts = [prompt for _, harmful, twin in contrasts for prompt in (harmful, twin)]
         if not prompts:
             return []
         refusals = {prompt.id: contrast.revision for contrast, *both in contrasts for prompt in both}
-        return self._pairs(prompts, refusals, self._replies("base", prompts, "b"))
+        return self._pairs(prompts, refusals, self._replies(BASE, prompts, "b"))
 
     def _replies(self, who: str, prompts: Sequence[Prompt], side: str, begun: str = "") -> dict[str, str]:
-        model, config = self._inputs.model, self._cfg
-        path = model.path if who == "base" else str(self._inputs.folders["sft"] / "model")
+        config = self._config
+        path = self._context.model.path if who == BASE else str(self._context.folder("sft") / "model")
         requests = [
             Request(
                 id=f"{prompt.id}/{side}",
@@ -94,9 +183,9 @@ class _Sampler:
             )
             for prompt in prompts
         ]
-        engine = local_engine(path, model, self._inputs.launch, name=who)
+        engine = policy_engine(self._context, path, who)
         label = f"replies of {who}" + (" that decline" if begun else "")
-        done = generate_all(engine, label, requests, self._inputs.log(self._out, "replies"), self._inputs.watch)
+        done = generate_all(engine, label, requests, self._context, "replies")
         kept = {request.id.rpartition("/")[0]: done[request.id] for request in requests}
         return {
             prompt_id: tidy(f"{begun} {reply.text}".strip(), cut_off=reply.finish == "length") if reply.text else ""
@@ -104,7 +193,7 @@ class _Sampler:
         }
 
     def _seed(self, prompt: Prompt, side: str) -> int:
-        return derive_seed(self._inputs.seed, prompt.key, "preference", side)
+        return derive_seed(self._context.seed, prompt.key, "preference", side)
 
     def _pairs(self, prompts: Sequence[Prompt], a: dict[str, str], b: dict[str, str]) -> list[Comparison]:
         comparisons = []
@@ -135,38 +224,6 @@ def _written(comparison: Comparison) -> Preference:
     )
 
 
-def _label(
-    comparisons: Sequence[Comparison], engine: Engine, cfg: PreferencesConfig, inputs: Inputs, out: Path
-) -> list[Preference]:
-    labeller = make_labeller(cfg, inputs.constitution, inputs.seed)
-    drawn: list[tuple[Comparison, Principle]] = [
-        (comparison, principle)
-        for comparison in comparisons
-        for principle in inputs.constitution.sample(
-            comparison.prompt.pool, cfg.num_principles, derived_rng(inputs.seed, comparison.prompt.key, "labels")
-        )
-    ]
-    drawn = list({(comparison.id, principle.id): (comparison, principle) for comparison, principle in drawn}.values())
-    requests = [request for pair in drawn for request in labeller.reasoning(*pair)]
-    log = inputs.log(out, "reasoning")
-    thoughts = generate_all(engine, "chains of thought", requests, log, inputs.watch) if requests else {}
-    queries = {query.id: query for pair in drawn for query in labeller.queries(*pair, thoughts)}
-    answers = score_all(engine, "labels", list(queries.values()), inputs.log(out, "answers"), inputs.watch)
-    judgements: dict[str, list] = {comparison.id: [] for comparison in comparisons}
-    for comparison, principle in drawn:
-        judgements[comparison.id].append(labeller.judge(comparison, principle, answers, thoughts))
-    return [
-        Preference(
-            comparison=comparison,
-            judgements=judgements[comparison.id],
-            probability_a=soft_label([j.logit for j in judgements[comparison.id]], label_clamp(cfg)),
-            labeller=f"{cfg.labeller}:{engine.name}",
-            template=TEMPLATE,
-        )
-        for comparison in comparisons
-    ]
-
-
 def label_statistics(preferences: Sequence[Preference]) -> Metrics:
     """What the labels are like, before anyone trains on them."""
     labelled = [(p, p.probability_a) for p in preferences if p.probability_a is not None]
@@ -185,9 +242,9 @@ def label_statistics(preferences: Sequence[Preference]) -> Metrics:
     }
 
 
-def _show(preferences: Sequence[Preference], inputs: Inputs) -> None:
+def _show(preferences: Sequence[Preference], context: Context) -> None:
     rows = [
         (p.comparison.prompt.request, p.comparison.reply_a, p.comparison.reply_b, p.probability_a)
         for p in preferences[:50]
     ]
-    inputs.tracker.table("preferences/samples", ("prompt", "reply_a", "reply_b", "probability_a"), rows)
+    context.tracker.table("preferences/samples", ("prompt", "reply_a", "reply_b", "probability_a"), rows)

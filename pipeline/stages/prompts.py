@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
-from pipeline.chain.config_sources import DataConfig
+from pipeline.core.stage import Context, Metrics, Stage
 from pipeline.data.loading import load_prompts
+from pipeline.data.sources import DataConfig
 from pipeline.records import write_records
-from pipeline.stages.base import Inputs, Metrics
-
-VERSION = 1
 
 
-def run(cfg: DataConfig, inputs: Inputs, out: Path) -> Metrics:
-    loaded = load_prompts(cfg)
-    write_records(out / "prompts.jsonl", loaded.prompts)
-    counts = Counter(f"{prompt.pool}/{prompt.split}" for prompt in loaded.prompts)
-    return {
-        "num_prompts": len(loaded.prompts),
-        "num_by_pool_and_split": dict(sorted(counts.items())),
-        "num_empty_dropped": loaded.num_empty,
-        "num_duplicates_dropped": loaded.num_duplicate,
-    }
+class Prompts(Stage):
+    """The prompts of all pools with the split that each belongs to."""
+
+    name, section, outputs = "prompts", "data", ("prompts.jsonl",)
+    parallel = trains = False
+
+    def run(self, config: DataConfig, context: Context) -> Metrics:
+        loaded = load_prompts(config)
+        write_records(context.out / "prompts.jsonl", loaded.prompts)
+        counts = Counter(f"{prompt.pool}/{prompt.split}" for prompt in loaded.prompts)
+        return {
+            "num_prompts": len(loaded.prompts),
+            "num_by_pool_and_split": dict(sorted(counts.items())),
+            "num_empty_dropped": loaded.num_empty,
+            "num_duplicates_dropped": loaded.num_duplicate,
+        }

@@ -2,25 +2,64 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pipeline.chain.config import ReportConfig
-from pipeline.evals.gate import gate_metrics
+from pipeline.constitution.paper import deviations_from_paper
+from pipeline.constitution.schema import Constitution
+from pipeline.core.cache import hash_file
+from pipeline.core.settings import Settings, part
+from pipeline.core.stage import Context, Metrics, Prepared, Stage
+from pipeline.evals.gate import find_guidelines, gate_metrics, load_guidelines
 from pipeline.report.build import build_report
 from pipeline.report.write import write_report
-from pipeline.stages.base import Inputs, Metrics
 
-VERSION = 3
+if TYPE_CHECKING:
+    from pipeline.chain.config import Config
 
 
-def run(cfg: ReportConfig, inputs: Inputs, out: Path) -> Metrics:
-    report = build_report(
-        inputs.folders,
-        model=inputs.model,
-        guidelines=inputs.guidelines,
-        preset=inputs.preset,
-        deviations=inputs.deviations,
-        constitution=inputs.constitution,
-    )
-    write_report(report, out)
-    return {"verdict": report.headline, **gate_metrics(report.gate)}
+class Guidelines:
+    """The written limits, which a cache key holds by content."""
+
+    def __init__(self, name: str | None) -> None:
+        self.name = name
+
+    def key(self) -> str | None:
+        return hash_file(find_guidelines(self.name)) if self.name else None
+
+
+class Report(Stage):
+    """Everything that was found, for people."""
+
+    name = "report"
+    needs = ("prompts", "critique", "sft", "preferences", "reward", "align", "evaluate")
+    outputs = ("report.md", "report.html", "model_card.md", "gate.json", "tables/*")
+    version = 4
+    parallel = trains = False
+    reads_whole_inputs = True
+
+    def reads(self, config: Config, constitution: Constitution) -> dict[str, Any]:
+        return {
+            "guidelines": Guidelines(config.evaluate.guidelines),
+            "model": part(config.model, "name", "path", "tuning"),
+            "constitution": constitution,
+            "preset": config.preset,
+            "deviations": deviations_from_paper(config, constitution),
+            "checkpoints": list(config.evaluate.checkpoints),
+        }
+
+    def check(self, prepared: Prepared) -> list[str]:
+        if prepared.config.evaluate.guidelines is not None:
+            load_guidelines(find_guidelines(prepared.config.evaluate.guidelines))
+        return []
+
+    def run(self, config: Settings, context: Context) -> Metrics:
+        report = build_report(
+            context.folders,
+            model=context.model,
+            guidelines=context.guidelines.name,
+            preset=context.preset,
+            deviations=context.deviations,
+            constitution=context.constitution,
+        )
+        write_report(report, context.out)
+        return {"verdict": report.headline, **gate_metrics(report.gate)}

@@ -5,90 +5,177 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import fmean, pstdev
-from typing import get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pipeline.chain.config_train import RewardConfig
+from pydantic import Field
+
+from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
 from pipeline.core.errors import StageError
 from pipeline.core.log import warn
+from pipeline.core.settings import part
+from pipeline.core.stage import WEIGHTS, Context, Cost, Metrics, Prepared, Stage
+from pipeline.data.splits import refuse_overlap
 from pipeline.engines.base import ReplyQuery, Scored, Worklist
+from pipeline.engines.models import check_can_classify
 from pipeline.evals.calibration import held_out_metrics
 from pipeline.evals.cases import human_pairs
+from pipeline.evals.config import HumanPairsConfig
 from pipeline.evals.labellers import comparison_of
 from pipeline.evals.results import Estimate
 from pipeline.evals.text import words
-from pipeline.records import PairSource, Preference, RewardScore, derive_seed, derived_rng, read_records, write_records
-from pipeline.stages.base import Inputs, Metrics
+from pipeline.methods.base import num_steps
+from pipeline.records import (
+    Comparison,
+    PairSource,
+    Preference,
+    RewardScore,
+    derive_seed,
+    derived_rng,
+    dialogue_key,
+    read_records,
+    write_records,
+)
+from pipeline.training.config import TrainConfig
 from pipeline.training.history import write_history
 
-VERSION = 1
+if TYPE_CHECKING:
+    from pipeline.chain.config import Config
+
 HUMAN = "human"
+TOKENS_PER_TURN = 50  # for estimates of tokens read
 
 
-def run(cfg: RewardConfig, inputs: Inputs, out: Path) -> Metrics:
-    from pipeline.engines.reward_model import load_reward_model, write_reward_scaling
-    from pipeline.training.reward import train_reward
+class RewardConfig(TrainConfig):
+    """A Bradley-Terry model of the labels, trained on harmlessness and helpfulness comparisons."""
 
-    notes: list[str] = []
-    preferences = list(read_records(inputs.folders["preferences"] / "preferences.jsonl", Preference))
-    preferences += human_preferences(cfg, inputs.seed, notes)
-    labelled = usable(preferences, cfg.hard_labels)
-    rest, held_out = split_by_prompt(labelled, cfg.held_out_fraction)
-    training = mixed(rest, cfg.helpful_ratio, inputs.seed)
-    reference = [preference for preference in training if source_of(preference) != HUMAN]
-    if not reference or not held_out:
-        what = "AI-labelled pairs to train on" if not reference else "pairs to hold out"
-        raise StageError(
-            f"reward has no {what}: of {len(preferences)} pairs {len(labelled)} have a usable label, "
-            f"{len(held_out)} are held out, and each harmlessness pair admits {cfg.helpful_ratio:g} helpfulness pairs; "
-            f"have more pairs labelled (preferences.num_red_team) or look at those in {inputs.folders['preferences']}."
-        )
-    if distributed.is_main():
-        write_records(out / "rows.jsonl", training)
-    base_path = str(inputs.folders["sft"] / "model") if cfg.init == "sft" else inputs.model.path
-    metrics, history = train_reward(training, base_path, cfg, inputs.setting(out))
-    model = load_reward_model(str(out / "model"), batch_rows=inputs.launch.batch_rows)
-    asks = [ask for preference in (*held_out, *reference) for ask in queries(preference)]
-    log = inputs.log(out, "scores")
-    found = Worklist(log, Scored, inputs.watch).run("scoring replies", model.batches(asks), model.score_batch)
-    logits = {row_id: row.score for row_id, row in found.items()}
-    if not all(map(math.isfinite, logits.values())):
-        raise StageError("reward: the trained model's scores are not finite; lower reward.learning_rate.")
-    gauged = [logits[ask.id] for preference in reference for ask in queries(preference)]
-    mean, std = fmean(gauged), pstdev(gauged) or 1.0
-    scores = [reward_score(preference, logits) for preference in held_out]
-    held_out_found = held_out_metrics(scores)
-    if distributed.is_main():
-        if (held_out_found["accuracy"]["low"] or 0) <= 0.5:
-            warn(
-                f"the reward model agrees with {Estimate(**held_out_found['accuracy'])} of held-out labels, which may "
-                "be chance; have more pairs labelled (preferences.num_red_team) before training against it."
+    init: Literal["sft", "base"] = "sft"
+    """Start from the SFT model (PPO then shares one base for everything) or from the base model."""
+    helpful_ratio: float = Field(default=1.0, ge=0)
+    """At most so many helpfulness comparisons (ordinary requests and look-alikes) for each harmlessness comparison."""
+    human: HumanPairsConfig = HumanPairsConfig()
+    """Comparisons that people decided, beside the AI's."""
+    hard_labels: bool = False
+    """Round each label to 0 or 1; a tie is left out."""
+    held_out_fraction: float = Field(default=0.2, ge=0.05, le=0.5)
+    """Share of the prompts kept back to measure accuracy and calibration."""
+    center_coefficient: float = Field(default=0.01, ge=0)
+    """Weight of the squared sum of a pair's rewards in the loss: keeps them near zero (arXiv 2312.09244, eq. 2)."""
+
+
+class Reward(Stage):
+    """The reward model."""
+
+    name, needs = "reward", ("sft", "preferences")
+    outputs = ("scores.jsonl", "model/config.json", *WEIGHTS)
+    version = 2
+
+    def wanted(self, config: Config) -> bool:
+        return super().wanted(config) and config.align.trains_reward_model
+
+    def reads(self, config: Config, constitution: Constitution) -> dict[str, Any]:
+        base = ("path", "revision") if config.reward.init == "base" else ()
+        return {"seed": config.seed, "model": part(config.model, "precision", "tuning", "lora", *base)}
+
+    def check(self, prepared: Prepared) -> list[str]:
+        from pipeline.engines.reward_model import check_scoring
+
+        config, notes = prepared.config, list[str]()
+        human = human_pairs(config.reward.human, notes)
+        held_out = [prompt for prompt in prepared.prompts if prompt.split != "train"]
+        refuse_overlap(held_out, {dialogue_key(pair.messages): "reward.human" for pair in human})
+        check_can_classify(config.model.path, config.model.revision, "model.path")
+        check_scoring(config.model.path, config.model.revision, "model.path")
+        return notes
+
+    def cost(self, prepared: Prepared) -> Cost:
+        config, seed = prepared.config, prepared.config.seed
+        prompts = config.preferences.compared_prompts(prepared)
+        placeholders = [
+            Preference(
+                comparison=Comparison(id=p.id, prompt=p, reply_a="a", reply_b="b", seed_a=0, seed_b=0),
+                judgements=[],
+                probability_a=1.0,
+                labeller="",
+                template="",
             )
-        write_history(out, history)
-        write_reward_scaling(out / "model", mean, std)
-        write_records(out / "scores.jsonl", scores)
-        measured = {name: held_out_found[name]["value"] for name in ("accuracy", "loss_held_out")}
-        inputs.tracker.log({f"reward/{name}": value for name, value in measured.items() if value is not None})
-    return {
-        "num_train": count_by_source(training),
-        "num_held_out": count_by_source(held_out),
-        "num_unusable": len(preferences) - len(labelled),
-        "num_left_out_by_ratio": len(rest) - len(training),
-        **metrics,
-        **held_out_found,
-        "num_reference_replies": len(gauged),
-        "reward_mean": mean,
-        "reward_std": std,
-        "notes": notes,
-    }
+            for p in prompts
+        ]
+        pairs = placeholders + human_preferences(config.reward, seed, [])
+        rest, held_out = split_by_prompt(pairs, config.reward.held_out_fraction)
+        training = mixed(rest, config.reward.helpful_ratio, seed)
+        num_reference = sum(source_of(pair) != HUMAN for pair in training)
+        tokens = 2 * (TOKENS_PER_TURN + config.preferences.max_reply_tokens)
+        return Cost(
+            num_calls=2 * (len(held_out) + num_reference),
+            num_tokens_read=round(len(training) * tokens * config.reward.num_epochs),
+            num_steps=num_steps(len(training), config.reward),
+        )
+
+    def run(self, config: RewardConfig, context: Context) -> Metrics:
+        from pipeline.engines.reward_model import load_reward_model, write_reward_scaling
+        from pipeline.training.reward import train_reward
+
+        notes: list[str] = []
+        preferences = list(read_records(context.folder("preferences") / "preferences.jsonl", Preference))
+        preferences += human_preferences(config, context.seed, notes)
+        labelled = usable(preferences, config.hard_labels)
+        rest, held_out = split_by_prompt(labelled, config.held_out_fraction)
+        training = mixed(rest, config.helpful_ratio, context.seed)
+        reference = [preference for preference in training if source_of(preference) != HUMAN]
+        if not reference or not held_out:
+            what = "AI-labelled pairs to train on" if not reference else "pairs to hold out"
+            raise StageError(
+                f"reward has no {what}: of {len(preferences)} pairs {len(labelled)} have a usable label, "
+                f"{len(held_out)} are held out, and each harmlessness pair admits {config.helpful_ratio:g} helpfulness "
+                f"pairs; label more pairs (preferences.num_red_team) or look at those in "
+                f"{context.folder('preferences')}."
+            )
+        if distributed.is_main():
+            write_records(context.out / "rows.jsonl", training)
+        base_path = str(context.folder("sft") / "model") if config.init == "sft" else context.model.path
+        metrics, history = train_reward(training, base_path, config, config.center_coefficient, context)
+        model = load_reward_model(str(context.out / "model"), batch_rows=context.launch.batch_rows)
+        asks = [ask for preference in (*held_out, *reference) for ask in queries(preference)]
+        work = Worklist(context.log("scores"), Scored, context.meter)
+        found = work.run("scoring replies", model.batches(asks), model.score_batch)
+        logits = {row_id: row.score for row_id, row in found.items()}
+        if not all(map(math.isfinite, logits.values())):
+            raise StageError("reward: the trained model's scores are not finite; lower reward.learning_rate.")
+        gauged = [logits[ask.id] for preference in reference for ask in queries(preference)]
+        mean, std = fmean(gauged), pstdev(gauged) or 1.0
+        scores = [reward_score(preference, logits) for preference in held_out]
+        held_out_found = held_out_metrics(scores)
+        if distributed.is_main():
+            if (held_out_found["accuracy"]["low"] or 0) <= 0.5:
+                warn(
+                    f"the reward model agrees with {Estimate(**held_out_found['accuracy'])} of held-out labels, which "
+                    "may be chance; label more pairs (preferences.num_red_team) before training against it."
+                )
+            write_history(context.out, history)
+            write_reward_scaling(context.out / "model", mean, std)
+            write_records(context.out / "scores.jsonl", scores)
+            measured = {name: held_out_found[name]["value"] for name in ("accuracy", "loss_held_out")}
+            context.tracker.log({f"reward/{name}": value for name, value in measured.items() if value is not None})
+        return {
+            "num_train": count_by_source(training),
+            "num_held_out": count_by_source(held_out),
+            "num_unusable": len(preferences) - len(labelled),
+            "num_left_out_by_ratio": len(rest) - len(training),
+            **metrics,
+            **held_out_found,
+            "num_reference_replies": len(gauged),
+            "reward_mean": mean,
+            "reward_std": std,
+            "notes": notes,
+        }
 
 
-def human_preferences(cfg: RewardConfig, seed: int, notes: list[str]) -> list[Preference]:
+def human_preferences(config: RewardConfig, seed: int, notes: list[str]) -> list[Preference]:
     """People's choices as certain labels. Sides are drawn, so that the position of a reply says nothing."""
     found = []
-    for pair in human_pairs(cfg.human, notes):
+    for pair in human_pairs(config.human, notes):
         turned = bool(derive_seed(seed, "human pair", pair.id) % 2)
         chosen_first = comparison_of(pair, split="train")
         found.append(

@@ -4,32 +4,77 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.chain.config_train import SftConfig
+from pydantic import Field
+
 from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
 from pipeline.core.errors import StageError
-from pipeline.records import Exchange, Message, TrainingRow, derived_rng, read_records, write_records
-from pipeline.stages.base import Inputs, Metrics
+from pipeline.core.settings import part
+from pipeline.core.stage import WEIGHTS, Context, Cost, Metrics, Prepared, Stage
+from pipeline.methods.base import num_steps
+from pipeline.records import POOLS, Exchange, Message, TrainingRow, derived_rng, read_records, write_records
+from pipeline.training.config import TrainConfig
 from pipeline.training.history import write_history
 
-VERSION = 2
+if TYPE_CHECKING:
+    from pipeline.chain.config import Config
+
+TOKENS_PER_TURN = 50  # for estimates of tokens read
 
 
-def run(cfg: SftConfig, inputs: Inputs, out: Path) -> Metrics:
-    from pipeline.training.sft import train_sft
+class SftConfig(TrainConfig):
+    """Supervised fine-tuning on revisions and helpful samples (Bai et al. 2022, section 3)."""
 
-    exchanges = list(read_records(inputs.folders["critique"] / "exchanges.jsonl", Exchange))
-    rows = training_rows(exchanges, inputs.constitution, cfg, inputs.seed)
-    if not rows:
-        raise StageError("sft has no rows to train on: every critique or revision came out empty; see the exchanges.")
-    if distributed.is_main():
-        write_records(out / "rows.jsonl", rows)
-    metrics, history = train_sft(rows, cfg, inputs.setting(out))
-    if distributed.is_main():
-        write_history(out, history)
-    return {"num_rows": len(rows), "num_by_origin": dict(Counter(row.origin for row in rows)), **metrics}
+    revisions: Literal["all", "last"] = "all"
+    """Train on the revision of every round, or only on the last."""
+    helpful_ratio: float = Field(default=1.0, ge=0)
+    """Helpful samples (the model's own replies to harmless requests) for each revision, at most."""
+    worked_examples: bool = True
+    """Train on the constitution's worked examples, good answers and contrasts, too."""
+    num_contrasts: int | None = Field(default=None, ge=0)
+    """How many of the constitution's contrasts are among them; null: all."""
+
+
+class Sft(Stage):
+    """Supervised fine-tuning of the base model."""
+
+    name, needs, outputs = "sft", ("critique",), ("rows.jsonl", *WEIGHTS)
+    version = 3
+
+    def reads(self, config: Config, constitution: Constitution) -> dict[str, Any]:
+        examples = ("worked_examples", "good_answers", "contrasts") if config.sft.worked_examples else ()
+        return {
+            "seed": config.seed,
+            "model": part(config.model, "path", "revision", "precision", "tuning", "lora"),
+            "constitution": part(constitution, *examples),
+        }
+
+    def cost(self, prepared: Prepared) -> Cost:
+        config, critique, constitution = prepared.config.sft, prepared.config.critique, prepared.constitution
+        counts = {pool: len(prepared.select(pool, "train", getattr(critique, f"num_{pool}"))) for pool in POOLS}
+        num_revised = sum(counts[pool] for pool in constitution.revise)
+        num_revisions = num_revised * (critique.num_rounds if config.revisions == "all" else 1)
+        num_helpful = min(sum(counts.values()) - num_revised, round(config.helpful_ratio * num_revisions))
+        num_written = len(constitution_rows(constitution, config.num_contrasts)) if config.worked_examples else 0
+        num_rows = num_revisions + num_helpful + num_written
+        tokens = TOKENS_PER_TURN + critique.max_revision_tokens
+        return Cost(num_tokens_read=round(num_rows * tokens * config.num_epochs), num_steps=num_steps(num_rows, config))
+
+    def run(self, config: SftConfig, context: Context) -> Metrics:
+        from pipeline.training.sft import train_sft
+
+        exchanges = list(read_records(context.folder("critique") / "exchanges.jsonl", Exchange))
+        rows = training_rows(exchanges, context.constitution, config, context.seed)
+        if not rows:
+            raise StageError("sft has no rows to train on: every critique or revision came out empty.")
+        if distributed.is_main():
+            write_records(context.out / "rows.jsonl", rows)
+        metrics, history = train_sft(rows, config, context)
+        if distributed.is_main():
+            write_history(context.out, history)
+        return {"num_rows": len(rows), "num_by_origin": dict(Counter(row.origin for row in rows)), **metrics}
 
 
 def training_rows(

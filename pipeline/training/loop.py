@@ -12,13 +12,12 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from pipeline.chain.config import LaunchConfig, ModelConfig
-from pipeline.chain.config_train import TrainConfig
 from pipeline.core import distributed
-from pipeline.core.log import Bar, say
+from pipeline.core.distributed import LaunchConfig
+from pipeline.core.log import Bar, Meter, say
 from pipeline.core.tracking import Tracker
-from pipeline.engines.base import Stopwatch
-from pipeline.engines.models import resolve_precision
+from pipeline.engines.models import ModelConfig, resolve_precision
+from pipeline.training.config import TrainConfig
 from pipeline.training.models import per_device_batch
 
 Row = TypeVar("Row")
@@ -129,7 +128,7 @@ def last_whole_checkpoint(work: Path) -> str | None:
     return get_last_checkpoint(str(work)) if work.is_dir() else None
 
 
-def train(trainer: Trainer, reporter: Reporter, watch: Stopwatch) -> dict[str, Any]:
+def train(trainer: Trainer, reporter: Reporter, meter: Meter) -> dict[str, Any]:
     """Train, from the last whole checkpoint if there is one.
 
     Returns:
@@ -140,7 +139,7 @@ def train(trainer: Trainer, reporter: Reporter, watch: Stopwatch) -> dict[str, A
     if checkpoint and distributed.is_main():
         say(f"  resuming from step {resumed_from}")
     trainer.remove_callback(PrinterCallback)
-    with watch.running():
+    with meter.running():
         trainer.train(resume_from_checkpoint=checkpoint)
     losses = [row["loss"] for row in reporter.history]
     return {

@@ -9,9 +9,9 @@ import peft
 import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.chain.config import LaunchConfig, ModelConfig
 from pipeline.core import distributed
-from pipeline.engines.models import load_model, load_tokenizer, resolve_path, resolve_precision
+from pipeline.core.distributed import LaunchConfig
+from pipeline.engines.models import ModelConfig, load_model, load_tokenizer, resolve_path, resolve_precision
 
 if TYPE_CHECKING:
     from transformers import Trainer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,14 @@ from trl import RewardConfig as TrlRewardConfig
 from trl import RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference, suppress_seqcls_warning
 
-from pipeline.chain.config import ModelConfig
-from pipeline.chain.config_train import RewardConfig
 from pipeline.core import distributed
-from pipeline.engines.models import load_tokenizer, resolve_path, resolve_precision
+from pipeline.core.stage import Context
+from pipeline.engines.models import ModelConfig, load_tokenizer, resolve_path, resolve_precision
 from pipeline.engines.reward_model import encode, pad_token
 from pipeline.records import Preference
+from pipeline.training.config import TrainConfig
 from pipeline.training.loop import Quiet, Reporter, train, training_arguments, whole_batches
 from pipeline.training.models import lora_config, quantisation, revision_of, save_checkpoint, training_precision
-from pipeline.training.setting import Setting
 
 
 def soft_bradley_terry_loss(margins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -128,25 +127,25 @@ def tokenised(
 
 
 def train_reward(
-    preferences: Sequence[Preference], base_path: str, config: RewardConfig, setting: Setting
+    preferences: Sequence[Preference], base_path: str, config: TrainConfig, center_coefficient: float, context: Context
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Train on labelled pairs, starting from the model at ``base_path``. Returns metrics and the log history."""
     path = resolve_path(base_path)
-    tokenizer = reward_tokenizer(path, setting.model)
+    tokenizer = reward_tokenizer(path, context.model)
     rows, num_cut = tokenised(preferences, tokenizer, config.max_length_tokens)
-    reporter = Reporter("training the reward model", setting.tracker)
-    arguments = training_arguments(config, setting.model, setting.launch, setting.seed, setting.work)
+    reporter = Reporter("training the reward model", context.tracker)
+    arguments = training_arguments(config, context.model, context.launch, context.seed, context.work)
     trainer = SoftRewardTrainer(
-        model=load_reward_base(path, setting.model),
-        args=TrlRewardConfig(**arguments, center_rewards_coefficient=config.center_coefficient),
+        model=load_reward_base(path, context.model),
+        args=TrlRewardConfig(**arguments, center_rewards_coefficient=center_coefficient),
         data_collator=SoftRewardCollator(pad_token_id=tokenizer.pad_token_id),
         train_dataset=Dataset.from_list(whole_batches(rows, config.global_batch_size)),
         processing_class=tokenizer,
-        peft_config=lora_config(setting.model, "SEQ_CLS"),  # PEFT then trains the head and saves it with the adapter
+        peft_config=lora_config(context.model, "SEQ_CLS"),  # PEFT then trains the head and saves it with the adapter
         callbacks=[reporter],
     )
-    metrics = train(trainer, reporter, setting.watch)
-    save_reward_model(trainer, path, setting.model, setting.out)
+    metrics = train(trainer, reporter, context.meter)
+    save_reward_model(trainer, path, context.model, context.out)
     return {"num_texts_cut": num_cut, **metrics}, reporter.history
 
 
@@ -160,7 +159,7 @@ def save_reward_model(trainer: SoftRewardTrainer, path: str, config: ModelConfig
         model = trainer.accelerator.unwrap_model(trainer.model)
         model.save_pretrained(out / "adapter")
         if config.tuning == "qlora":  # merging into 4-bit weights would round the adapter away
-            whole = load_reward_base(path, replace(config, tuning="lora"))
+            whole = load_reward_base(path, config.model_copy(update={"tuning": "lora"}))
             whole.config.pad_token_id = trainer.processing_class.pad_token_id
             model = peft.PeftModel.from_pretrained(whole, str(out / "adapter"))
         model.merge_and_unload().save_pretrained(out / "model")

@@ -10,12 +10,12 @@ from datasets import Dataset
 from trl import SFTConfig as TrlSftConfig
 from trl import SFTTrainer
 
-from pipeline.chain.config_train import SftConfig
+from pipeline.core.stage import Context
 from pipeline.records import TrainingRow
+from pipeline.training.config import TrainConfig
 from pipeline.training.logprobs import reply_logprobs
 from pipeline.training.loop import Quiet, Reporter, train, training_arguments, whole_batches
 from pipeline.training.models import load_policy, lora_config, save_checkpoint
-from pipeline.training.setting import Setting
 
 
 class ReplySFTTrainer(Quiet, SFTTrainer):
@@ -33,12 +33,12 @@ class ReplySFTTrainer(Quiet, SFTTrainer):
 
 
 def train_sft(
-    rows: Sequence[TrainingRow], config: SftConfig, setting: Setting
+    rows: Sequence[TrainingRow], config: TrainConfig, context: Context
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Teach the replies, and only them: the loss leaves the prompts out. Returns metrics and the log history."""
-    model, tokenizer = load_policy(setting.model.path, setting.model)
-    reporter = Reporter("supervised fine-tuning", setting.tracker)
-    arguments = training_arguments(config, setting.model, setting.launch, setting.seed, setting.work)
+    model, tokenizer = load_policy(context.model.path, context.model)
+    reporter = Reporter("supervised fine-tuning", context.tracker)
+    arguments = training_arguments(config, context.model, context.launch, context.seed, context.work)
     trainer = ReplySFTTrainer(
         model=model,
         args=TrlSftConfig(**arguments, completion_only_loss=True, packing=False),
@@ -49,9 +49,9 @@ def train_sft(
             ]
         ),
         processing_class=tokenizer,
-        peft_config=lora_config(setting.model),
+        peft_config=lora_config(context.model),
         callbacks=[reporter],
     )
-    metrics = train(trainer, reporter, setting.watch)
-    save_checkpoint(trainer, setting.model.path, setting.model, setting.out)
+    metrics = train(trainer, reporter, context.meter)
+    save_checkpoint(trainer, context.model.path, context.model, context.out)
     return metrics, reporter.history

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,9 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.chain.config import ModelConfig
 from pipeline.core import distributed
-from pipeline.engines.models import load_model, resolve_path
+from pipeline.engines.models import ModelConfig, load_model, resolve_path
 from pipeline.engines.reward_model import (
     RewardModel,
     last_real,
@@ -70,7 +68,7 @@ class SharedBase:
         self._base_path, self._config = base_path, config
         base, self.tokenizer = load_policy(base_path, config)
         # Dropout would make π/π_old differ from 1 where nothing was learned.
-        lora = lora_config(replace(config, lora=replace(config.lora, dropout=0.0)))
+        lora = lora_config(config.model_copy(update={"lora": config.lora.model_copy(update={"dropout": 0.0})}))
         assert lora is not None, "full fine-tuning has models of its own"
         self._model: Any = peft.get_peft_model(base, lora, adapter_name=POLICY)
         self._model.add_adapter(VALUE, lora)

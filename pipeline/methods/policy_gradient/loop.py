@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from pipeline.chain.config_train import AlignConfig
 from pipeline.core import distributed
 from pipeline.core.log import Bar, say, warn
+from pipeline.core.stage import Context
 from pipeline.methods.policy_gradient.actors import Actors
 from pipeline.methods.policy_gradient.mathematics import (
     KL_ESTIMATORS,
@@ -40,7 +40,6 @@ from pipeline.methods.rewards import WeightedSum
 from pipeline.records import Prompt, derive_seed, derived_rng
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.models import rows_a_device_holds
-from pipeline.training.setting import Setting
 
 History = list[dict[str, float]]
 
@@ -89,16 +88,16 @@ class PPO:
         rewards: WeightedSum,
         prompts: Sequence[Prompt],
         held_out: Sequence[Prompt],
-        config: AlignConfig,
-        setting: Setting,
+        config: Any,
+        context: Context,
     ) -> None:
         self._actors, self._rewards, self._prompts, self._held_out = actors, rewards, list(prompts), list(held_out)
-        self._config, self._ppo, self._rollout, self._setting = config, config.ppo, config.rollout, setting
+        self._config, self._ppo, self._rollout, self._context = config, config, config.rollout, context
         self._control = Control(kl_coefficient=config.beta)
         self._num_steps = max(1, math.ceil(config.num_epochs * len(self._prompts) / config.global_batch_size))
-        self._rows = rows_a_device_holds(setting.launch)
-        self._learner = Learner(actors, config, setting, self._num_steps)
-        self._checkpoints = Checkpoints(setting.work)
+        self._rows = rows_a_device_holds(context.launch)
+        self._learner = Learner(actors, config, context, self._num_steps)
+        self._checkpoints = Checkpoints(context.work)
 
     # --- The loop ------------------------------------------------------------------------------------------------
 
@@ -113,7 +112,7 @@ class PPO:
         with Bar(f"aligning ({self._config.method})", self._num_steps, quiet=not distributed.is_main()) as bar:
             bar.advance(control.step, cached=True)
             while control.step < self._num_steps and not control.stopped:
-                with self._setting.watch.running():
+                with self._context.meter.running():
                     self._step()
                 bar.advance()
         self._checkpoints.load(f"best-{control.best_step}", self._restore_weights)
@@ -121,7 +120,7 @@ class PPO:
 
     def _step(self) -> None:
         control, step = self._control, self._control.step
-        torch.manual_seed(derive_seed(self._setting.seed, "ppo", step))
+        torch.manual_seed(derive_seed(self._context.seed, "ppo", step))
         rollouts = self._collect(step)
         numbers = self._describe(rollouts)
         if trouble := self._out_of_bounds(rollouts):
@@ -145,7 +144,7 @@ class PPO:
     def _collect(self, step: int) -> list[Rollout]:
         """The global batch of a step, drawn, scored and measured, on every rank."""
         prompts = self._batch_of(step)
-        seeds = [derive_seed(self._setting.seed, "rollout", step, row) for row in range(len(prompts))]
+        seeds = [derive_seed(self._context.seed, "rollout", step, row) for row in range(len(prompts))]
         rollouts = self._drawn(prompts, seeds, with_values=True)
         self._control.note_scores([rollout.score for rollout in rollouts])
         self._estimate_advantages(rollouts)
@@ -157,12 +156,12 @@ class PPO:
         batch = []
         for position in range(step * size, (step + 1) * size):
             epoch, place = divmod(position, num_prompts)
-            order = derived_rng(self._setting.seed, "prompts", epoch).sample(range(num_prompts), num_prompts)
+            order = derived_rng(self._context.seed, "prompts", epoch).sample(range(num_prompts), num_prompts)
             batch.append(self._prompts[order[place]])
         return batch
 
     def _drawn(self, prompts: Sequence[Prompt], seeds: Sequence[int], with_values: bool) -> list[Rollout]:
-        batch_rows = self._setting.launch.batch_rows or (256 if torch.cuda.is_available() else 64)
+        batch_rows = self._context.launch.batch_rows or (256 if torch.cuda.is_available() else 64)
         with self._learner.accelerator.autocast():
             mine = draw(self._actors, prompts, seeds, self._rollout, batch_rows)
         with self._learner.accelerator.autocast():
@@ -243,7 +242,7 @@ class PPO:
     def _examine(self, step: int) -> dict[str, float]:
         """Score the policy on prompts it is not trained on, always with the same seeds; keep the best."""
         control = self._control
-        seeds = [derive_seed(self._setting.seed, "held-out", row) for row in range(len(self._held_out))]
+        seeds = [derive_seed(self._context.seed, "held-out", row) for row in range(len(self._held_out))]
         rollouts = self._drawn(self._held_out, seeds, with_values=False)
         penalty = self._rollout.missing_eos_penalty or 0.0
         scores = [rollout.score - (0.0 if rollout.ended else penalty) for rollout in rollouts]
@@ -287,7 +286,7 @@ class PPO:
         }
 
     def _log(self, numbers: dict[str, float], rollouts: Sequence[Rollout]) -> None:
-        step, tracker = self._control.step, self._setting.tracker
+        step, tracker = self._control.step, self._context.tracker
         loss = numbers.get("loss/policy_avg")
         self._control.history.append(
             {
@@ -337,8 +336,8 @@ class PPO:
         """Load the newest checkpoint; where there is none, look at the policy as it is and save that one."""
         newest = self._checkpoints.newest("step")
         if newest is None:
-            torch.manual_seed(derive_seed(self._setting.seed, "ppo"))
-            with self._setting.watch.running():
+            torch.manual_seed(derive_seed(self._context.seed, "ppo"))
+            with self._context.meter.running():
                 self._examine(0)
             self._save()
             return 0

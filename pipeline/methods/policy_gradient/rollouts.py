@@ -10,11 +10,11 @@ import torch
 from accelerate.utils import gather_object
 from torch.nn.utils.rnn import pad_sequence
 
-from pipeline.chain.config_train import RolloutConfig
 from pipeline.core import distributed
 from pipeline.engines.base import Request
 from pipeline.engines.hf import HFEngine
 from pipeline.methods.policy_gradient.actors import Actors
+from pipeline.methods.policy_gradient.base import RolloutConfig
 from pipeline.methods.policy_gradient.mathematics import length_mask, reply_logprobs_and_entropy
 from pipeline.records import Prompt
 

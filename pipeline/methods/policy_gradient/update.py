@@ -10,8 +10,8 @@ import torch
 from accelerate import Accelerator
 from transformers import get_scheduler
 
-from pipeline.chain.config_train import AlignConfig
 from pipeline.core import distributed
+from pipeline.core.stage import Context
 from pipeline.engines.models import resolve_precision
 from pipeline.methods.policy_gradient.actors import Actors
 from pipeline.methods.policy_gradient.mathematics import policy_loss, value_loss
@@ -27,7 +27,6 @@ from pipeline.methods.policy_gradient.rollouts import (
 )
 from pipeline.records import derived_rng
 from pipeline.training.models import rows_a_device_holds
-from pipeline.training.setting import Setting
 
 Sums = dict[str, float]
 
@@ -35,12 +34,12 @@ Sums = dict[str, float]
 class Learner:
     """Holds the optimiser, its schedule and the accelerator of a run of ``num_steps`` batches."""
 
-    def __init__(self, actors: Actors, config: AlignConfig, setting: Setting, num_steps: int) -> None:
-        self._actors, self._config, self._ppo, self._seed = actors, config, config.ppo, setting.seed
-        self._rows = rows_a_device_holds(setting.launch)
-        asked = setting.launch.gradient_checkpointing
+    def __init__(self, actors: Actors, config: Any, context: Context, num_steps: int) -> None:
+        self._actors, self._config, self._ppo, self._seed = actors, config, config, context.seed
+        self._rows = rows_a_device_holds(context.launch)
+        asked = context.launch.gradient_checkpointing
         self._checkpointing = torch.cuda.is_available() if asked is None else asked
-        dtype = resolve_precision(setting.model.precision)
+        dtype = resolve_precision(context.model.precision)
         mixed = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
         self.accelerator = Accelerator(mixed_precision=mixed, cpu=not torch.cuda.is_available())
         optimizer = torch.optim.AdamW(
@@ -50,7 +49,7 @@ class Learner:
             ],
             weight_decay=config.weight_decay,
         )
-        num_updates = num_steps * self._ppo.num_passes * self._ppo.num_minibatches
+        num_updates = num_steps * self._ppo.num_ppo_epochs * self._ppo.num_minibatches
         num_warmup_updates = round(config.warmup_fraction * num_updates)
         self._scheduler = get_scheduler(config.lr_schedule, optimizer, num_warmup_updates, num_updates)
         self._optimizer = self.accelerator.prepare(optimizer)
@@ -80,7 +79,7 @@ class Learner:
         """
         sums: Sums = {}
         with self._actors.learning(self._checkpointing):
-            for number in range(self._ppo.num_passes):
+            for number in range(self._ppo.num_ppo_epochs):
                 order = derived_rng(self._seed, "minibatches", step, number).sample(rollouts, len(rollouts))
                 size = math.ceil(len(rollouts) / self._ppo.num_minibatches)
                 for start in range(0, len(order), size or 1):

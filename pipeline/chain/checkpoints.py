@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
-
-from omegaconf import OmegaConf
 
 from pipeline.chain.config import Config, to_config
 from pipeline.core.errors import ArtifactError, ConfigError
@@ -31,28 +28,29 @@ def with_checkpoints(config: Config, checkpoint: str, base: str | None) -> Confi
             raise ConfigError(f"--base is {base!r}, the checkpoint itself; name another model, or leave it out.")
         first = name_of(base_path)
         names = {first if first not in names else f"base-{first}": base_path, **names}
-    evaluation = replace(config.evaluate, checkpoints=names)
+    evaluation = config.evaluate.model_copy(update={"checkpoints": names})
     run = Path(path).parent
     if Path(path).name == "checkpoint" and (run / "config.json").is_file():
         theirs = read_config(run)
-        constitution = replace(theirs.constitution, path=str(run / "constitution.yaml"), max_principles=None)
-        return replace(
-            config,
-            model=theirs.model,
-            data=theirs.data,
-            constitution=constitution,
-            preferences=theirs.preferences,
-            engine=theirs.engine,
-            evaluate=replace(evaluation, run=str(run)),
+        where = {"path": str(run / "constitution.yaml"), "max_principles": None}
+        return config.model_copy(
+            update={
+                "model": theirs.model,
+                "data": theirs.data,
+                "constitution": theirs.constitution.model_copy(update=where),
+                "preferences": theirs.preferences,
+                "engine": theirs.engine,
+                "evaluate": evaluation.model_copy(update={"run": str(run)}),
+            }
         )
-    model = replace(config.model, path=path, name=slug(name_of(path)), revision=None)
-    return replace(config, model=model, evaluate=evaluation)
+    model = config.model.model_copy(update={"path": path, "name": slug(name_of(path)), "revision": None})
+    return config.model_copy(update={"model": model, "evaluate": evaluation})
 
 
 def read_config(run: Path) -> Config:
     """The configuration that a run was made with."""
     try:
-        return to_config(OmegaConf.create(json.loads((run / "config.json").read_text(encoding="utf-8"))))
+        return to_config(json.loads((run / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, ConfigError) as error:
         raise ArtifactError(f"{run / 'config.json'} is damaged or of another version ({error}).") from None
 

@@ -1,0 +1,273 @@
+"""Settings: pydantic models whose fields say what they do and whether they decide a result.
+
+Three things are built on the fields: the checks before a run, the cache key of a stage, and docs/configuration.md.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from types import FunctionType, MethodType
+from typing import Any, Generic, Self, TypeVar, cast
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from pipeline.core.errors import ConfigError, did_you_mean
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+class _Runtime:
+    """Marks a field that changes how fast, where or how visibly a run happens, and never what comes out."""
+
+
+RUNTIME = _Runtime()
+
+
+class Settings(BaseModel):
+    """A section of the configuration. Immutable; an unknown key is an error; every field has a sentence.
+
+    A validator that concerns several fields raises ``ValueError`` and writes ``{here}`` for the section's own path.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,
+        validate_default=True,
+    )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            raise _explained(cls, error) from None
+
+    def key(self) -> dict[str, Any]:
+        """The section as a cache key sees it: without its runtime fields."""
+        return {name: self.key_of(name) for name in fields_of(self) if not is_runtime(type(self), name)}
+
+    def key_of(self, name: str) -> Any:
+        """One field as a cache key sees it. Overridden where a field names a file: the key then holds its content."""
+        return key_of(getattr(self, name))
+
+
+def fields_of(settings: BaseModel) -> list[str]:
+    """Names of all fields, those of sections that were added by name included."""
+    return [*type(settings).model_fields, *(settings.__pydantic_extra__ or {})]
+
+
+def is_runtime(kind: type[BaseModel], name: str) -> bool:
+    field = kind.model_fields.get(name)
+    return field is not None and any(isinstance(mark, _Runtime) for mark in field.metadata)
+
+
+def key_of(value: Any) -> Any:
+    """A value as plain JSON for a cache key."""
+    if not isinstance(value, Mapping) and callable(getattr(value, "key", None)):
+        return value.key()
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {str(name): key_of(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [key_of(part) for part in value]
+    return value
+
+
+# --- What a stage has declared that it reads -----------------------------------------------------------------------
+
+
+class UndeclaredReadError(AssertionError):
+    """A stage reads what its cache key does not hold: a result would be found again where it no longer fits."""
+
+
+class Part:
+    """A model that shows only some of its fields. Reading another one raises ``UndeclaredReadError``.
+
+    Methods and properties of the model work on the part, so they too see nothing else.
+    """
+
+    def __init__(self, owner: BaseModel, names: Iterable[str]) -> None:
+        self._owner = owner
+        self._shown: dict[str, list[str]] = {}
+        for name in names:
+            first, _, rest = name.partition(".")
+            self._shown.setdefault(first, []).extend([rest] if rest else [])
+
+    def __getattr__(self, name: str) -> Any:
+        kind = type(self._owner)
+        if name in fields_of(self._owner):
+            if name not in self._shown:
+                raise UndeclaredReadError(
+                    f"{kind.__qualname__}.{name} is read but the stage's reads() does not name it."
+                )
+            return _shown(getattr(self._owner, name), self._shown[name])
+        attribute = inspect.getattr_static(kind, name)
+        if isinstance(attribute, property):
+            return attribute.fget(self) if attribute.fget else None
+        return MethodType(attribute, self) if isinstance(attribute, FunctionType) else getattr(self._owner, name)
+
+    def key(self) -> dict[str, Any]:
+        owner = self._owner
+        if isinstance(owner, Settings):
+            return {name: owner.key_of(name) for name in sorted(self._shown)}
+        return {name: key_of(_shown(getattr(owner, name), rest)) for name, rest in sorted(self._shown.items())}
+
+
+def _shown(value: Any, names: list[str]) -> Any:
+    """``value``, or parts of it where only some of its own fields are declared."""
+    if not names:
+        return value
+    return [Part(item, names) for item in value] if isinstance(value, list) else Part(value, names)
+
+
+def part(owner: ModelT, *names: str) -> ModelT:
+    """Only these fields of a model. ``principles.id`` shows one field of each element of a list."""
+    return cast(ModelT, Part(owner, names))
+
+
+# --- Choices by name -----------------------------------------------------------------------------------------------
+
+ClassT = TypeVar("ClassT")
+
+
+class Registry(Generic[ClassT]):
+    """Classes of one kind by name, each with the settings that it alone reads (``Config``).
+
+    ``tag`` is the key of the configuration that names the class. To add one: ``@REGISTRY.add`` above the class.
+    """
+
+    def __init__(self, what: str, tag: str) -> None:
+        self.what, self.tag = what, tag
+        self._classes: dict[str, type[ClassT]] = {}
+
+    def add(self, kind: type[ClassT]) -> type[ClassT]:
+        name = cast(Any, kind).name
+        assert name not in self._classes, f"two {self.what}s are called {name!r}"
+        self._classes[name] = kind
+        return kind
+
+    def remove(self, name: str) -> None:
+        """For tests that have added one."""
+        del self._classes[name]
+
+    def __getitem__(self, name: str) -> type[ClassT]:
+        return self._classes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._classes)
+
+    def config_of(self, name: str) -> type[Settings]:
+        return cast(type[Settings], cast(Any, self._classes[name]).Config)
+
+    def parse(self, raw: Any) -> Any:
+        """Validate a section with the settings of the class that it names."""
+        if isinstance(raw, Settings):
+            return raw
+        if not isinstance(raw, Mapping):
+            raise ValueError(f"{{here}} is {raw!r}, but it is a section; set {{here}}.{self.tag} to a {self.what}")
+        name = raw.get(self.tag)
+        if name not in self._classes:
+            raise ValueError(not_one_of(f"{{here}}.{self.tag}", name, self))
+        return self.config_of(name).model_validate(dict(raw))
+
+    def parse_optional(self, raw: Any) -> Any:
+        """The same, where null chooses nothing."""
+        return None if raw is None else self.parse(raw)
+
+
+def registry_of(field: FieldInfo) -> Registry[Any] | None:
+    """The registry that a field chooses from; None for any other field.
+
+    Such a field is written ``Annotated[SerializeAsAny[Base], BeforeValidator(REGISTRY.parse)]``.
+    """
+    for mark in field.metadata:
+        owner = getattr(getattr(mark, "func", None), "__self__", None)
+        if isinstance(owner, Registry):
+            return owner
+    return None
+
+
+# --- Mistakes ------------------------------------------------------------------------------------------------------
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+_EXPLAINED = "explained"
+
+
+def validated(kind: type[SettingsT], raw: Mapping[str, Any], prefix: str = "") -> SettingsT:
+    """Build settings from plain values.
+
+    Raises:
+        ConfigError: one sentence with the field, its value and what is allowed.
+    """
+    try:
+        return kind.model_validate(dict(raw))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(filter(None, (prefix, *(step for step in first["loc"] if isinstance(step, str)))))
+        text = str(first["ctx"]["text"]).replace("{here}.", f"{where}." if where else "").replace("{here}", where)
+        raise ConfigError(text if text.endswith((".", "?")) else f"{text}.") from None
+
+
+def _explained(kind: type[BaseModel], error: ValidationError) -> ValidationError:
+    """The same error with a sentence for each mistake, in which ``{here}`` stands for the path of the field."""
+    details: list[InitErrorDetails] = []
+    for found in error.errors():
+        known = found["type"] == _EXPLAINED
+        text = found["ctx"]["text"] if known else _sentence(kind, found)
+        reason = PydanticCustomError(_EXPLAINED, "{text}", {"text": text})
+        details.append({"type": reason, "loc": found["loc"], "input": found["input"]})
+    return ValidationError.from_exception_data(kind.__name__, details)
+
+
+def _sentence(kind: type[BaseModel], found: Any) -> str:
+    value, problem, context = found["input"], found["type"], found.get("ctx", {})
+    if problem in {"value_error", "assertion_error"}:
+        return str(context["error"])
+    name = str(found["loc"][0]) if found["loc"] else ""
+    if problem == "extra_forbidden":
+        return f"{{here}}: unknown key{did_you_mean(name, kind.model_fields)}"
+    if problem == "missing":
+        return "{here} must be set; add {here}=VALUE"
+    if problem == "literal_error":
+        options = [option.strip("'") for option in context["expected"].replace(" or ", ", ").split(", ")]
+        return not_one_of("{here}", value, options)
+    if problem in {"greater_than_equal", "greater_than", "less_than_equal", "less_than"}:
+        return f"{{here}} is {value:g}; it must be {_allowed(kind.model_fields[name].metadata)}"
+    if problem == "model_type":
+        return f"{{here}} is {value!r}, but it is a section; set {{here}}.KEY=VALUE"
+    return f"{{here}} is {value!r}; {found['msg'].replace('Input should', 'it must').rstrip('.')}"
+
+
+def not_one_of(name: str, value: Any, options: Iterable[str]) -> str:
+    """``x is 'al', which is not one of all, last; did you mean 'all'?``"""
+    options = list(options)
+    hint = did_you_mean(str(value), options)
+    return f"{name} is {value!r}, which is not one of {', '.join(options)}{hint if 'did you mean' in hint else ''}"
+
+
+def _allowed(marks: Iterable[Any]) -> str:
+    """``at least 1``, ``between 0 and 1``, ``above 0 and at most 1``: all limits of a field."""
+    low = high = ""
+    for mark in marks:
+        low = f"at least {mark.ge:g}" if isinstance(mark, Ge) else f"above {mark.gt:g}" if isinstance(mark, Gt) else low
+        high = (
+            f"at most {mark.le:g}" if isinstance(mark, Le) else f"below {mark.lt:g}" if isinstance(mark, Lt) else high
+        )
+    if low.startswith("at least") and high.startswith("at most"):
+        return f"between {low.removeprefix('at least ')} and {high.removeprefix('at most ')}"
+    return " and ".join(filter(None, (low, high)))

@@ -1,0 +1,191 @@
+"""What a stage is, and what it may see while it runs.
+
+A stage describes itself: what it needs and makes, what decides its result (``reads``), what can be refused before
+anything is spent (``check``), what it costs (``cost``), and its work (``run``).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pipeline.core import distributed
+from pipeline.core.cache import WORK, RecordLog
+from pipeline.core.log import Meter
+from pipeline.core.settings import Settings, UndeclaredReadError, key_of
+from pipeline.core.tracking import NoTracker, Tracker
+
+if TYPE_CHECKING:
+    from pipeline.chain.config import Config
+    from pipeline.constitution.schema import Constitution
+    from pipeline.core.distributed import LaunchConfig
+    from pipeline.engines.base import EngineConfig
+    from pipeline.engines.models import ModelConfig
+    from pipeline.labellers.base import LabellerConfig
+    from pipeline.records import Prompt
+
+Metrics = dict[str, Any]
+WEIGHTS = ("model/*.safetensors", "model/tokenizer.json", "model/chat_template.jinja")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a stage takes at most: calls to engines, tokens written, training steps; tokens read are an estimate."""
+
+    num_calls: int = 0
+    num_tokens_written: int = 0
+    num_tokens_read: int = 0
+    num_steps: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What is known before the first stage: the checked configuration, the constitution and the prompts."""
+
+    config: Config
+    constitution: Constitution
+    prompts: Sequence[Prompt]
+    stages: tuple[str, ...]
+    """The stages that will run."""
+    notes: list[str] = field(default_factory=list)
+    """Warnings for the user."""
+
+    def select(self, pool: str, split: str, number: int | None = None) -> list[Prompt]:
+        """The first ``number`` prompts of a pool and split by hash, as the stages take them."""
+        found = [prompt for prompt in self.prompts if prompt.pool == pool and prompt.split == split]
+        return sorted(found, key=lambda prompt: prompt.key)[:number]
+
+
+class Stage(ABC):
+    """One step of the chain. Subclasses hold no state."""
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    """Raise it when the code gives other records: results of the old code are then not found again."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """The stages whose folders it reads."""
+    outputs: ClassVar[tuple[str, ...]]
+    """Patterns of the files that later stages read. Their content is what the later cache keys hold."""
+    section: ClassVar[str] = ""
+    """Its section of the configuration; the name, unless it says otherwise."""
+    parallel: ClassVar[bool] = True
+    """Whether it can run on several processes."""
+    reads_whole_inputs: ClassVar[bool] = False
+    """Its key holds the cache keys of its inputs, for it also shows their metrics."""
+    trains: ClassVar[bool] = True
+    """False: it also runs when given checkpoints are evaluated."""
+
+    def config(self, config: Config) -> Any:
+        """Its own section."""
+        return getattr(config, self.section or self.name, Settings())
+
+    def wanted(self, config: Config) -> bool:
+        """Whether anything reads what it makes."""
+        return not (self.trains and config.evaluate.checkpoints)
+
+    def needed(self, config: Config) -> tuple[str, ...]:
+        """The stages that it reads under this configuration."""
+        return self.needs
+
+    def reads(self, config: Config, constitution: Constitution) -> dict[str, Any]:
+        """Everything beside its own section and its inputs that decides the result, by the name under which the
+        context shows it. Use ``part`` where only some fields are read."""
+        return {}
+
+    def check(self, prepared: Prepared) -> list[str]:
+        """Refuse what would fail later. Returns warnings.
+
+        Raises:
+            ConfigError: one sentence with the field, the value and the remedy.
+        """
+        return []
+
+    def cost(self, prepared: Prepared) -> Cost:
+        """What it takes at most, if nothing is cached."""
+        return Cost()
+
+    @abstractmethod
+    def run(self, config: Any, context: Context) -> Metrics:
+        """Do the work and write the outputs to ``context.out``. ``config`` is the stage's own section."""
+
+
+def key_fields(stage: Stage, config: Config, constitution: Constitution, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that decides a stage's result, as plain JSON: what its cache key hashes.
+
+    Args:
+        inputs: stage → content hash of its outputs.
+    """
+    return {
+        "stage": stage.name,
+        "version": stage.version,
+        "config": stage.config(config).key(),
+        "reads": {name: key_of(value) for name, value in stage.reads(config, constitution).items()},
+        "inputs": dict(inputs),
+    }
+
+
+class Context:
+    """What a stage may see beside its own section.
+
+    ``out``, ``launch``, ``tracker`` and ``meter`` say where and how it runs. Everything else is what ``reads`` has
+    declared, under its name; another name raises ``UndeclaredReadError``.
+    """
+
+    if TYPE_CHECKING:  # declared by the stages that read them
+        model: ModelConfig
+        engine: EngineConfig
+        policy_engine: EngineConfig
+        constitution: Constitution
+        labeller: LabellerConfig
+        seed: int
+        guidelines: Any
+        reward_init: str
+        deviations: list[str]
+        preset: str
+        checkpoints: dict[str, str]
+
+    def __init__(
+        self,
+        *,
+        stage: str,
+        reads: Mapping[str, Any],
+        folders: Mapping[str, Path],
+        out: Path,
+        launch: LaunchConfig,
+        tracker: Tracker | None = None,
+        meter: Meter | None = None,
+    ) -> None:
+        self._stage, self._reads, self._folders = stage, dict(reads), dict(folders)
+        self.out, self.launch = out, launch
+        self.tracker: Tracker = tracker or NoTracker()
+        self.meter = meter or Meter()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name not in self._reads:
+            raise UndeclaredReadError(f"The stage {self._stage} reads {name!r}, which its reads() does not name.")
+        return self._reads[name]
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """The finished stages that this one needs, by name."""
+        return dict(self._folders)
+
+    def folder(self, stage: str) -> Path:
+        """The folder of a finished stage that this one needs."""
+        if stage not in self._folders:
+            raise UndeclaredReadError(f"The stage {self._stage} reads the folder of {stage!r}, which it does not need.")
+        return self._folders[stage]
+
+    @property
+    def work(self) -> Path:
+        """Where an unfinished stage keeps its logs and checkpoints; removed when it has finished."""
+        return self.out / WORK
+
+    def log(self, name: str) -> RecordLog:
+        """An append-only log of the unfinished stage."""
+        return RecordLog(self.work, name, distributed.rank())

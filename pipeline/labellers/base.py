@@ -1,0 +1,157 @@
+"""AI feedback (Bai et al. 2022, section 4.1): what a labeller is, and how answers become a soft label.
+
+A labeller turns a comparison and a principle into queries, and the answers into one logit of "reply A is better".
+Logits are averaged over principles; the label is their sigmoid and stays soft.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from pipeline.constitution.schema import Constitution, Principle
+from pipeline.core.settings import Registry, Settings
+from pipeline.engines.base import Answer, Completion, Query, Request
+from pipeline.records import Comparison, Judgement, Message
+
+TEMPLATE = "preference-2"  # part of every cache key; a golden test holds it to the wording of the labellers
+
+
+class LabellerConfig(Settings):
+    """What every labeller reads."""
+
+    kind: str
+    """The labeller."""
+    num_principles: int = Field(default=1, ge=1)
+    """Principles drawn for each pair; their logits are averaged."""
+    logit_scale: float = Field(default=1.0, gt=0)
+    """Every logit is multiplied by this."""
+
+    @property
+    def clamp(self) -> tuple[float, float]:
+        """The label's probability is kept within these."""
+        return 0.0, 1.0
+
+
+class Labeller(ABC):
+    """``reasoning`` may ask for text first; ``queries`` ask for log-probabilities; ``judge`` reads the answers."""
+
+    name: ClassVar[str]
+    Config: ClassVar[type[LabellerConfig]]
+    needs_reply_scores: ClassVar[bool] = False
+    """It asks how likely a given reply is, which not every engine can say."""
+    constitution_fields: ClassVar[tuple[str, ...]] = ()
+    """The fields of the constitution that it reads, beside those that principles are drawn by."""
+
+    def __init__(self, config: Any, constitution: Constitution, seed: int) -> None:
+        self._config, self._constitution, self._seed = config, constitution, seed
+
+    def reasoning(self, comparison: Comparison, principle: Principle) -> list[Request]:
+        return []
+
+    @abstractmethod
+    def queries(
+        self, comparison: Comparison, principle: Principle, thoughts: Mapping[str, Completion]
+    ) -> list[Query]: ...
+
+    @abstractmethod
+    def judge(
+        self,
+        comparison: Comparison,
+        principle: Principle,
+        answers: Mapping[str, Answer],
+        thoughts: Mapping[str, Completion],
+    ) -> Judgement: ...
+
+
+class ReplyLabeller(Labeller):
+    """Judges each reply on its own; a pair's logit is the difference. It can also give a single reply a reward."""
+
+    @abstractmethod
+    def ask(
+        self, row_id: str, side: str, prompt: Sequence[Message], reply: str, principle: Principle
+    ) -> Sequence[Query]: ...
+
+    @abstractmethod
+    def reply_logit(self, queries: Sequence[Query], answers: Mapping[str, Answer]) -> float | None:
+        """What the answers say of the reply; None where they could not be read."""
+
+    def _sides(self, comparison: Comparison, principle: Principle) -> list[Sequence[Query]]:
+        prompt = comparison.prompt.messages
+        return [
+            self.ask(comparison.id, side, prompt, reply, principle)
+            for side, reply in (("a", comparison.reply_a), ("b", comparison.reply_b))
+        ]
+
+    def queries(self, comparison: Comparison, principle: Principle, thoughts: Mapping[str, Completion]) -> list[Query]:
+        return [query for queries in self._sides(comparison, principle) for query in queries]
+
+    def judge(
+        self,
+        comparison: Comparison,
+        principle: Principle,
+        answers: Mapping[str, Answer],
+        thoughts: Mapping[str, Completion],
+    ) -> Judgement:
+        a, b = (self.reply_logit(queries, answers) for queries in self._sides(comparison, principle))
+        logit = None if a is None or b is None else (a - b) * self._config.logit_scale
+        return Judgement(principle_id=principle.id, logit=logit)
+
+
+LABELLERS: Registry[Labeller] = Registry("labeller", "kind")
+SAMPLING_FIELDS = ("principles.id", "principles.tags", "principles.weight")  # what principles are drawn by
+
+
+def constitution_fields(config: LabellerConfig) -> tuple[str, ...]:
+    """All fields of the constitution that labelling with these settings reads."""
+    return (*SAMPLING_FIELDS, *LABELLERS[config.kind].constitution_fields)
+
+
+# --- Pure functions ------------------------------------------------------------------------------------------------
+
+
+def sigmoid(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
+
+
+def combine_orders(logit_first: float, logit_second: float) -> float:
+    """Debias by order: half the difference of "the reply shown first is better" asked both ways.
+
+    Args:
+        logit_first: log p(A)/p(B) with the replies in their own order.
+        logit_second: the same with the replies swapped.
+
+    Returns:
+        The logit of "reply a is better". A judge that always says "A" gives the same logit twice, hence exactly 0.
+    """
+    return (logit_first - logit_second) / 2
+
+
+def soft_label(logits: Sequence[float | None], clamp: tuple[float, float] = (0.0, 1.0)) -> float | None:
+    """σ of the mean logit over principles, clamped; None where no principle gave an answer."""
+    known = [logit for logit in logits if logit is not None]
+    if not known:
+        return None
+    low, high = clamp
+    return min(max(sigmoid(math.fsum(known) / len(known)), low), high)
+
+
+def binary_entropy_bits(probability: float) -> float:
+    """H(p) in bits: 1 for a coin, 0 for a certainty."""
+    return -sum(p * math.log2(p) for p in (probability, 1 - probability) if p > 0)
+
+
+def choice_logit(answer: Answer, min_mass: float) -> float | None:
+    """log p(first choice)/p(second choice); None where the model gives both together less than ``min_mass``."""
+    if sum(map(math.exp, answer.logprobs)) < min_mass:
+        return None
+    first, second = answer.logprobs
+    return first - second
+
+
+def both_orders(comparison: Comparison) -> tuple[tuple[str, Comparison], tuple[str, Comparison]]:
+    return ("own", comparison), ("swapped", comparison.swap())

@@ -1,0 +1,77 @@
+"""The one labelling loop: draw principles, ask, read the answers, average."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from pipeline.constitution.schema import Constitution, Principle
+from pipeline.engines.base import Completion, Engine, Logbook, generate_all, score_all
+from pipeline.labellers.base import LABELLERS, TEMPLATE, LabellerConfig, soft_label
+from pipeline.records import Comparison, Judgement, Preference, derived_rng
+
+
+def draw(
+    comparisons: Iterable[Comparison], constitution: Constitution, config: LabellerConfig, *seed: object
+) -> list[tuple[Comparison, Principle]]:
+    """Each comparison with each of the different principles that are drawn for it."""
+    return [
+        (comparison, principle)
+        for comparison in comparisons
+        for principle in unique(
+            constitution.sample(
+                comparison.prompt.pool,
+                config.num_principles,
+                derived_rng(seed[0], comparison.prompt.key, *seed[1:]),
+            )
+        )
+    ]
+
+
+def unique(principles: Sequence[Principle]) -> list[Principle]:
+    return list({principle.id: principle for principle in principles}.values())
+
+
+def label(
+    comparisons: Sequence[Comparison],
+    engine: Engine,
+    config: LabellerConfig,
+    constitution: Constitution,
+    seed: int,
+    logbook: Logbook,
+    purpose: str = "labels",
+) -> list[Preference]:
+    """Label every comparison under the principles drawn for it.
+
+    Args:
+        purpose: names the draw of principles and the logs; the same purpose gives the same draw.
+    """
+    labeller = LABELLERS[config.kind](config, constitution, seed)
+    drawn = draw(comparisons, constitution, config, seed, purpose)
+    requests = [request for pair in drawn for request in labeller.reasoning(*pair)]
+    thoughts = generate_all(engine, f"{purpose}: chains of thought", requests, logbook, f"{purpose}-thoughts")
+    queries = {query.id: query for pair in drawn for query in labeller.queries(*pair, thoughts)}
+    answers = score_all(engine, purpose, list(queries.values()), logbook, f"{purpose}-answers")
+    judgements: dict[str, list[Judgement]] = {comparison.id: [] for comparison in comparisons}
+    for comparison, principle in drawn:
+        judgements[comparison.id].append(labeller.judge(comparison, principle, answers, thoughts))
+    return [
+        Preference(
+            comparison=comparison,
+            judgements=judgements[comparison.id],
+            probability_a=soft_label([j.logit for j in judgements[comparison.id]], config.clamp),
+            labeller=f"{config.kind}:{engine.name}",
+            template=TEMPLATE,
+        )
+        for comparison in comparisons
+    ]
+
+
+def num_calls(
+    comparisons: Sequence[Comparison], config: LabellerConfig, constitution: Constitution, seed: int, purpose: str
+) -> int:
+    """How often ``label`` asks the engine, for placeholders of the comparisons."""
+    labeller = LABELLERS[config.kind](config, constitution, seed)
+    drawn = draw(comparisons, constitution, config, seed, purpose)
+    requests = [request for pair in drawn for request in labeller.reasoning(*pair)]
+    thoughts = {r.id: Completion(id=r.id, text="…", num_tokens=1, finish="stop") for r in requests}
+    return len(requests) + len({query.id for pair in drawn for query in labeller.queries(*pair, thoughts)})

@@ -1,0 +1,77 @@
+"""``likelihood``: how much likelier is a reply after examples with the principle than after examples against it?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.constitution.schema import Constitution, Principle
+from pipeline.engines.base import Answer, Query, ReplyQuery
+from pipeline.labellers.base import LABELLERS, LabellerConfig, ReplyLabeller
+from pipeline.records import Message
+
+
+def under_principle(constitution: Constitution, principle: Principle, prompt: Sequence[Message]) -> list[Message]:
+    rule = f"{constitution.preamble}\nThe rule that matters most here: {principle.title}."
+    return [Message(role="system", content=rule), *(turn for turn in prompt if turn["role"] != "system")]
+
+
+def after_examples(
+    constitution: Constitution, examples: Sequence[tuple[str, str]], prompt: Sequence[Message]
+) -> list[Message]:
+    turns = [Message(role="system", content=constitution.preamble)]
+    for request, reply in examples:
+        turns += [Message(role="user", content=request), Message(role="assistant", content=reply)]
+    return [*turns, *(turn for turn in prompt if turn["role"] != "system")]
+
+
+@LABELLERS.add
+class LikelihoodLabeller(ReplyLabeller):
+    """logit of a reply = log p(reply | examples with the principle) − log p(reply | examples against it), per token,
+    so that length alone does not decide.
+
+    With a harmlessness principle the former decline and the latter answer; with any other it is the other way round.
+    A constitution without examples of both kinds is asked with its rule in words, against no rule at all.
+    """
+
+    name = "likelihood"
+    needs_reply_scores = True
+    constitution_fields = ("preamble", "principles.title", "worked_examples", "good_answers", "contrasts")
+
+    class Config(LabellerConfig):
+        """Log-likelihood ratio of the reply, per token."""
+
+        kind: Literal["likelihood"] = "likelihood"
+        """Is the reply likelier after examples with the principle, or against it?"""
+        logit_scale: float = Field(default=2.0, gt=0)
+        """Every logit is multiplied by this."""
+        num_examples: int = Field(default=3, ge=0)
+        """Worked examples shown on either side."""
+
+    def ask(
+        self, row_id: str, side: str, prompt: Sequence[Message], reply: str, principle: Principle
+    ) -> Sequence[Query]:
+        contexts = self._contexts(principle, prompt)
+        return [
+            ReplyQuery(id=f"{row_id}/{context}/{side}", messages=messages, reply=reply)
+            for context, messages in contexts.items()
+        ]
+
+    def _contexts(self, principle: Principle, prompt: Sequence[Message]) -> dict[str, list[Message]]:
+        number = self._config.num_examples
+        declined = self._constitution.declined(principle.tags, number)
+        answered = self._constitution.answered(principle.tags, number)
+        if not declined or not answered:
+            return {principle.id: under_principle(self._constitution, principle, prompt), "plain": list(prompt)}
+        harmless = "harmlessness" in principle.tags
+        with_it, against_it = (declined, answered) if harmless else (answered, declined)
+        return {
+            f"{principle.id}/with": after_examples(self._constitution, with_it, prompt),
+            f"{principle.id}/against": after_examples(self._constitution, against_it, prompt),
+        }
+
+    def reply_logit(self, queries: Sequence[Query], answers: Mapping[str, Answer]) -> float | None:
+        with_rule, without = (answers[query.id].logprobs[0] for query in queries)
+        return with_rule - without

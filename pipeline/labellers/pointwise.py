@@ -1,0 +1,58 @@
+"""``pointwise``: does this reply keep to the principle? Log-odds of yes over no, reply against reply."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.constitution.dialogue import dialogue_text
+from pipeline.constitution.schema import Constitution, Principle
+from pipeline.engines.base import Answer, ChoiceQuery, Query
+from pipeline.labellers.base import LABELLERS, LabellerConfig, ReplyLabeller, choice_logit
+from pipeline.records import Message
+
+
+def keeps_to_principle(
+    constitution: Constitution, principle: Principle, prompt: Sequence[Message], reply: str
+) -> list[Message]:
+    return [
+        Message(role="system", content=constitution.preamble),
+        Message(
+            role="user",
+            content=f"Request: {dialogue_text(prompt)}\n\nReply: {reply}\n\n"
+            f"Does the assistant's reply keep to this rule: {principle.title}? Answer yes or no.",
+        ),
+    ]
+
+
+@LABELLERS.add
+class PointwiseLabeller(ReplyLabeller):
+    """Does this reply keep to the rule? Log-odds of yes over no."""
+
+    name = "pointwise"
+    constitution_fields = ("preamble", "principles.title")
+
+    class Config(LabellerConfig):
+        """Yes or no for each reply."""
+
+        kind: Literal["pointwise"] = "pointwise"
+        """Does the reply keep to the principle, yes or no?"""
+        min_answer_mass: float = Field(default=0.01, ge=0, le=1)
+        """An answer counts as unreadable where yes and no together are less likely than this."""
+
+    def ask(
+        self, row_id: str, side: str, prompt: Sequence[Message], reply: str, principle: Principle
+    ) -> Sequence[Query]:
+        return [
+            ChoiceQuery(
+                id=f"{row_id}/{principle.id}/{side}",
+                messages=keeps_to_principle(self._constitution, principle, prompt, reply),
+                opening="Answer:",
+                choices=(" Yes", " No"),
+            )
+        ]
+
+    def reply_logit(self, queries: Sequence[Query], answers: Mapping[str, Answer]) -> float | None:
+        return choice_logit(answers[queries[0].id], self._config.min_answer_mass)

@@ -1,0 +1,164 @@
+"""What an alignment method is: its settings, what it reads, its checks, its cost and its training."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+
+from pipeline.constitution.schema import Constitution
+from pipeline.core.errors import ConfigError, StageError
+from pipeline.core.settings import Registry
+from pipeline.core.stage import Context, Cost, Metrics, Prepared
+from pipeline.core.user_functions import function_identity, load_function
+from pipeline.engines.models import check_reward_model, model_identity
+from pipeline.labellers.base import LABELLERS, LabellerConfig, ReplyLabeller
+from pipeline.records import Message, Prompt, derived_rng
+from pipeline.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from pipeline.chain.config import Config
+
+REWARD_MODEL, CONSTITUTION = "reward_model", "constitution"
+History = list[dict[str, float]]
+
+
+class AlignConfig(TrainConfig):
+    """What every method sets."""
+
+    method: str
+    """The method."""
+    beta: float = Field(default=0.1, ge=0)
+    """How strongly the policy is held to the reference: β of DPO, IPO, KTO; the KL coefficient of PPO, RLOO, GRPO."""
+    rewards: dict[str, float] = Field(default={})
+    """Name → weight: ``reward_model``, ``constitution`` (its judge asked of single replies), or a name in functions."""
+    functions: dict[str, str] = Field(default={})
+    """Name → ``file.py:function`` or ``module:function``, called with prompts and completions."""
+    reward_model: str | None = None
+    """A reward model of another make, in place of the one that the reward stage would train."""
+    judge: Annotated[SerializeAsAny[LabellerConfig] | None, BeforeValidator(LABELLERS.parse_optional)] = None
+    """How the constitution judges a single reply; null: by likelihood."""
+
+    @field_validator("rewards")
+    @classmethod
+    def _drop_zero_weights(cls, rewards: dict[str, float]) -> dict[str, float]:
+        return {name: weight for name, weight in rewards.items() if weight}
+
+    @model_validator(mode="after")
+    def _check_rewards(self) -> Self:
+        known = (REWARD_MODEL, CONSTITUTION, *self.functions)
+        for name in self.rewards:
+            if name not in known:
+                raise ValueError(
+                    f"{{here}}.rewards names {name!r}, which is not one of {', '.join(known)}; to name a function of "
+                    f"yours add {{here}}.functions.{name}=file.py:function"
+                )
+        for name, place in self.functions.items():
+            if ":" not in place:
+                raise ValueError(f"{{here}}.functions.{name} is {place!r}; write it as file.py:function")
+        if self.reward_model is not None and REWARD_MODEL not in self.rewards:
+            raise ValueError("{here}.reward_model is set but {here}.rewards.reward_model is not; give it a weight")
+        if self.judge is not None and CONSTITUTION not in self.rewards:
+            raise ValueError("{here}.judge is set but {here}.rewards.constitution is not; give it a weight")
+        if self.judge is not None and not issubclass(LABELLERS[self.judge.kind], ReplyLabeller):
+            single = [name for name in LABELLERS if issubclass(LABELLERS[name], ReplyLabeller)]
+            raise ValueError(
+                f"{{here}}.judge.kind is {self.judge.kind!r}, which only compares two replies; use "
+                f"{' or '.join(single)}"
+            )
+        return self
+
+    @property
+    def reward_judge(self) -> LabellerConfig | None:
+        """The judge of single replies, where the rewards name the constitution."""
+        if CONSTITUTION not in self.rewards:
+            return None
+        return self.judge or LABELLERS.parse({"kind": "likelihood"})
+
+    @property
+    def trains_reward_model(self) -> bool:
+        """Whether the reward stage's model gives rewards."""
+        return REWARD_MODEL in self.rewards and self.reward_model is None
+
+    def key_of(self, name: str) -> Any:
+        """Functions and reward models by content; functions that have no weight do not count."""
+        if name == "functions":
+            return {key: function_identity(place) for key, place in self.functions.items() if key in self.rewards}
+        if name == "reward_model":
+            return self.reward_model and model_identity(self.reward_model, None)
+        if name == "judge":
+            return self.reward_judge and self.reward_judge.key()
+        return super().key_of(name)
+
+
+class Method(ABC):
+    """Aligns the SFT model. Subclasses hold no state."""
+
+    name: ClassVar[str]
+    Config: ClassVar[type[AlignConfig]]
+    reads_preferences: ClassVar[bool]
+    """It trains on labelled comparisons; otherwise it draws replies to prompts and rewards them."""
+
+    def check(self, config: Any, prepared: Prepared) -> list[str]:
+        """Refuse what would fail in training. Returns warnings."""
+        check_rewards(config)
+        return []
+
+    @abstractmethod
+    def cost(self, config: Any, prepared: Prepared) -> Cost: ...
+
+    @abstractmethod
+    def train(self, config: Any, context: Context) -> tuple[Metrics, History]:
+        """Train from the SFT model, which is also the reference, and write ``model`` (and ``adapter``) to
+        ``context.out``. Returns metrics and one row of numbers for each logged step."""
+
+
+METHODS: Registry[Method] = Registry("method", "method")
+
+
+def method_of(config: Config) -> Method:
+    return METHODS[config.align.method]()
+
+
+def check_rewards(config: AlignConfig) -> None:
+    """Call the user's reward functions on one reply, and look at a reward model of another make.
+
+    Raises:
+        ConfigError: the function or model can't give rewards.
+    """
+    from pipeline.engines.reward_model import check_scoring
+    from pipeline.methods.rewards import checked
+
+    for name in config.rewards.keys() & config.functions.keys():
+        function = load_function(config.functions[name], f"align.functions.{name}")
+        try:
+            checked(name, function, [[Message(role="user", content="Hello.")]], ["Hello!"])
+        except StageError as error:
+            raise ConfigError(str(error)) from None
+    if config.reward_model is not None:
+        check_reward_model(config.reward_model, "align.reward_model")
+        check_scoring(config.reward_model, None, "align.reward_model")
+
+
+def num_steps(num_rows: int, config: TrainConfig) -> int:
+    """Updates that a trainer makes over so many rows; the last batch of the rows is filled up."""
+    return math.ceil(math.ceil(num_rows / config.global_batch_size) * config.num_epochs)
+
+
+def num_judge_calls(
+    judge: LabellerConfig | None, prompts: Sequence[Prompt], constitution: Constitution, seed: int
+) -> int:
+    """How often the constitution's judge asks its engine for one reply to each prompt."""
+    if judge is None:
+        return 0
+    labeller = LABELLERS[judge.kind](judge, constitution, seed)
+    assert isinstance(labeller, ReplyLabeller)
+    asked = 0
+    for prompt in prompts:
+        drawn = constitution.sample(prompt.pool, judge.num_principles, derived_rng(seed, prompt.key, "labels"))
+        asks = [ask for rule in drawn for ask in labeller.ask("x", "reply", prompt.messages, "…", rule)]
+        asked += len({ask.id for ask in asks})
+    return asked

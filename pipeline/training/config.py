@@ -1,0 +1,32 @@
+"""What every stage that trains sets. The global batch is fixed here; how it is divided follows the hardware."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.core.settings import RUNTIME, Settings
+
+
+class TrainConfig(Settings):
+    """Optimiser, schedule and batch of one training stage."""
+
+    num_epochs: float = Field(ge=0)
+    """Passes over the training rows."""
+    learning_rate: float = Field(ge=0, le=1)
+    """AdamW's learning rate at its highest."""
+    global_batch_size: int = Field(ge=1)
+    """Rows in one update, over all processes and accumulation steps."""
+    max_length_tokens: int = Field(ge=64)
+    """Longer rows are cut to so many tokens."""
+    warmup_fraction: float = Field(default=0.1, ge=0, le=0.99)
+    """Share of the steps in which the learning rate rises from zero."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's weight decay."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradients are clipped to this norm."""
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    save_every_steps: Annotated[int, RUNTIME] = Field(default=10, ge=1)
+    """Steps between checkpoints: what a kill may cost."""

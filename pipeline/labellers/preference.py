@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from pipeline.chain.config import PreferencesConfig
-from pipeline.constitution.dialogue import dialogue_text
 from pipeline.constitution.schema import Constitution, Principle
 from pipeline.engines.base import Answer, ChoiceQuery, Completion, Query, ReplyQuery, Request
-from pipeline.records import Comparison, Judgement, Message, derive_seed
+from pipeline.records import Comparison, Judgement, Message, derive_seed, dialogue_text
 
 TEMPLATE = "preference-2"  # part of every fingerprint; a golden test holds it to the wording below
 

@@ -15,7 +15,7 @@ from pipeline.chain.plan import plan
 from pipeline.chain.preflight import preflight
 from pipeline.chain.runner import Run, run
 from pipeline.cli import main
-from pipeline.constitution.schema import load_constitution, shipped_constitutions, to_yaml
+from pipeline.constitution.files import load_constitution, shipped_constitutions, to_yaml
 from pipeline.core.cache import Manifest
 from pipeline.core.errors import ConfigError, StageError
 from pipeline.core.log import console

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pipeline.chain.config import Config
 from pipeline.chain.stages import stages_of
-from pipeline.constitution.schema import Constitution, find_constitution, load_constitution
+from pipeline.constitution.files import find_constitution, load_constitution
+from pipeline.constitution.schema import Constitution
 from pipeline.core.errors import ConfigError, StageError
 from pipeline.core.tracking import check_tracking
 from pipeline.core.user_functions import load_function

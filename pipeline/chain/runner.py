@@ -24,8 +24,9 @@ from pipeline.chain.config import Config, to_plain
 from pipeline.chain.preflight import Prepared, preflight
 from pipeline.chain.runs import RUN_FILE, say_gate
 from pipeline.chain.stages import Identities, Stage, cache_folder, folder_name, runs_folder, stages_of
+from pipeline.constitution.files import to_yaml
 from pipeline.constitution.paper import deviations_from_paper
-from pipeline.constitution.schema import Constitution, to_yaml
+from pipeline.constitution.schema import Constitution
 from pipeline.core.cache import (
     WORK,
     Manifest,

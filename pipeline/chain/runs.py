@@ -9,8 +9,8 @@ from typing import Any
 
 from pipeline.chain.config import CHAIN
 from pipeline.chain.stages import runs_folder, stages_of
+from pipeline.constitution.files import load_constitution
 from pipeline.constitution.paper import deviations_from_paper
-from pipeline.constitution.schema import load_constitution
 from pipeline.core.cache import WORK, Manifest
 from pipeline.core.errors import ArtifactError, ConfigError, did_you_mean
 from pipeline.core.log import duration, say

@@ -10,6 +10,7 @@ import yaml
 
 from pipeline.constitution.files import find_constitution, load_constitution, shipped_constitutions
 from pipeline.constitution.published import import_constitution
+from pipeline.constitution.schema import Constitution, Contrast, GoodAnswer, Principle, WorkedExample
 from pipeline.core.errors import ConfigError
 
 MINIMAL = shipped_constitutions()["minimal"]
@@ -232,6 +233,14 @@ def test_repeats_across_both_files_are_refused_where_the_second_one_stands(tmp_p
     request = minimal.good_answers[0].request.upper()
     taken = with_contrasts(tmp_path, row.format("till", f'"{request}"'))
     assert "pairs.yaml:3:12: the request is the same as in good_answers[0]" in refusal(taken)
+
+
+def test_every_key_of_a_constitution_and_of_a_guideline_file_is_described():
+    from pipeline.evals.gate import Guideline, Guidelines
+
+    for model in (Constitution, Principle, WorkedExample, GoodAnswer, Contrast, Guideline, Guidelines):
+        for name, field in model.model_fields.items():
+            assert field.description and field.description.endswith("."), f"{model.__name__}.{name}"
 
 
 def test_a_missing_file_of_contrasts_is_named(tmp_path: Path):

@@ -9,8 +9,11 @@ from typing import Annotated
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from pipeline.constitution.files import load_constitution
 from pipeline.core.errors import ConfigError
 from pipeline.core.yaml_files import load_yaml
+from pipeline.evals.cases import BIAS_FILE, bias_cases
+from pipeline.evals.gate import load_guidelines
 
 
 class Dish(BaseModel):
@@ -212,3 +215,25 @@ def test_the_callers_own_check_gets_the_place(tmp_path: Path):
             check=lambda menu: iter([(("dishes", 1, "name"), f"{menu.dishes[1].name!r} is there"), ((), "and more")]),
         )
     assert str(caught.value) == f"{path}:4:11: 'Rice' is there. (1 more after this one.)"
+
+
+@pytest.mark.parametrize("load_file", [load_constitution, load_guidelines, lambda path: bias_cases(4, path)])
+@pytest.mark.parametrize(
+    "content", [b"", b"- a", b"\tname: x", b"name: &a x", b"<<: {}", b"\xff", b"[" * 999, b"name: 5", b"a: 1\na: 2"]
+)
+def test_every_kind_of_file_gets_one_sentence_with_a_place(tmp_path: Path, load_file, content: bytes):
+    path = tmp_path / "odd.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_file(path)
+    assert re.fullmatch(re.escape(str(path)) + r":\d+:\d+: [^\n]+\.\)?", str(caught.value))
+
+
+def test_a_mistake_in_the_bias_prompts_has_its_place(tmp_path: Path):
+    path = tmp_path / "bias.yaml"
+    text = BIAS_FILE.read_text(encoding="utf-8")
+    path.write_text(text.replace("person: a female", "persn: a female", 1), encoding="utf-8")
+    with pytest.raises(
+        ConfigError, match=r"bias\.yaml:6:7: attributes\.gender\[1\]\.person is missing; rename 'persn'"
+    ):
+        bias_cases(4, path)

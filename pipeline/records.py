@@ -87,10 +87,10 @@ class Exchange(Record):
 
 
 class TrainingRow(Record):
-    """A dialogue and the reply to learn, with the exchange or worked example it came from."""
+    """A dialogue and the reply to learn, with the exchange or the part of the constitution it came from."""
 
     id: str
-    origin: Literal["revision", "helpful_sample", "worked_example", "good_answer"]
+    origin: Literal["revision", "helpful_sample", "worked_example", "contrast", "good_answer"]
     source_id: str
     messages: list[Message]
     reply: str

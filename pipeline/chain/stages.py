@@ -81,7 +81,7 @@ assert tuple(STAGES) == CHAIN
 VERSIONS = {
     "prompts": 1,
     "critique": 1,
-    "sft": 2,
+    "sft": 3,
     "preferences": 2,
     "reward": 1,
     "align": 1,

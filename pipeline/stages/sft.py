@@ -14,7 +14,7 @@ from pipeline.records import Exchange, Message, TrainingRow, derived_rng, read_r
 from pipeline.stages.base import Inputs, Metrics
 from pipeline.training.history import write_history
 
-VERSION = 2
+VERSION = 3
 
 
 def run(cfg: SftConfig, inputs: Inputs, out: Path) -> Metrics:
@@ -81,7 +81,7 @@ def constitution_rows(constitution: Constitution, num_contrasts: int | None) -> 
         + [
             TrainingRow(
                 id=f"contrast/{contrast.id}",
-                origin="worked_example",
+                origin="contrast",
                 source_id=contrast.id,
                 messages=harmful.messages,
                 reply=contrast.revision,

@@ -12,6 +12,7 @@ from pipeline.constitution.files import find_constitution, load_constitution, sh
 from pipeline.constitution.published import import_constitution
 from pipeline.constitution.schema import Constitution, Contrast, GoodAnswer, Principle, WorkedExample
 from pipeline.core.errors import ConfigError
+from pipeline.stages.sft import constitution_rows
 
 MINIMAL = shipped_constitutions()["minimal"]
 
@@ -233,6 +234,28 @@ def test_repeats_across_both_files_are_refused_where_the_second_one_stands(tmp_p
     request = minimal.good_answers[0].request.upper()
     taken = with_contrasts(tmp_path, row.format("till", f'"{request}"'))
     assert "pairs.yaml:3:12: the request is the same as in good_answers[0]" in refusal(taken)
+
+
+def test_a_row_made_from_a_contrast_leads_back_to_it():
+    constitution = load_constitution(find_constitution("default"))
+    contrasts = {contrast.id: contrast for contrast in constitution.contrasts}
+    rows = [row for row in constitution_rows(constitution, num_contrasts=5) if row.origin == "contrast"]
+    assert len(rows) == 5
+    for row in rows:
+        contrast = contrasts[row.source_id]
+        assert (row.messages[-1]["content"], row.reply) == (contrast.request, contrast.revision)
+
+
+def test_every_row_of_the_constitution_names_a_part_of_its_own_kind():
+    constitution = load_constitution(find_constitution("default"))
+    parts = {
+        "worked_example": constitution.worked_examples,
+        "contrast": constitution.contrasts,
+        "good_answer": constitution.good_answers,
+    }
+    rows = constitution_rows(constitution, num_contrasts=None)
+    found = {origin: {row.source_id for row in rows if row.origin == origin} for origin in parts}
+    assert found == {origin: {part.id for part in group} for origin, group in parts.items()}  # type: ignore[attr-defined]
 
 
 def test_every_key_of_a_constitution_and_of_a_guideline_file_is_described():

@@ -249,8 +249,8 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _constitution(args: argparse.Namespace) -> int:
+    from pipeline.constitution.files import find_constitution, load_constitution, shipped_constitutions, to_yaml
     from pipeline.constitution.published import import_constitution
-    from pipeline.constitution.schema import find_constitution, load_constitution, shipped_constitutions, to_yaml
 
     if args.action == "list":
         for name, path in shipped_constitutions().items():

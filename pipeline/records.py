@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -24,6 +24,19 @@ class Message(TypedDict):
 
     role: str
     content: str
+
+
+_SPEAKERS = {"user": "Person", "assistant": "Assistant", "system": "Instructions"}
+
+
+def dialogue_text(messages: Sequence[Message]) -> str:
+    """A dialogue as plain text, for showing it inside a question: one turn a paragraph, each with its speaker.
+
+    A lone request stands by itself.
+    """
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"{_SPEAKERS[turn['role']]}: {turn['content']}" for turn in messages)
 
 
 class Record(BaseModel):
@@ -74,10 +87,10 @@ class Exchange(Record):
 
 
 class TrainingRow(Record):
-    """A dialogue and the reply to learn, with the exchange or worked example it came from."""
+    """A dialogue and the reply to learn, with the exchange or the part of the constitution it came from."""
 
     id: str
-    origin: Literal["revision", "helpful_sample", "worked_example", "good_answer"]
+    origin: Literal["revision", "helpful_sample", "worked_example", "contrast", "good_answer"]
     source_id: str
     messages: list[Message]
     reply: str

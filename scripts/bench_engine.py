@@ -17,7 +17,7 @@ import torch
 
 from pipeline.chain.compose import compose_config
 from pipeline.constitution.critique import critique_examples, critique_question
-from pipeline.constitution.schema import find_constitution, load_constitution
+from pipeline.constitution.files import find_constitution, load_constitution
 from pipeline.data.loading import load_prompts
 from pipeline.engines.base import Request
 from pipeline.engines.hf import HFEngine

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from pipeline.chain.compose import compose_config
-from pipeline.constitution.schema import load_constitution, shipped_constitutions
+from pipeline.constitution.files import load_constitution, shipped_constitutions
 from pipeline.data.loading import load_prompts
 from pipeline.data.near_duplicates import ALIKE, near_duplicates
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pipeline.constitution.schema import load_constitution
+from pipeline.constitution.files import load_constitution
 from pipeline.core.cache import Manifest
 from pipeline.evals import results as r
 from pipeline.evals.calibration import held_out_metrics

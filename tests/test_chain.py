@@ -15,7 +15,7 @@ from pipeline.chain.plan import plan
 from pipeline.chain.preflight import preflight
 from pipeline.chain.runner import Run, run
 from pipeline.cli import main
-from pipeline.constitution.schema import load_constitution, shipped_constitutions, to_yaml
+from pipeline.constitution.files import load_constitution, shipped_constitutions, to_yaml
 from pipeline.core.cache import Manifest
 from pipeline.core.errors import ConfigError, StageError
 from pipeline.core.log import console
@@ -102,7 +102,11 @@ def test_every_training_row_leads_back_to_its_source(finished: tuple[Run, list[s
     result, _ = finished
     exchanges = {e.prompt.id: e for e in read_records(result.folder / "2-critique" / "exchanges.jsonl", Exchange)}
     constitution = load_constitution(result.folder / "constitution.yaml")
-    examples = {example.id: example.revision for example in constitution.worked_examples}
+    taught = {
+        "worked_example": {example.id: example.revision for example in constitution.worked_examples},
+        "contrast": {contrast.id: contrast.revision for contrast in constitution.contrasts},
+        "good_answer": {answer.id: answer.reply for answer in constitution.good_answers},
+    }
     rows = list(read_records(result.folder / "3-sft" / "rows.jsonl", TrainingRow))
     origins = {row.origin for row in rows}
     assert origins == {"revision", "helpful_sample", "worked_example", "good_answer"}
@@ -111,8 +115,8 @@ def test_every_training_row_leads_back_to_its_source(finished: tuple[Run, list[s
             exchange = exchanges[row.source_id]
             revision = next(r for r in exchange.revisions if r.revision == row.reply)
             assert constitution.principle(revision.principle_id) and exchange.template and exchange.policy
-        elif row.origin == "worked_example":
-            assert examples[row.source_id] == row.reply
+        elif row.origin in taught:
+            assert taught[row.origin][row.source_id] == row.reply
 
 
 def test_nothing_changed_means_nothing_is_run_again(finished: tuple[Run, list[str]]):

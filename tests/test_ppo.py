@@ -11,7 +11,7 @@ import torch
 
 from pipeline.chain.compose import compose_config
 from pipeline.chain.config_train import AlignConfig
-from pipeline.constitution.schema import find_constitution, load_constitution
+from pipeline.constitution.files import find_constitution, load_constitution
 from pipeline.core.errors import StageError
 from pipeline.core.tracking import NoTracker
 from pipeline.data.loading import load_prompts

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import main
-from pipeline.constitution.schema import load_constitution
+from pipeline.constitution.files import load_constitution
 from tests.conftest import tiny_overrides
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.chain.config import Config
 from pipeline.chain.order import stages_of
-from pipeline.constitution.schema import find_constitution, load_constitution
+from pipeline.constitution.files import find_constitution, load_constitution
 from pipeline.core.errors import ConfigError
 from pipeline.core.stage import Prepared
 from pipeline.core.tracking import check_tracking

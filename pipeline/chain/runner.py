@@ -25,8 +25,9 @@ from pipeline.chain.config import Config, to_plain
 from pipeline.chain.order import cache_folder, fields_for_key, folder_name, needs_of, runs_folder, stages_of
 from pipeline.chain.preflight import preflight
 from pipeline.chain.runs import RUN_FILE, say_gate
+from pipeline.constitution.files import to_yaml
 from pipeline.constitution.paper import deviations_from_paper
-from pipeline.constitution.schema import Constitution, to_yaml
+from pipeline.constitution.schema import Constitution
 from pipeline.core.cache import WORK, Manifest, cache_key, commit, hash_files, link, write_text_atomically
 from pipeline.core.errors import CaiError, ConfigError, StageError
 from pipeline.core.log import duration, say, warn

@@ -8,8 +8,8 @@ from typing import Any
 
 from pipeline.chain.checkpoints import read_config
 from pipeline.chain.order import CHAIN, runs_folder, stages_of
+from pipeline.constitution.files import load_constitution
 from pipeline.constitution.paper import deviations_from_paper
-from pipeline.constitution.schema import load_constitution
 from pipeline.core.cache import WORK, Manifest
 from pipeline.core.errors import ArtifactError, ConfigError, did_you_mean
 from pipeline.core.log import duration, say

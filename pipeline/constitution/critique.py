@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from pipeline.constitution.dialogue import dialogue_text
 from pipeline.constitution.schema import Constitution, Principle
-from pipeline.records import Message, Pool
+from pipeline.records import Message, Pool, dialogue_text
 
 TEMPLATE = "critique-1"  # part of every fingerprint; a golden test holds it to the wording below
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.constitution.schema import Constitution, Principle, WorkedExample, field_path
+from pipeline.constitution.schema import Constitution, Principle, WorkedExample
 from pipeline.core.errors import ConfigError
+from pipeline.core.yaml_files import field_path
 
 
 def import_constitution(path: Path) -> Constitution:
@@ -58,7 +59,8 @@ def import_constitution(path: Path) -> Constitution:
         )
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"{path}: {field_path(first['loc'])}: {first['msg'].lower()}.") from None
+        problem = first["msg"].removeprefix("Value error, ").lower()
+        raise ConfigError(f"{path}: {field_path(first['loc'])}: {problem}.") from None
 
 
 def _imported_principle(name: str, critique: str, revision: str) -> Principle:

@@ -1,4 +1,4 @@
-"""A written constitution: load it, say precisely what is wrong with it, sample its principles."""
+"""A written constitution: its parts, and which of them a stage draws or shows."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import random
 import re
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from pipeline.core.errors import ConfigError, did_you_mean
-from pipeline.records import Message, Pool, Prompt, derive_seed, dialogue_key
+from pipeline.records import Message, Pool, Prompt, derive_seed
+
+
+def _slug(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", text):
+        raise ValueError("use letters, digits, '-', '_' and '.', and begin with a letter or digit")
+    return text
+
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-Slug = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Slug = Annotated[str, AfterValidator(_slug)]
 
 # The paper's division of labour: harmlessness principles judge red-team prompts, the others judge the rest.
 POOL_TAGS: dict[Pool, frozenset[str]] = {
@@ -27,65 +31,99 @@ POOL_TAGS: dict[Pool, frozenset[str]] = {
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Principle(_Part):
+    """One rule, as three requests: what to criticise, how to revise, and which of two replies to prefer."""
+
     id: Slug
+    """The principle's own name, by which critiques and labels refer to it."""
     title: Text
+    """A short heading for people; two labellers quote it."""
     tags: list[Text] = []
+    """What it is about; harmlessness, honesty, helpfulness and style decide which pools it judges."""
     weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+    """How often it is drawn, relative to the others; 0 switches it off."""
     critique_request: Text
+    """It asks in what ways the assistant's last reply falls short."""
     revision_request: Text
+    """It asks to rewrite the reply so that it no longer does."""
     preference_question: Text
+    """It asks which of two replies is the better one."""
 
 
 class WorkedExample(_Part):
     """A poor reply, put right: what the critic is shown, and what the constitution itself can teach."""
 
     id: Slug
+    """The example's own name, by which a training row refers to it."""
     tags: list[Text] = []
+    """It illustrates the principle with which it shares most of these."""
     request: Text
+    """What the person asks."""
     poor_reply: Text
+    """A reply that falls short."""
     critique: Text
+    """What is wrong with that reply."""
     revision: Text
+    """The reply as it should be."""
 
 
 class GoodAnswer(_Part):
     """A harmless request, answered as the constitution would have it."""
 
     id: Slug
+    """The answer's own name, by which a training row refers to it."""
     tags: list[Text] = []
+    """What the request is about."""
     request: Text
+    """What the person asks."""
     reply: Text
+    """How the assistant should answer."""
 
 
 class Contrast(_Part):
     """A harmful request with what to say to it, beside a harmless twin in nearly the same words."""
 
     id: Slug
+    """The contrast's own name, by which a training row refers to it."""
     tags: list[Text] = []
+    """What kind of harm it is about."""
     request: Text
+    """The harmful request."""
     revision: Text
+    """What to say to the harmful request."""
     twin: Text
+    """The harmless request, which the model answers in its own way."""
 
 
 PartT = TypeVar("PartT", WorkedExample | Contrast, GoodAnswer)
 
 
 class Constitution(_Part):
+    """What an assistant should be like: principles, and examples of keeping to them."""
+
     name: Slug
+    """The constitution's own name."""
     version: Text
+    """Three numbers such as 1.0.0; raise it when a text changes."""
     description: Text
+    """What it is for, in one sentence."""
     provenance: Text
+    """Who wrote it, and from what."""
     preamble: Text
+    """Who the assistant is: the system text for the critic and the labeller."""
     revise: Annotated[list[Pool], Field(min_length=1)] = ["red_team"]
     """Pools whose first replies are criticised and revised; replies to the others are taught as they are."""
     principles: Annotated[list[Principle], Field(min_length=1)]
+    """The rules, of which one is drawn at a time."""
     worked_examples: list[WorkedExample] = []
+    """Poor replies, put right."""
     good_answers: list[GoodAnswer] = []
+    """Harmless requests, answered well."""
     contrasts: list[Contrast] = []
-    """In the file: a list, or the path of a YAML file with one."""
+    """Harmful requests, each beside a harmless twin; in the file a list, or the path of a YAML file with one."""
 
     @field_validator("version", mode="before")
     @classmethod
@@ -174,157 +212,3 @@ def _as_prompts(contrast: Contrast) -> tuple[Prompt, Prompt]:
         return Prompt(id=f"contrast-{contrast.id}-{side}", pool=pool, kind="contrast", split="train", messages=messages)
 
     return prompt("harm", "red_team", contrast.request), prompt("twin", "look_alike", contrast.twin)
-
-
-def load_constitution(path: Path) -> Constitution:
-    """Read and validate a constitution.
-
-    Raises:
-        ConfigError: one sentence with the file, line, column, field and remedy.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"constitution.path: there is no file {path}; give a YAML file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"constitution.path: {path} can't be read as UTF-8 text ({error}).") from None
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{place}: not valid YAML: {problem}.") from None
-    if root is None or not isinstance(data, dict):
-        raise ConfigError(
-            f"{path}:1:1: a constitution is a mapping with name, version, …; see constitutions/README.md."
-        )
-    _refuse_duplicate_keys(root, path)
-    if isinstance(data.get("contrasts"), str):
-        data["contrasts"] = _load_contrasts(path.parent / data["contrasts"], _place(root, path, ("contrasts",)))
-    try:
-        constitution = Constitution.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(_describe(error, root, path)) from None
-    _refuse_repeats(data, root, path)
-    return constitution
-
-
-def _load_contrasts(path: Path, place: str) -> list[Any]:
-    try:
-        rows = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{place}: contrasts names {path}, which can't be read ({reason}).") from None
-    if not isinstance(rows, list):
-        raise ConfigError(f"{place}: contrasts names {path}, which is not a list; see constitutions/README.md.")
-    return rows
-
-
-def find_constitution(name_or_path: str) -> Path:
-    """A path as given, or the name of a constitution that ships with the project."""
-    path = Path(name_or_path).expanduser()
-    shipped = shipped_constitutions()
-    if path.suffix in {".yaml", ".yml"} or path.exists():
-        return path
-    if name_or_path in shipped:
-        return shipped[name_or_path]
-    raise ConfigError(f"constitution.path: no constitution {name_or_path!r}{did_you_mean(name_or_path, shipped)}.")
-
-
-def shipped_constitutions() -> dict[str, Path]:
-    here = Path(__file__).parents[1]
-    folder = next(folder for folder in (here / "constitutions", here.parent / "constitutions") if folder.is_dir())
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def _place(root: yaml.Node, path: Path, loc: Sequence[str | int]) -> str:
-    """``file:line:column`` of the deepest node on the way to ``loc``."""
-    node = root
-    for step in loc:
-        if isinstance(node, yaml.MappingNode):
-            entry = next(((key, value) for key, value in node.value if key.value == step), None)
-            if entry is None:
-                break
-            node = entry[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-            node = node.value[step]
-        else:
-            break
-    return f"{path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
-
-
-def field_path(loc: Sequence[str | int]) -> str:
-    return re.sub(r"\.?\[", "[", ".".join(f"[{step}]" if isinstance(step, int) else step for step in loc))
-
-
-_PARTS: dict[str, type[_Part]] = {
-    "principles": Principle,
-    "worked_examples": WorkedExample,
-    "good_answers": GoodAnswer,
-    "contrasts": Contrast,
-}
-
-
-def _describe(error: ValidationError, root: yaml.Node, path: Path) -> str:
-    first = error.errors()[0]
-    loc, kind, value = first["loc"], first["type"], first["input"]
-    place, field = _place(root, path, loc), field_path(loc)
-    part = _PARTS.get(str(loc[0]), Constitution) if len(loc) > 1 else Constitution
-    if kind == "extra_forbidden":
-        problem = f"unknown key {loc[-1]!r}{did_you_mean(str(loc[-1]), part.model_fields)}"
-    elif kind == "missing":
-        problem = f"{field} is missing; add it (constitutions/README.md describes every key)"
-    elif kind in {"string_too_short", "too_short"}:
-        problem = f"{field} is empty; write it or remove the entry"
-    elif kind == "greater_than_equal":
-        problem = f"{field} is {value}; a weight is zero or more (0 switches the principle off)"
-    elif kind == "string_pattern_mismatch":
-        problem = f"{field} is {value!r}; use letters, digits, '-', '_' and '.'"
-    elif kind == "value_error":
-        problem = str(first["ctx"]["error"])
-    else:
-        problem = f"{field} is {value!r}: {first['msg'].lower()}"
-    others = error.error_count() - 1
-    return f"{place}: {problem}." + (f" ({others} more after this one.)" if others else "")
-
-
-def _refuse_duplicate_keys(node: yaml.Node, path: Path) -> None:
-    """YAML lets a repeated key win silently; here it is an error."""
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                mark = key.start_mark
-                raise ConfigError(
-                    f"{path}:{mark.line + 1}:{mark.column + 1}: key {key.value!r} stands twice; keep one."
-                )
-            seen.add(key.value)
-            _refuse_duplicate_keys(value, path)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_duplicate_keys(item, path)
-
-
-def _refuse_repeats(data: dict[str, Any], root: yaml.Node, path: Path) -> None:
-    ids: dict[str, str] = {}
-    requests: dict[str, tuple[str, str]] = {}
-    for section in _PARTS:
-        for index, entry in enumerate(data.get(section) or []):
-            field = f"{section}[{index}]"
-            if (earlier := ids.setdefault(entry["id"], field)) != field:
-                where = _place(root, path, (section, index, "id"))
-                raise ConfigError(f"{where}: id {entry['id']!r} is already that of {earlier}; give it another.")
-            for name in ("request", "twin"):
-                if name not in entry:
-                    continue
-                key = dialogue_key([Message(role="user", content=entry[name])])
-                if (known := requests.setdefault(key, (field, name))) != (field, name):
-                    where = _place(root, path, (section, index, name))
-                    raise ConfigError(f"{where}: the {name} is the same as in {known[0]}; change or remove one.")
-
-
-def to_yaml(constitution: Constitution) -> str:
-    data = constitution.model_dump(mode="json")
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)

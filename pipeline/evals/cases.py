@@ -8,9 +8,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.core.yaml_files import load_yaml
 from pipeline.data.files import source_content
 from pipeline.data.public_sets import ChoiceRow, PairRow, Read, RequestRow, read_set
 from pipeline.evals.attacks import ATTACKS, direct
@@ -152,7 +152,7 @@ class BiasFile(BaseModel):
 
 def bias_cases(num_templates: int | None, path: Path = BIAS_FILE) -> list[Case]:
     """Each attribute draws its own templates, harmless and harmful in turn; within it all groups get the same."""
-    content = BiasFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    content = load_yaml(path, BiasFile, "a file of bias prompts", field="evaluate.bias", described_in=BIAS_FILE.name)
     cases = []
     for attribute, groups in content.attributes.items():
         order = sorted(content.templates, key=lambda template: derive_seed("bias", attribute, template.id))

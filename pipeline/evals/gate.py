@@ -2,65 +2,80 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.core.errors import ConfigError, did_you_mean
+from pipeline.core.yaml_files import Problem, load_yaml
 from pipeline.evals.measures import DERIVED, MEASURES, better_of, is_fraction, title_of
 from pipeline.evals.results import Estimate, Gate, Results, Ruling
 
 Ruled = Literal["PASS", "FAIL", "UNDECIDED"]
+Limit = Annotated[float, Field(strict=True, allow_inf_nan=False)]  # strict: "yes" is no number
 
 
-class Guideline(BaseModel):
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Guideline(_Part):
     """One limit, in words and in a number. Exactly one of ``at_most`` and ``at_least`` is given."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     id: str
+    """The guideline's own name."""
     title: str
+    """What a checkpoint must show, in one sentence."""
     why: str
+    """The reason for the limit, for those who read the report."""
     measure: str
-    at_most: StrictInt | StrictFloat | None = None
-    at_least: StrictInt | StrictFloat | None = None
+    """The measure that is held to the limit, by its name in the report's tables."""
+    at_most: Limit | None = None
+    """The highest value that passes."""
+    at_least: Limit | None = None
+    """The lowest value that passes."""
+
+    @field_validator("measure")
+    @classmethod
+    def _measure_is_known(cls, measure: str) -> str:
+        known = [*MEASURES, *DERIVED]
+        if measure not in known:
+            raise ValueError(f"no measure has that name{did_you_mean(measure, known)}")
+        return measure
+
+    @field_validator("at_most", "at_least")
+    @classmethod
+    def _limit_fits_the_measure(cls, limit: float | None, info: ValidationInfo) -> float | None:
+        measure = info.data.get("measure")  # absent where the measure itself was refused
+        if limit is None or measure is None:
+            return limit
+        if is_fraction(measure) and not 0 <= limit <= 1:
+            raise ValueError(f"{measure} is a fraction, so give a number from 0 to 1")
+        bound = {"lower": "at_most", "higher": "at_least"}.get(better_of(measure) or "")
+        if bound not in {None, info.field_name}:
+            raise ValueError(f"{better_of(measure)} is better in {measure}, so give {bound} instead")
+        return limit
 
     @model_validator(mode="after")
-    def _check(self) -> Guideline:
-        known = [*MEASURES, *DERIVED]
-        if self.measure not in known:
-            raise ValueError(f"measure {self.measure!r} is unknown{did_you_mean(self.measure, known)}")
+    def _one_limit(self) -> Guideline:
         if (self.at_most is None) == (self.at_least is None):
             raise ValueError("give exactly one of at_most and at_least")
-        side, limit = ("at_most", self.at_most) if self.at_most is not None else ("at_least", self.at_least)
-        assert limit is not None
-        if not math.isfinite(limit):
-            raise ValueError(f"{side} is {limit}; give a number")
-        if is_fraction(self.measure) and not 0 <= limit <= 1:
-            raise ValueError(f"{side} is {limit:g}, but {self.measure} is a fraction; give a number from 0 to 1")
-        better = better_of(self.measure)
-        if better is not None and (better == "lower") != (side == "at_most"):
-            raise ValueError(f"{side} on {self.measure}, where {better} is better; give the other bound")
         return self
 
 
-class Guidelines(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Guidelines(_Part):
+    """What a checkpoint must show before it is released."""
+
     name: str
+    """The name of the set of guidelines."""
     version: str
+    """Three numbers such as 1.0.0; raise it when a limit changes."""
     description: str
-    guidelines: list[Guideline]
-
-    @model_validator(mode="after")
-    def _check(self) -> Guidelines:
-        ids = [guideline.id for guideline in self.guidelines]
-        if twins := [name for name in ids if ids.count(name) > 1]:
-            raise ValueError(f"id {twins[0]!r} stands twice")
-        if not ids:
-            raise ValueError("guidelines is empty")
-        return self
+    """What the limits are for, in one sentence."""
+    guidelines: Annotated[list[Guideline], Field(min_length=1)]
+    """The limits, each judged by itself."""
 
 
 def find_guidelines(name: str) -> Path:
@@ -85,20 +100,25 @@ def load_guidelines(path: Path) -> Guidelines:
     """Read and check a guideline file.
 
     Raises:
-        ConfigError: file and field at fault.
+        ConfigError: one sentence with the file, line, column, field and remedy.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ConfigError(f"evaluate.guidelines: {path} is no guideline file; see guidelines/default.yaml.")
-        return Guidelines.model_validate(content)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"evaluate.guidelines: {path} can't be read ({str(error).splitlines()[0]}).") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "file"
-        message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"evaluate.guidelines: {path}: {place}: {message}.") from None
+    return load_yaml(
+        path,
+        Guidelines,
+        "a guideline file",
+        field="evaluate.guidelines",
+        described_in="guidelines/default.yaml",
+        check=_repeats,
+    )
+
+
+def _repeats(written: Guidelines) -> Iterator[Problem]:
+    """Ids that stand twice: the report could not say which of the two was broken."""
+    ids: dict[str, int] = {}
+    for index, guideline in enumerate(written.guidelines):
+        if (earlier := ids.setdefault(guideline.id, index)) != index:
+            problem = f"id {guideline.id!r} is already that of guidelines[{earlier}]; give it another"
+            yield ("guidelines", index, "id"), problem
 
 
 def rule(guidelines: Guidelines, results: Results) -> Gate:

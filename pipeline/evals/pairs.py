@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pipeline.constitution.dialogue import dialogue_text
 from pipeline.engines.base import ChoiceQuery, Engine, Request, generate_all, score_all
 from pipeline.evals import refusal
 from pipeline.evals.judges import MIN_ANSWER_MASS, Desk
 from pipeline.evals.text import words
-from pipeline.records import Message
+from pipeline.records import Message, dialogue_text
 
 TEMPLATE = "pair-judge-1"
 

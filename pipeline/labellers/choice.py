@@ -7,11 +7,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.constitution.dialogue import dialogue_text
 from pipeline.constitution.schema import Constitution, Principle
 from pipeline.engines.base import Answer, ChoiceQuery, Completion, Query, Request
 from pipeline.labellers.base import LABELLERS, Labeller, LabellerConfig, both_orders, choice_logit, combine_orders
-from pipeline.records import Comparison, Judgement, Message, derive_seed
+from pipeline.records import Comparison, Judgement, Message, derive_seed, dialogue_text
 
 
 def which_is_better(constitution: Constitution, principle: Principle, comparison: Comparison) -> list[Message]:

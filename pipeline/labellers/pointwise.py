@@ -7,11 +7,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.constitution.dialogue import dialogue_text
 from pipeline.constitution.schema import Constitution, Principle
 from pipeline.engines.base import Answer, ChoiceQuery, Query
 from pipeline.labellers.base import LABELLERS, LabellerConfig, ReplyLabeller, choice_logit
-from pipeline.records import Message
+from pipeline.records import Message, dialogue_text
 
 
 def keeps_to_principle(

@@ -126,7 +126,7 @@ def constitution_rows(constitution: Constitution, num_contrasts: int | None) -> 
         + [
             TrainingRow(
                 id=f"contrast/{contrast.id}",
-                origin="worked_example",
+                origin="contrast",
                 source_id=contrast.id,
                 messages=harmful.messages,
                 reply=contrast.revision,

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.constitution.files import find_constitution, load_constitution, shipped_constitutions
 from pipeline.constitution.published import import_constitution
-from pipeline.constitution.schema import find_constitution, load_constitution, shipped_constitutions
+from pipeline.constitution.schema import Constitution, Contrast, GoodAnswer, Principle, WorkedExample
 from pipeline.core.errors import ConfigError
+from pipeline.stages.sft import constitution_rows
 
 MINIMAL = shipped_constitutions()["minimal"]
 
@@ -47,11 +49,12 @@ def test_unknown_key_is_named_with_line_and_nearest_key(tmp_path: Path):
     message = refusal(path)
     # A misspelt key is both missing and unknown; the place is the principle, the hint the right spelling.
     assert "title" in message and f"mine.yaml:{line - 1}" in message
+    assert message.endswith("principles[0].title is missing; rename 'titel' to 'title'.")
 
 
 def test_extra_key_gets_a_suggestion(tmp_path: Path):
     message = refusal(written(tmp_path, "    title:", "    wieght: 1\n    title:"))
-    assert "unknown key 'wieght'; did you mean 'weight'?" in message
+    assert "mine.yaml:11:5: unknown key 'wieght'; did you mean 'weight'?" in message
 
 
 @pytest.mark.parametrize(
@@ -211,11 +214,56 @@ def test_contrasts_stand_in_a_file_of_their_own(tmp_path: Path):
         ("just text", "which is not a list"),
         ("- {id: a, request: Rob it, revision: No.}", "contrasts[0].twin is missing"),
         ("- {id: a, request: Rob it, revision: No., twin: rob it.}", "the twin is the same as in contrasts[0]"),
-        ("- [", "can't be read"),
+        ("- [", "pairs.yaml:1:4: not valid YAML"),
+        ("", "pairs.yaml:1:1: contrasts is empty"),
+        ("- {id: a}\n- {id: b, twn: c}", "pairs.yaml:1:3: contrasts[0].request is missing"),
+        ("- {id: a, request: b, revision: c, twin: d, twn: e}", "pairs.yaml:1:45: unknown key 'twn'; did you mean"),
+        ("- id: a\n  id: b", "pairs.yaml:2:3: key 'id' stands twice"),
     ],
 )
 def test_bad_contrasts_are_named(tmp_path: Path, rows: str, expected: str):
-    assert expected in refusal(with_contrasts(tmp_path, rows))
+    message = refusal(with_contrasts(tmp_path, rows))
+    assert expected in message and "pairs.yaml:" in message and "mine.yaml" not in message
+
+
+def test_repeats_across_both_files_are_refused_where_the_second_one_stands(tmp_path: Path):
+    minimal = load_constitution(MINIMAL)
+    row = "\n- id: {}\n  request: {}\n  revision: No.\n  twin: How do I count it?"
+    taken = with_contrasts(tmp_path, row.format(minimal.principles[1].id, "How do I rob a till?"))
+    assert "pairs.yaml:2:7: id " in refusal(taken) and "is already that of principles[1]" in refusal(taken)
+    request = minimal.good_answers[0].request.upper()
+    taken = with_contrasts(tmp_path, row.format("till", f'"{request}"'))
+    assert "pairs.yaml:3:12: the request is the same as in good_answers[0]" in refusal(taken)
+
+
+def test_a_row_made_from_a_contrast_leads_back_to_it():
+    constitution = load_constitution(find_constitution("default"))
+    contrasts = {contrast.id: contrast for contrast in constitution.contrasts}
+    rows = [row for row in constitution_rows(constitution, num_contrasts=5) if row.origin == "contrast"]
+    assert len(rows) == 5
+    for row in rows:
+        contrast = contrasts[row.source_id]
+        assert (row.messages[-1]["content"], row.reply) == (contrast.request, contrast.revision)
+
+
+def test_every_row_of_the_constitution_names_a_part_of_its_own_kind():
+    constitution = load_constitution(find_constitution("default"))
+    parts = {
+        "worked_example": constitution.worked_examples,
+        "contrast": constitution.contrasts,
+        "good_answer": constitution.good_answers,
+    }
+    rows = constitution_rows(constitution, num_contrasts=None)
+    found = {origin: {row.source_id for row in rows if row.origin == origin} for origin in parts}
+    assert found == {origin: {part.id for part in group} for origin, group in parts.items()}  # type: ignore[attr-defined]
+
+
+def test_every_key_of_a_constitution_and_of_a_guideline_file_is_described():
+    from pipeline.evals.gate import Guideline, Guidelines
+
+    for model in (Constitution, Principle, WorkedExample, GoodAnswer, Contrast, Guideline, Guidelines):
+        for name, field in model.model_fields.items():
+            assert field.description and field.description.endswith("."), f"{model.__name__}.{name}"
 
 
 def test_a_missing_file_of_contrasts_is_named(tmp_path: Path):

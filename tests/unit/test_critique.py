@@ -10,7 +10,7 @@ from pipeline.constitution.critique import (
     tidy,
     whole_sentences,
 )
-from pipeline.constitution.schema import load_constitution, shipped_constitutions
+from pipeline.constitution.files import load_constitution, shipped_constitutions
 from pipeline.records import Message
 
 CONSTITUTION = load_constitution(shipped_constitutions()["minimal"])

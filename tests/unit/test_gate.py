@@ -105,29 +105,38 @@ def test_useless_unsafe_and_broken_models_fail(reply: Callable[[Case], str], ver
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("old", "new", "message"),
     [
-        ("measure: harmful_complied\n    at_most", "measure: harmfull\n    at_most"),
-        ("at_most: 0.25", "at_most: 0.25\n    at_least: 0.1"),
-        ("id: attacks", "id: look-alikes"),
-        ("at_most: 0.25", "at_moste: 0.25"),
-        ("at_most: 0.25", "at_most: 25"),
-        ("at_most: 0.25", "at_most: .nan"),
-        ("at_most: 0.25", "at_most: .inf"),
-        ("at_most: 0.25", "at_most: yes"),
-        ("at_most: 0.25", "at_least: 0.25"),
-        ("name: default", "- default"),
-        ("guidelines:\n", "guidelines: [\n"),
+        (
+            "harmful_complied\n",
+            "harmfull\n",
+            "13:14: guidelines[0].measure is 'harmfull'; no measure has that name",
+        ),
+        ("at_most: 0.25", "at_most: 0.25\n    at_least: 0.1", "15:15: guidelines[0].at_least is 0.1; lower is better"),
+        ("    at_most: 0.25\n", "", "10:5: guidelines[0]: give exactly one of at_most and at_least"),
+        ("id: look-alikes", "id: attacks", "20:9: id 'attacks' is already that of guidelines[1]; give it another"),
+        ("at_most: 0.25", "at_moste: 0.25", "14:5: unknown key 'at_moste'; did you mean 'at_most'?"),
+        ("    why: A", "    wy: A", "10:5: guidelines[0].why is missing; rename 'wy' to 'why'"),
+        ("at_most: 0.25", "at_most: 25", "14:14: guidelines[0].at_most is 25; harmful_complied is a fraction"),
+        ("at_most: 0.25", "at_most: .nan", "14:14: guidelines[0].at_most is .nan; it should be a finite number"),
+        ("at_most: 0.25", "at_most: .inf", "14:14: guidelines[0].at_most is .inf; it should be a finite number"),
+        ("at_most: 0.25", "at_most: yes", "14:14: guidelines[0].at_most is yes; it should be a valid number"),
+        ("at_most: 0.25", "at_most: '0.25'", "14:14: guidelines[0].at_most is '0.25'; it should be a valid number"),
+        ("at_most: 0.25", "at_least: 0.25", "14:15: guidelines[0].at_least is 0.25; lower is better"),
+        ("version: 1.0.0", "version: 1.0", "7:10: version is 1.0, which YAML reads as a number; put it in quotes"),
+        ("name: default", "- default", "7:1: not valid YAML"),
+        ("guidelines:\n", "guidelines: [\n", "10:3: not valid YAML"),
+        ("guidelines:\n", "guidelines: []\nx:\n", "9:13: guidelines is empty; write it or remove the entry"),
     ],
 )
-def test_a_bad_guideline_file_is_one_sentence(tmp_path: Path, change: str, message: str):
+def test_a_bad_guideline_file_is_one_sentence(tmp_path: Path, old: str, new: str, message: str):
     text = find_guidelines("default").read_text(encoding="utf-8")
-    assert change in text
+    assert old in text
     path = tmp_path / "mine.yaml"
-    path.write_text(text.replace(change, message, 1), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"evaluate\.guidelines: .*mine\.yaml") as caught:
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
         load_guidelines(find_guidelines(str(path)))
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{path}:{message}") and "\n" not in str(caught.value)
 
 
 def test_an_unknown_guideline_file_is_one_sentence():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.constitution.schema import load_constitution, shipped_constitutions
+from pipeline.constitution.files import load_constitution, shipped_constitutions
 from pipeline.core.cache import RecordLog
 from pipeline.core.errors import ConfigError
 from pipeline.engines.base import Query, Request, Stopwatch

@@ -35,7 +35,7 @@ def test_a_reworded_request_is_found_and_a_like_one_is_not():
 def test_nothing_that_is_trained_on_comes_back_in_the_evaluation():
     """Of all that ships: prompts of the training split and the constitutions' examples, against the suites."""
     from pipeline.chain.compose import compose_config
-    from pipeline.constitution.schema import load_constitution, shipped_constitutions
+    from pipeline.constitution.files import load_constitution, shipped_constitutions
     from pipeline.data.loading import load_prompts
     from pipeline.evals.cases import build_cases
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import pytest
 
 from pipeline.chain.compose import compose_config
-from pipeline.constitution.schema import Principle, find_constitution, load_constitution, shipped_constitutions
+from pipeline.constitution.files import find_constitution, load_constitution, shipped_constitutions
+from pipeline.constitution.schema import Principle
 from pipeline.engines.base import Answer, ChoiceQuery, Query, ReplyQuery
 from pipeline.labellers.preference import (
     TEMPLATE,

@@ -1,0 +1,71 @@
+"""Constitutions as files: those that ship with the project, reading one strictly, and writing one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from pipeline.constitution.schema import Constitution
+from pipeline.core.errors import ConfigError, did_you_mean
+from pipeline.core.yaml_files import Problem, load_yaml
+from pipeline.records import Message, dialogue_key
+
+_SECTIONS = ("principles", "worked_examples", "good_answers", "contrasts")
+
+
+def find_constitution(name_or_path: str) -> Path:
+    """A path as given, or the name of a constitution that ships with the project."""
+    path = Path(name_or_path).expanduser()
+    shipped = shipped_constitutions()
+    if path.suffix in {".yaml", ".yml"} or path.exists():
+        return path
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    raise ConfigError(f"constitution.path: no constitution {name_or_path!r}{did_you_mean(name_or_path, shipped)}.")
+
+
+def shipped_constitutions() -> dict[str, Path]:
+    here = Path(__file__).parents[1]
+    folder = next(folder for folder in (here / "constitutions", here.parent / "constitutions") if folder.is_dir())
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_constitution(path: Path) -> Constitution:
+    """Read and validate a constitution, with the file of contrasts that it may name.
+
+    Raises:
+        ConfigError: one sentence with the file, line, column, field and remedy.
+    """
+    return load_yaml(
+        path,
+        Constitution,
+        "a constitution",
+        field="constitution.path",
+        described_in="constitutions/README.md",
+        may_name_files=["contrasts"],
+        check=_repeats,
+    )
+
+
+def _repeats(constitution: Constitution) -> Iterator[Problem]:
+    """Ids and requests that stand twice: an id is how a training row is traced, a request has one best reply."""
+    ids: dict[str, str] = {}
+    requests: dict[str, tuple[str, str]] = {}
+    for section in _SECTIONS:
+        for index, entry in enumerate(getattr(constitution, section)):
+            field = f"{section}[{index}]"
+            if (earlier := ids.setdefault(entry.id, field)) != field:
+                yield (section, index, "id"), f"id {entry.id!r} is already that of {earlier}; give it another"
+            for name in ("request", "twin"):
+                if not hasattr(entry, name):
+                    continue
+                key = dialogue_key([Message(role="user", content=getattr(entry, name))])
+                if (known := requests.setdefault(key, (field, name))) != (field, name):
+                    yield (section, index, name), f"the {name} is the same as in {known[0]}; change or remove one"
+
+
+def to_yaml(constitution: Constitution) -> str:
+    data = constitution.model_dump(mode="json")
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)

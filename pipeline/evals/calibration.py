@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict
 from scipy.special import entr, expit, log_expit
 
 from pipeline.evals.measures import resampled
-from pipeline.evals.results import Estimate
 from pipeline.evals.statistics import bootstrap, share_of_right
 from pipeline.records import RewardScore
 
@@ -109,6 +108,7 @@ def held_out_metrics(scores: Sequence[RewardScore], confidence: float = 0.95) ->
 
     everything = np.arange(len(decided))
     margins, labels = [s.reward_a - s.reward_b for s in scores], [s.probability_a for s in scores]
+    losses = cross_entropies(margins, labels)
     bins = reliability(margins, labels)
     return {
         "accuracy": accuracy(everything),
@@ -121,13 +121,9 @@ def held_out_metrics(scores: Sequence[RewardScore], confidence: float = 0.95) ->
             "shorter_preferred": accuracy(preferred_is_longer == 0),
         },
         "accuracy_of_longer_reply": share_of_right(preferred_is_longer.tolist(), confidence).model_dump(),
-        "loss_held_out": mean_estimate(cross_entropies(margins, labels), confidence).model_dump(),
+        "loss_held_out": resampled(bootstrap(losses, confidence=confidence), len(losses)).model_dump(),
         "loss_of_one_half": math.log(2),
         "loss_least_possible": float(entropies(labels).mean()),
         "calibration_error": expected_calibration_error(bins),
         "reliability": [found.model_dump() for found in bins],
     }
-
-
-def mean_estimate(values: NDArray, confidence: float) -> Estimate:
-    return resampled(bootstrap(values, confidence), len(values))

@@ -9,16 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.evals.results import DIRECT, Cell, Direction, Estimate, Rating
-from pipeline.evals.statistics import (
-    MIN_RESAMPLED,
-    NUM_RESAMPLES,
-    bootstrap,
-    bradley_terry,
-    share,
-    wilson,
-)
+from pipeline.evals.statistics import MIN_RESAMPLED, bootstrap, bradley_terry, share, wilson
 from pipeline.evals.text import commonest_opening, distinct_ngrams, opening, repeats_itself, words
 from pipeline.records import Verdict
 
@@ -280,7 +274,7 @@ def estimate(scores: Scores, unit: Unit, confidence: float) -> Estimate:
         return share(values, confidence)
     if not len(values):
         return Estimate(value=None)
-    numbers = bootstrap(values, confidence)
+    numbers = bootstrap(values, confidence=confidence)
     return resampled(tuple(map(math.exp, numbers)) if unit == "perplexity" else numbers, len(values))
 
 
@@ -325,10 +319,8 @@ def measure(verdicts: Mapping[str, Sequence[Verdict]], confidence: float) -> dic
 def _perplexity_ratio(first: Sequence[Verdict], mine: Sequence[Verdict], confidence: float) -> Estimate | None:
     score = MEASURES["reference_perplexity"].score
     before, after = score(first), score(mine)
-    differences = [after[case] - before[case] for case in before if case in after]
-    if not differences:
-        return None
-    return resampled(tuple(map(math.exp, bootstrap(differences, confidence))), len(differences))
+    differences = {case: after[case] - before[case] for case in before if case in after}
+    return estimate(differences, "perplexity", confidence) if differences else None
 
 
 def _length_ratio(first: Sequence[Verdict], mine: Sequence[Verdict], confidence: float) -> Estimate | None:
@@ -337,13 +329,14 @@ def _length_ratio(first: Sequence[Verdict], mine: Sequence[Verdict], confidence:
         for verdicts in (first, mine)
     ]
     common = sorted(lengths[0].keys() & lengths[1].keys())
-    before, after = (np.array([length[case] for case in common], float) for length in lengths)
-    if not before.sum():
+    before, after = ([length[case] for case in common] for length in lengths)
+    if not any(before):
         return None
-    drawn = np.random.default_rng(0).integers(len(common), size=(NUM_RESAMPLES, len(common)))
-    ratios = after[drawn].sum(-1) / np.maximum(before[drawn].sum(-1), 1)
-    low, high = np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return resampled((float(after.sum() / before.sum()), float(low), float(high)), len(common))
+
+    def ratio(before: NDArray, after: NDArray) -> NDArray:
+        return after.sum(-1) / np.maximum(before.sum(-1), 1)
+
+    return resampled(bootstrap(before, after, statistic=ratio, confidence=confidence), len(common))
 
 
 # --- Attacks -------------------------------------------------------------------------------------------------------

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from pipeline.chain.config_evaluate import EvaluateConfig, RedTeamConfig
 from pipeline.data.public_sets import ChoiceRow, SentencePair
 from pipeline.evals.accuracy import pair_accuracy, shuffled
-from pipeline.evals.bias import bbq_score, crows_score, disparities
+from pipeline.evals.bias import bbq_score, crows_score, disparities, lowest_to_highest
 from pipeline.evals.cases import bias_cases, build_cases
 from pipeline.evals.changes import all_changes, cell_changes, changes
 from pipeline.evals.duels import duel
@@ -220,6 +221,35 @@ def test_disparities_by_hand():
     assert (found.difference.value, found.ratio.value) == (0.75, 0.25)
     assert found.rates["b"].count == 1 and found.p is not None and 0 < found.p <= 1
     assert found.difference.low is not None and 0 <= found.difference.low < 0.75
+
+
+def test_the_ratio_of_rates_by_hand():
+    """Rates ¾, ½, ¼; no rate at all; and two resamples at once."""
+    assert lowest_to_highest(np.array([1, 1, 1, 0]), np.array([1, 1, 0, 0]), np.array([0, 0, 0, 1])) == 1 / 3
+    assert lowest_to_highest(np.zeros(3), np.zeros(3)) == 1
+    assert lowest_to_highest(np.array([[1, 1], [0, 1]]), np.array([[1, 0], [0, 0]])).tolist() == [0.5, 0]
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_ratio_where_nobody_is_refused():
+    verdicts = []
+    for group in "ab":
+        where = case("bias", "ordinary", 0, attribute="age", group=group, template="t0")
+        verdicts.append(verdict(where.model_copy(update={"id": group}), "base", "complied"))
+    (found,) = disparities(verdicts, 0.95)
+    assert (found.difference.value, found.p) == (0, 1)
+    assert (found.ratio.value, found.ratio.low, found.ratio.high, found.ratio.total) == (None, None, None, 1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_length_ratio_by_hand():
+    """Replies of 1 to 5 words become two, four, … 10 words: twice as long, however the requests are drawn."""
+    verdicts = []
+    for i in range(1, 6):
+        where = case("helpfulness", "ordinary", i)
+        verdicts += [verdict(where, "base", "complied", "w " * i), verdict(where, "rlaif", "complied", "w " * 2 * i)]
+    found = measure(by_model(verdicts), 0.95)["rlaif"]["length_ratio"]
+    assert (found.value, found.low, found.high, found.total) == (2, 2, 2, 5)
 
 
 def bbq_row(row_id: str, label: int, ambiguous: bool, negative: bool = True) -> ChoiceRow:

@@ -6,12 +6,15 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.stats import norm
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from pipeline.evals.statistics import (
+    NUM_RESAMPLES,
+    SEED,
     bootstrap,
     bradley_terry,
     holm,
@@ -98,6 +101,52 @@ def test_the_bootstrap_comes_close_to_theory():
     error = values.std(ddof=1) / 20
     assert mean == values.mean()
     assert (low, high) == pytest.approx((mean - 1.96 * error, mean + 1.96 * error), abs=0.15 * error)
+
+
+@pytest.mark.parametrize("num", [2, 5, 40])
+def test_the_bootstrap_of_pairs_is_scipys(num: int):
+    """A ratio of sums over prompts that are drawn together, from the same draws."""
+    before, after = np.random.default_rng(num).integers(1, 50, size=(2, num))
+
+    def ratio(before: np.ndarray, after: np.ndarray, axis: int = -1) -> np.ndarray:
+        return after.sum(axis) / before.sum(axis)
+
+    value, low, high = bootstrap(before, after, statistic=ratio)
+    expected = stats.bootstrap(
+        (before, after),
+        ratio,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=NUM_RESAMPLES,
+        rng=np.random.default_rng(SEED),
+    ).confidence_interval
+    assert value == after.sum() / before.sum()
+    assert (low, high) == pytest.approx((expected.low, expected.high), rel=1e-12)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("values", [[0.3], [0.3] * 7, [0.0, 0.0]])
+def test_values_that_are_all_the_same_have_a_point_for_an_interval(values: list[float]):
+    assert bootstrap(values) == pytest.approx((values[0],) * 3)
+    assert paired_difference(values, values) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("num", [1, 7, 15])
+def test_sign_flips_are_scipys(num: int):
+    """Exhaustively up to ten values; below two scipy says nothing, and either sign is as far."""
+    values = np.random.default_rng(num).normal(0.4, 1, size=num)
+    if num == 1:
+        assert sign_flip_test(values) == 1.0
+        return
+    expected = stats.permutation_test(
+        (values,),
+        lambda drawn, axis: np.abs(drawn.mean(axis)),
+        permutation_type="samples",
+        alternative="greater",
+        n_resamples=2**num,
+    )
+    assert sign_flip_test(values) == pytest.approx(expected.pvalue, abs=0.03)
 
 
 def test_sign_flips_are_counted_exhaustively():

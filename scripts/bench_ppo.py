@@ -22,6 +22,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from pipeline.methods.alignment import RewardSources, make_rewards
+from pipeline.training.setting import Setting
 
 from pipeline.chain.compose import compose_config
 from pipeline.core.tracking import NoTracker
@@ -30,12 +32,10 @@ from pipeline.engines.base import Request, Stopwatch
 from pipeline.engines.hf import HFEngine
 from pipeline.engines.models import load_model, load_tokenizer
 from pipeline.engines.reward_model import load_reward_model, reward_scaling
-from pipeline.methods.alignment import RewardSources, make_rewards
 from pipeline.methods.policy_gradient.actors import load_actors
 from pipeline.methods.policy_gradient.loop import PPO
 from pipeline.methods.policy_gradient.rollouts import Rollout, collate, logprobs_and_entropy
 from pipeline.records import Prompt
-from pipeline.training.setting import Setting
 
 Job = dict[str, Any]
 VARIANTS = {  # name → (whose, what it changes in the job)

@@ -49,13 +49,6 @@ TINY = [
     "reward.save_every_steps=1",
     "align.global_batch_size=2",
     "align.save_every_steps=1",
-    "align.rollout.num_red_team=4",
-    "align.rollout.num_ordinary=2",
-    "align.rollout.num_look_alike=2",
-    "align.rollout.max_reply_tokens=8",
-    "align.rollout.num_replies=2",
-    "align.rollout.num_held_out=4",
-    "align.ppo.num_minibatches=2",
     "evaluate.red_team.num_requests=4",
     "evaluate.red_team.num_attacked=1",
     "evaluate.over_refusal.num_requests=3",
@@ -65,6 +58,20 @@ TINY = [
     "evaluate.max_reply_tokens=16",
     "launch.batch_rows=2",
 ]
+
+TINY_ROLLOUTS = [
+    "align.rollout.num_red_team=4",
+    "align.rollout.num_ordinary=2",
+    "align.rollout.num_look_alike=2",
+    "align.rollout.max_reply_tokens=8",
+    "align.rollout.num_held_out=4",
+    "align.num_minibatches=2",
+]
+TINY_METHODS = {
+    "align=ppo": TINY_ROLLOUTS,
+    "align=rloo": [*TINY_ROLLOUTS, "align.num_replies=2"],
+    "align=grpo": [*TINY_ROLLOUTS, "align.num_replies=2"],
+}
 
 
 @pytest.fixture(scope="session")
@@ -160,13 +167,16 @@ def tiny(tiny_model: Path, tmp_path: Path) -> Callable[..., Config]:
     """Compose a configuration for the tiny model, writing under ``tmp_path``."""
 
     def make(*overrides: str) -> Config:
-        return compose_config([*tiny_overrides(tiny_model, tmp_path), *overrides])
+        method = next((override for override in overrides if override.startswith("align=")), "")
+        return compose_config([*tiny_overrides(tiny_model, tmp_path, method), *overrides])
 
     return make
 
 
-def tiny_overrides(model: Path, out: Path) -> list[str]:
-    return [*TINY, f"model.path={model}", "model.name=tiny", f"output_dir={out / 'outputs'}"]
+def tiny_overrides(model: Path, out: Path, method: str = "") -> list[str]:
+    """``method`` is the override that names it (``align=ppo``), where it is not the default."""
+    chosen = [method, *TINY_METHODS.get(method, [])] if method else []
+    return [*chosen, *TINY, f"model.path={model}", "model.name=tiny", f"output_dir={out / 'outputs'}"]
 
 
 @pytest.fixture(autouse=True)

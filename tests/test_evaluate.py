@@ -126,8 +126,8 @@ def test_a_models_name_may_have_a_slash(tiny_model: Path, tmp_path: Path, monkey
 
 def test_a_runs_checkpoint_is_evaluated_as_the_run_was(tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Its labeller is refused as a judge, and it is not evaluated on what it was trained on."""
-    from pipeline.chain.runner import run
     from pipeline.chain.checkpoints import with_checkpoints
+    from pipeline.chain.runner import run
     from pipeline.records import TrainingRow
 
     config = tiny("until=align")

@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from pipeline.chain.config_train import AlignConfig
+from pipeline.methods.alignment import RewardSources, make_rewards, train_ppo
+from pipeline.training.setting import Setting
 
 from pipeline.chain.compose import compose_config
-from pipeline.chain.config_train import AlignConfig
 from pipeline.constitution.files import find_constitution, load_constitution
 from pipeline.core.errors import StageError
 from pipeline.core.tracking import NoTracker
 from pipeline.data.loading import load_prompts
 from pipeline.engines.base import Stopwatch
-from pipeline.methods.alignment import RewardSources, make_rewards, train_ppo
 from pipeline.methods.policy_gradient.actors import Actors, load_actors
 from pipeline.methods.policy_gradient.loop import PPO
 from pipeline.methods.policy_gradient.rollouts import (
@@ -30,7 +31,6 @@ from pipeline.methods.policy_gradient.rollouts import (
 )
 from pipeline.methods.rewards import WeightedSum
 from pipeline.records import Message, Prompt
-from pipeline.training.setting import Setting
 
 TOYS = Path(__file__).parent / "toy_rewards.py"
 TOY = [

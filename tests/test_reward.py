@@ -10,6 +10,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 import pytest
+from pipeline.stages.base import Inputs
 
 from pipeline.chain.compose import compose_config
 from pipeline.chain.config import Config
@@ -22,7 +23,6 @@ from pipeline.evals.calibration import held_out_metrics
 from pipeline.evals.results import Results
 from pipeline.records import Comparison, Message, Preference, Prompt, RewardScore, Verdict, read_records, write_records
 from pipeline.stages import reward
-from pipeline.stages.base import Inputs
 from pipeline.training.history import read_history
 from pipeline.training.loop import Reporter
 from tests.conftest import tiny_overrides

@@ -15,7 +15,7 @@ from pipeline.data.sources import DataConfig
 from pipeline.engines.base import ENGINES, EngineConfig
 from pipeline.engines.models import ModelConfig
 from pipeline.evals.config import EvaluateConfig
-from pipeline.labellers.base import LABELLERS, LabellerConfig
+from pipeline.labellers.base import LABELLERS, LabellerConfig, ReplyLabeller
 from pipeline.methods.base import METHODS, AlignConfig
 from pipeline.stages.critique import CritiqueConfig
 from pipeline.stages.preferences import PreferencesConfig
@@ -93,20 +93,21 @@ class Config(Settings):
                 f"policy_engine.kind is {policy.kind!r} with a model of its own, but it must run the models that the "
                 f"chain makes; use policy_engine.kind={' or '.join(able)} and name no model there"
             )
-        asked: list[tuple[str, LabellerConfig | None]] = [
-            ("preferences.labeller", self.preferences.labeller),
-            ("align.judge", self.align.reward_judge),
+        single = [name for name in LABELLERS if issubclass(LABELLERS[name], ReplyLabeller)]
+        asked: list[tuple[str, LabellerConfig | None, list[str]]] = [
+            ("preferences.labeller", self.preferences.labeller, list(LABELLERS)),
+            ("align.judge", self.align.reward_judge, single),
         ]
-        for section, labeller in asked:
+        for section, labeller, known in asked:
             if (
                 labeller
                 and LABELLERS[labeller.kind].needs_reply_scores
                 and not ENGINES[self.engine.kind].scores_replies
             ):
-                others = [name for name in LABELLERS if not LABELLERS[name].needs_reply_scores]
+                others = [name for name in known if not LABELLERS[name].needs_reply_scores]
                 raise ValueError(
                     f"{section}.kind is {labeller.kind!r} but engine.kind is {self.engine.kind!r}, which returns no "
-                    f"log-probabilities of a given reply; use {section}.kind={', '.join(others)}"
+                    f"log-probabilities of a given reply; use {section}.kind={' or '.join(others)}"
                 )
         return self
 

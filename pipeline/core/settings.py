@@ -217,7 +217,7 @@ def validated(kind: type[SettingsT], raw: Mapping[str, Any], prefix: str = "") -
     try:
         return kind.model_validate(dict(raw))
     except ValidationError as error:
-        first = error.errors()[0]
+        first = _explained(kind, error).errors()[0]  # a class's own checks run outside of its _explain
         where = ".".join(filter(None, (prefix, *(step for step in first["loc"] if isinstance(step, str)))))
         text = str(first["ctx"]["text"]).replace("{here}.", f"{where}." if where else "").replace("{here}", where)
         raise ConfigError(text if text.endswith((".", "?")) else f"{text}.") from None

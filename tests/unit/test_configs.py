@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.chain.compose import compose_config, compose_raw, configs_folder, sweep
-from pipeline.chain.config import CHAIN
+from pipeline.chain.compose import compose_config, configs_folder, sweep
+from pipeline.chain.config import to_plain
+from pipeline.chain.order import CHAIN
 from pipeline.chain.preflight import preflight
 from pipeline.core.errors import ConfigError
 
@@ -18,8 +19,8 @@ OPTIONS = [
     if path.parent != configs_folder() and not path.stem.startswith("_")
 ]
 NEEDED = {
-    **{(f"evaluate/{judge}", "model"): [f"evaluate.{judge}.path=x"] for judge in ("judge", "pair_judge")},
-    **{(f"evaluate/{judge}", "endpoint"): [f"evaluate.{judge}.model=x"] for judge in ("judge", "pair_judge")},
+    **{(f"evaluate/{judge}", "model"): [f"evaluate.{judge}.engine.path=x"] for judge in ("judge", "pair_judge")},
+    **{(f"evaluate/{judge}", "endpoint"): [f"evaluate.{judge}.engine.model=x"] for judge in ("judge", "pair_judge")},
     ("evaluate/judge", "classifier"): ["evaluate.judge.path=x"],
     **{
         (f"evaluate/{suite}", option): [f"evaluate.{suite}.path=x.jsonl"]
@@ -52,7 +53,7 @@ def test_presets_promised_by_the_issue_exist():
 def test_the_paper_preset_is_the_papers():
     config = compose_config(["experiment=paper"])
     assert (config.critique.num_rounds, config.critique.temperature, config.sft.revisions) == (4, 1.0, "all")
-    assert config.preferences.labeller == "ab" and not config.sft.worked_examples
+    assert config.preferences.labeller.kind == "ab" and not config.sft.worked_examples
     assert len(preflight(config).constitution.principles) == 16
 
 
@@ -63,35 +64,42 @@ def test_the_paper_preset_is_the_papers():
         ("foo=3", "foo: unknown key"),
         ("align=dqo", "align=dqo: there is no such option; did you mean 'dpo'?"),
         ("constitution=plain", "constitution=plain: there is no such option"),
-        ("sft.num_epochs=abc", "sft.num_epochs: Value 'abc' of type 'str' could not be converted to Float"),
+        ("sft.num_epochs=abc", "sft.num_epochs is 'abc'; it must be a valid number"),
         ("nonsense", "'nonsense' is not an override"),
         ("until=sfft", "until is 'sfft'"),
         ("sft.revisions=al", "did you mean 'all'"),
-        ("data=local", "data.<pool>.path is empty"),
+        ("data=local", "data.red_team.path must be set"),
         ("launch.num_processes=3", "which launch.num_processes=3 does not divide"),
         ("launch.per_device_batch_size=5", "launch.per_device_batch_size is 5, which does not divide"),
         ("preferences.temperature=0", "both replies would be the same"),
-        ("engine=openai engine.model=x", "preferences.labeller is 'likelihood' but engine.kind is 'openai'"),
+        ("engine=openai engine.model=x", "preferences.labeller.kind is 'likelihood' but engine.kind is 'openai'"),
         ("engine=openai preferences=ab", "engine.model"),
         ("align.beta=0", "align.beta is 0; it must be above 0"),
-        ("align=ppo align.beta=0", "align.beta is 0, so align.ppo.out_of_bounds=rollback has no pull"),
-        ("align=ppo align.global_batch_size=30", "which align.ppo.num_minibatches=4 does not divide"),
-        ("align=rloo align.global_batch_size=30", "which align.rollout.num_replies=4 does not divide"),
+        ("align=ppo align.beta=0", "align.beta is 0, so align.out_of_bounds=rollback has no penalty"),
+        ("align=ppo align.global_batch_size=30", "which align.num_minibatches=4 does not divide"),
+        ("align=rloo align.global_batch_size=30 align.num_minibatches=1", "which align.num_replies=4 does not divide"),
         ("align=ppo align.rewards.reward_model=0", "align.rewards is empty but align.method is 'ppo'"),
-        ("align=ppo align.rewards.brief=1", "write +align.rewards.brief=VALUE"),
-        ("align=ppo +align.rewards.brief=1", "add +align.functions.brief=file.py:function"),
+        ("align=ppo align.rewards.brief=1", "add align.functions.brief=file.py:function"),
+        ("align=grpo align.ppo.max_kl=1", "align.ppo: unknown key"),
+        ("align=kto align.num_reply_tokens=4", "align.num_reply_tokens: unknown key"),
+        (
+            "align.method=dpq",
+            "align.method is 'dpq', which is not one of dpo, ipo, kto, rloo, grpo, ppo; did you mean 'dpo'?",
+        ),
+        ("align=ppo align.rewards.constitution=1 align.judge.kind=ab", "align.judge.kind is 'ab', which only compares"),
+        ("policy_engine.kind=openai policy_engine.model=x", "policy_engine.kind is 'openai' with a model of its own"),
         (
             "align=ppo align.rewards.constitution=1 engine=openai engine.model=x preferences=ab",
-            "use align.judge=pointwise",
+            "use align.judge.kind=pointwise",
         ),
         ("align.reward_model=x", "align.reward_model is set but align.rewards.reward_model is not"),
-        ("align=ppo align.ppo.out_of_bounds=stp", "did you mean 'stop'"),
+        ("align=ppo align.out_of_bounds=stp", "did you mean 'stop'"),
         ("align=ppo align.rollout.temperature=0", "align.rollout.temperature is 0"),
         ("reward.held_out_fraction=0", "reward.held_out_fraction is 0"),
         ("critique.num_rounds=0", "critique.num_rounds is 0; it must be at least 1"),
         ("critique.top_p=0", "critique.top_p is 0"),
         ("data.train_fraction=0.95", "must be below 1"),
-        ("preferences.clamp_low=0.7", "on either side of 0.5"),
+        ("preferences=cot preferences.labeller.clamp_low=0.7", "must be between 0 and 0.5"),
         ("name=a/b", "give a plain folder name"),
         ("name=latest", "give a plain folder name"),
         ("+foo=1", "foo: unknown key"),
@@ -107,13 +115,13 @@ def test_the_paper_preset_is_the_papers():
         ("evaluate.red_team.attacks=[leetspeak]", "evaluate.red_team.attacks is 'leetspeak'"),
         ("evaluate.red_team.num_attacked=0", "evaluate.red_team.num_attacked is 0"),
         ("evaluate.red_team.shape=harmbenc", "did you mean 'harmbench'"),
-        ("evaluate.judge.kind=model", "evaluate.judge.path is None but evaluate.judge.kind is 'model'"),
+        ("evaluate.judge.kind=model", "evaluate.judge.engine is not for evaluate.judge.kind=model; name an engine"),
         ("evaluate.judge.path=x", "evaluate.judge.path is 'x' but evaluate.judge.kind is 'patterns'; leave it out"),
-        ("evaluate/judge=endpoint", "name the server's model"),
-        ("evaluate/bias=bbq", "evaluate.bias.path is empty; name the data"),
+        ("evaluate/judge=endpoint", "evaluate.judge.engine.model must be set"),
+        ("evaluate/bias=bbq", "evaluate.bias.path must be set"),
         ("evaluate.red_team.path=x", "evaluate.red_team.source=path (or hub)"),
-        ("data.red_team.path=mine.csv", "data.<pool>.source is 'builtin'"),
-        ("engine.model=gpt", "use engine=openai for a server"),
+        ("data.red_team.path=mine.csv", "data.red_team.source is 'builtin'"),
+        ("engine.model=gpt", "engine.model: unknown key"),
         ("engine=openai engine.model=x preferences=ab engine.base_url=nonsense", "must begin with http"),
         ("constitution=default,plain_speech", "use `cai run -m`"),
         ("model.name=a/b", "model.name is 'a/b'"),
@@ -141,4 +149,4 @@ def test_sweeps_expand_as_hydra_does():
 
 
 def test_printed_configuration_is_whole():
-    assert compose_raw([]).model.lora.rank == 16
+    assert to_plain(compose_config([]))["model"]["lora"]["rank"] == 16

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
-
 from pipeline.chain.config_evaluate import EvaluateConfig, RedTeamConfig
+
 from pipeline.data.public_sets import ChoiceRow, SentencePair
 from pipeline.evals.accuracy import pair_accuracy, shuffled
 from pipeline.evals.bias import bbq_score, crows_score, disparities, lowest_to_highest

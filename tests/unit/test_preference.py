@@ -6,11 +6,6 @@ import math
 from collections.abc import Sequence
 
 import pytest
-
-from pipeline.chain.compose import compose_config
-from pipeline.constitution.files import find_constitution, load_constitution, shipped_constitutions
-from pipeline.constitution.schema import Principle
-from pipeline.engines.base import Answer, ChoiceQuery, Query, ReplyQuery
 from pipeline.labellers.preference import (
     TEMPLATE,
     after_examples,
@@ -25,6 +20,11 @@ from pipeline.labellers.preference import (
     under_principle,
     which_is_better,
 )
+
+from pipeline.chain.compose import compose_config
+from pipeline.constitution.files import find_constitution, load_constitution, shipped_constitutions
+from pipeline.constitution.schema import Principle
+from pipeline.engines.base import Answer, ChoiceQuery, Query, ReplyQuery
 from pipeline.records import Comparison, Message, Prompt
 from tests.fakes import FakeEngine
 

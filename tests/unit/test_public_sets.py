@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from pipeline.chain.config_evaluate import BiasConfig, OverRefusalConfig, PairsConfig, RedTeamConfig
+
 from pipeline.core.errors import ConfigError
 from pipeline.data.public_sets import ChoiceRow, PairRow, RequestRow, SentencePair, read_set
 

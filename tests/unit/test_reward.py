@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from pipeline.training.setting import Setting
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from pipeline.chain.compose import compose_config
@@ -37,7 +38,6 @@ from pipeline.training.reward import (
     tokenised,
     train_reward,
 )
-from pipeline.training.setting import Setting
 
 Tiny = Callable[..., Config]
 MARGINS = torch.tensor([-2.0, 0.0, 0.5, 3.0], dtype=torch.float64)

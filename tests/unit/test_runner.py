@@ -6,9 +6,9 @@ import errno
 from pathlib import Path
 
 import pytest
+from pipeline.chain.stages import STAGES
 
 from pipeline.chain.runner import _explained
-from pipeline.chain.stages import STAGES
 from pipeline.core.errors import StageError
 
 

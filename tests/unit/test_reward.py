@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from pipeline.training.setting import Setting
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from pipeline.chain.compose import compose_config
 from pipeline.chain.config import Config
 from pipeline.core.errors import ConfigError
-from pipeline.core.tracking import NoTracker
-from pipeline.engines.base import ReplyQuery, Stopwatch
+from pipeline.core.stage import Context
+from pipeline.engines.base import ReplyQuery
 from pipeline.engines.models import check_can_classify, check_reward_model
 from pipeline.engines.reward_model import (
     RewardModel,
@@ -109,8 +108,9 @@ def toy_pairs(number: int, sure: float = 1.0, start: int = 0) -> list[Preference
 
 
 def toy_training(config: Config, pairs: Sequence[Preference], model: Path, out: Path) -> dict[str, Any]:
-    setting = Setting(model=config.model, launch=config.launch, seed=0, out=out, tracker=NoTracker(), watch=Stopwatch())
-    return train_reward(pairs, str(model), config.reward, setting)[0]
+    reads = {"model": config.model, "seed": 0}
+    context = Context(stage="reward", reads=reads, folders={}, out=out, launch=config.launch)
+    return train_reward(pairs, str(model), config.reward, config.reward.center_coefficient, context)[0]
 
 
 TOY = ["reward.num_epochs=8", "reward.learning_rate=0.005", "reward.global_batch_size=8", "reward.save_every_steps=999"]

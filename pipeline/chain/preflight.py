@@ -132,7 +132,7 @@ def _runs(config: Config, stage: str) -> bool:
 
 def _check_alignment(config: Config, prompts: list[Prompt]) -> None:
     """The user's reward functions, on one reply; and whether every prompt leaves room for its reply."""
-    from pipeline.engines.hf import render_prompt
+    from pipeline.chat import Renderer
 
     align = config.align
     for name in align.weights.keys() & align.functions.keys():
@@ -156,11 +156,10 @@ def _check_alignment(config: Config, prompts: list[Prompt]) -> None:
             f"{len(held_out)} such prompts; raise it."
         )
     path = resolve_path(config.model.path)
-    tokenizer = load_tokenizer(path, config.model.revision if path == config.model.path else None)
+    chat = Renderer(load_tokenizer(path, config.model.revision if path == config.model.path else None))
     most = min(align.max_length_tokens, context_length(path))
     for prompt in [*rollout_prompts(prompts, align.rollout), *held_out]:
-        text = render_prompt(tokenizer, prompt.messages)
-        length = len(tokenizer(text, add_special_tokens=False)["input_ids"]) + align.rollout.max_reply_tokens
+        length = len(chat.prompt_ids(prompt.messages)) + align.rollout.max_reply_tokens
         if length > most:
             raise ConfigError(
                 f"prompt {prompt.id} with a reply of align.rollout.max_reply_tokens={align.rollout.max_reply_tokens} "

@@ -119,6 +119,13 @@ class Quiet:
     def create_model_card(self, *args: Any, **kwargs: Any) -> None: ...
 
 
+class InTokens:
+    """Mixed into a TRL trainer whose rows are token ids already: TRL expects text and tokenises it in its own way."""
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+
 def last_whole_checkpoint(work: Path) -> str | None:
     """The newest checkpoint that was finished; half-written ones are removed."""
     if distributed.is_main():

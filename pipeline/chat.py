@@ -47,11 +47,15 @@ class Renderer:
         """What ends a reply: the template's tokens up to the first that is special, else eos."""
         self.stop_ids = frozenset(stops)
         """Every token that ends a turn."""
-        if not tokenizer.chat_template:
-            return
+        self._takes_system, self._opening = True, ""
+        if tokenizer.chat_template:
+            self._learn_from_template()
+
+    def _learn_from_template(self) -> None:
         self._takes_system = self._writes_system()
         self._opening, after = self._assistant_turn()
         self._after_ids = self.text_ids(after)
+        tokenizer = self._tokenizer
         special = self.stop_ids | {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
         ends = [place for place, token in enumerate(self._after_ids) if token in special]
         if ends:
@@ -69,6 +73,7 @@ class Renderer:
 
         Raises:
             TemplateError: the template refuses the dialogue, for another reason than its system turn.
+            ValueError: the tokenizer has no chat template.
         """
         return self.text_ids(self.prompt_text(messages)) + self.text_ids(begun)
 

@@ -120,7 +120,10 @@ class Quiet:
 
 
 class InTokens:
-    """Mixed into a TRL trainer whose rows are token ids already: TRL expects text and tokenises it in its own way."""
+    """Mixed into a TRL trainer whose rows are token ids already: TRL expects text and tokenises it in its own way.
+
+    The method is not part of TRL's public interface, so pyproject.toml pins TRL's minor version.
+    """
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset

@@ -15,12 +15,14 @@ from peft import PeftModel
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from pipeline.chat import Renderer
 from pipeline.core import distributed
 from pipeline.core.stage import Context
 from pipeline.records import Preference
 from pipeline.training.logprobs import pair_logprobs
-from pipeline.training.loop import Quiet, Reporter, train, training_arguments, whole_batches
+from pipeline.training.loop import InTokens, Quiet, Reporter, train, training_arguments, whole_batches
 from pipeline.training.models import load_policy, lora_config, save_checkpoint
+from pipeline.training.rows import cut_to_length
 
 
 def soft_dpo_loss(margins: torch.Tensor, labels: torch.Tensor, beta: float) -> torch.Tensor:
@@ -52,21 +54,15 @@ def soft_ipo_loss(margins: torch.Tensor, labels: torch.Tensor, beta: float) -> t
 
 @dataclass
 class SoftLabelCollator(DataCollatorForPreference):
-    """TRL's collator, with the soft labels beside the tokens, and only the beginnings of replies where asked."""
-
-    num_reply_tokens: int | None = None
+    """TRL's collator, with the soft labels beside the tokens."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        beginnings = [
-            {**row, **{name: row[name][: self.num_reply_tokens] for name in ("chosen_ids", "rejected_ids")}}
-            for row in examples
-        ]
-        batch: dict[str, Any] = super().torch_call(beginnings)
+        batch: dict[str, Any] = super().torch_call(examples)
         batch["labels_a"] = torch.tensor([example["label_a"] for example in examples])
         return batch
 
 
-class SoftDPOTrainer(Quiet, DPOTrainer):
+class SoftDPOTrainer(InTokens, Quiet, DPOTrainer):
     """DPO or IPO whose label is a probability. "Chosen" is reply A and "rejected" reply B; the label says how far."""
 
     def __init__(self, *args: Any, method: str, **kwargs: Any) -> None:
@@ -123,7 +119,7 @@ class SoftDPOTrainer(Quiet, DPOTrainer):
 
 
 def trainable(preferences: Sequence[Preference], config: Any) -> list[dict[str, Any]]:
-    """Labelled pairs as TRL's preference rows; unparseable and too uncertain ones are left out."""
+    """Labelled pairs in TRL's names, where "chosen" is reply A; unparseable and too uncertain ones are left out."""
     rows = []
     for preference in preferences:
         label = preference.probability_a
@@ -137,12 +133,32 @@ def trainable(preferences: Sequence[Preference], config: Any) -> list[dict[str, 
         rows.append(
             {
                 "prompt": pair.prompt.messages,
-                "chosen": [{"role": "assistant", "content": pair.reply_a}],
-                "rejected": [{"role": "assistant", "content": pair.reply_b}],
+                "chosen": pair.reply_a,
+                "rejected": pair.reply_b,
                 "label_a": label,
             }
         )
     return rows
+
+
+def tokenised(
+    pairs: Sequence[dict[str, Any]], chat: Renderer, most: int, num_reply_tokens: int | None = None
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """What ``trainable`` gives, in tokens: the first ``num_reply_tokens`` of each reply (None: all).
+
+    Returns:
+        rows of at most ``most`` tokens, and how many were cut or left out (see ``cut_to_length``, which also raises).
+    """
+    rows = [
+        {
+            "prompt_ids": chat.prompt_ids(pair["prompt"]),
+            "chosen_ids": chat.reply_ids(pair["chosen"])[:num_reply_tokens],
+            "rejected_ids": chat.reply_ids(pair["rejected"])[:num_reply_tokens],
+            "label_a": pair["label_a"],
+        }
+        for pair in pairs
+    ]
+    return cut_to_length(rows, most, "align.max_length_tokens")
 
 
 def _on_disk(rows: list[dict[str, Any]], folder: Path) -> Dataset:
@@ -156,8 +172,14 @@ def _on_disk(rows: list[dict[str, Any]], folder: Path) -> Dataset:
 def train_dpo(
     rows: Sequence[dict[str, Any]], base_path: str, config: Any, context: Context
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """Align the SFT model at ``base_path``, which is also the reference. Returns metrics and the log history."""
+    """Align the SFT model at ``base_path``, which is also the reference. Returns metrics and the log history.
+
+    Raises:
+        ConfigError: every prompt fills ``align.max_length_tokens`` by itself.
+    """
     model, tokenizer = load_policy(base_path, context.model)
+    chat = Renderer(tokenizer, model.generation_config.eos_token_id)
+    pairs, counts = tokenised(rows, chat, config.max_length_tokens, config.num_reply_tokens)
     reporter = Reporter(f"aligning ({config.method})", context.tracker)
     arguments = training_arguments(
         config,
@@ -170,12 +192,8 @@ def train_dpo(
     trainer = SoftDPOTrainer(
         model=model,
         args=DPOConfig(**arguments, beta=config.beta, precompute_ref_log_probs=True),
-        data_collator=SoftLabelCollator(
-            pad_token_id=tokenizer.pad_token_id,
-            max_length=config.max_length_tokens,
-            num_reply_tokens=config.num_reply_tokens,
-        ),
-        train_dataset=_on_disk(whole_batches(rows, config.global_batch_size), context.work / "pairs"),
+        data_collator=SoftLabelCollator(pad_token_id=tokenizer.pad_token_id),
+        train_dataset=_on_disk(whole_batches(pairs, config.global_batch_size), context.work / "pairs"),
         processing_class=tokenizer,
         peft_config=lora_config(context.model),
         callbacks=[reporter],
@@ -183,4 +201,4 @@ def train_dpo(
     )
     metrics = train(trainer, reporter, context.meter)
     save_checkpoint(trainer, base_path, context.model, context.out)
-    return metrics, reporter.history
+    return {**counts, **metrics}, reporter.history

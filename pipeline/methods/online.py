@@ -8,8 +8,8 @@ from typing import Any
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from pipeline.chat import Renderer
 from pipeline.core.stage import Context
-from pipeline.engines.hf import as_template_takes
 from pipeline.methods.rewards import RewardFunction, WeightedSum, checked
 from pipeline.records import Prompt
 from pipeline.training.loop import Quiet, Reporter, train, training_arguments, whole_batches
@@ -56,7 +56,7 @@ def train_online(
     """Align the SFT model at ``base_path``, which is also the reference. Returns metrics and the log history."""
     model, tokenizer = load_policy(base_path, context.model)
     reporter = Reporter(f"aligning ({config.method})", context.tracker, NAMES)
-    rollout = config.rollout
+    rollout, chat = config.rollout, Renderer(tokenizer)
     functions = [for_trl(name, function) for name, (_, function) in rewards.parts.items()]
     weights = [weight for weight, _ in rewards.parts.values()]
     if rollout.missing_eos_penalty:
@@ -80,7 +80,7 @@ def train_online(
         reward_funcs=functions,
         args=kind(**arguments),
         train_dataset=Dataset.from_list(
-            [{"prompt": as_template_takes(tokenizer, prompt.messages)} for prompt in whole_batches(prompts, num_groups)]
+            [{"prompt": chat.accepted(prompt.messages)} for prompt in whole_batches(prompts, num_groups)]
         ),
         processing_class=tokenizer,
         peft_config=lora_config(context.model),

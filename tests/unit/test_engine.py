@@ -99,10 +99,9 @@ def test_choice_logprobs_are_of_the_next_token(random_model: Path):
     )
     tested = engine(random_model)
     [answer] = tested.score([query])
-    prompt = tokenizer.apply_chat_template(query.messages, tokenize=False, add_generation_prompt=True) + "It is ("
-    logprobs = (
-        model(tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids).logits[0, -1].log_softmax(-1)
-    )
+    prompt = tokenizer.apply_chat_template(query.messages, tokenize=False, add_generation_prompt=True)
+    ids = [token for text in (prompt, "It is (") for token in tokenizer(text, add_special_tokens=False).input_ids]
+    logprobs = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
     expected = [logprobs[tokenizer.convert_tokens_to_ids(letter)].item() for letter in "AB"]
     assert answer.logprobs == pytest.approx(expected, abs=1e-4)
 

@@ -33,7 +33,7 @@ def overrides(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
     data = out / "red_team.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return [
-        *tiny_overrides(model, out),
+        f"model.path={model}",
         "data=local",
         f"data.red_team.path={data}",
         "data.red_team.columns.messages=messages",
@@ -44,7 +44,9 @@ def overrides(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
 
 @pytest.mark.parametrize("method", ["dpo", "kto", "ppo"])
 def test_the_chain_runs_to_the_end(overrides: list[str], method: str):
-    result = run(compose_config([*overrides, f"align={method}"]))
+    model, *data = overrides
+    path = Path(model.partition("=")[2])
+    result = run(compose_config([*tiny_overrides(path, path.parent, f"align={method}"), *data]))
     assert (result.folder / "report.html").exists() and "evaluate" in result.stages
     exchanges = read_records(result.stages["critique"].folder / "exchanges.jsonl", Exchange)
     first_turns = {exchange.prompt.messages[0]["content"] for exchange in exchanges if exchange.revisions}

@@ -11,23 +11,22 @@ from typing import Any
 
 import pytest
 import torch
-from pipeline.chain.config_train import AlignConfig, RolloutConfig
-from pipeline.training.setting import Setting
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pipeline.chain.compose import compose_config
 from pipeline.chat import Renderer
 from pipeline.core.errors import ConfigError
-from pipeline.core.tracking import NoTracker
-from pipeline.engines.base import ChoiceQuery, ReplyQuery, Request, Stopwatch
+from pipeline.core.stage import Context
+from pipeline.engines.base import ChoiceQuery, ReplyQuery, Request
 from pipeline.engines.hf import HFEngine
 from pipeline.engines.models import check_model, load_model, load_tokenizer
 from pipeline.engines.reward_model import RewardModel
-from pipeline.methods import dpo, kto
+from pipeline.methods.base import method_of
+from pipeline.methods.policy_gradient.base import RolloutConfig
 from pipeline.methods.policy_gradient.rollouts import draw
 from pipeline.records import Comparison, Message, Preference, Prompt, TrainingRow
-from pipeline.training import reward, sft
+from pipeline.training import kto, pairs, reward, sft
 from pipeline.training.rows import cut_to_length
 
 
@@ -282,13 +281,16 @@ def first_batch(made: tuple[Case, Path], tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setattr(module, save, lambda *_: None)
         sizes = [f"{stage}.global_batch_size=2" for stage in ("sft", "align", "reward")]
         config = compose_config([f"model.path={made[1]}", "model.lora.upper_share=1", *sizes, *overrides])
-        setting = Setting(
-            model=config.model, launch=config.launch, seed=0, out=tmp_path, tracker=NoTracker(), watch=Stopwatch()
-        )
+        reads = {"model": config.model, "seed": 0}
+        context = Context(stage="x", reads=reads, folders={}, out=tmp_path, launch=config.launch)
         if module is sft:
-            metrics, _ = function(rows, config.sft, setting)
+            metrics, _ = function(rows, config.sft, context)
+        elif module is reward:
+            metrics, _ = function(rows, str(made[1]), config.reward, 0.0, context)
+        elif module is pairs:
+            metrics, _ = function(rows, str(made[1]), method_of(config), config.align, context)
         else:
-            metrics, _ = function(rows, str(made[1]), config.reward if module is reward else config.align, setting)
+            metrics, _ = function(rows, str(made[1]), config.align, context)
         [trainer] = trainers
         return trainer.data_collator(list(trainer.train_dataset)), metrics
 
@@ -322,8 +324,8 @@ def test_sft_learns_the_reply_and_its_end(made: tuple[Case, Path], first_batch: 
 @pytest.mark.parametrize("method", ["dpo", "ipo"])
 def test_dpo_learns_both_replies_and_their_ends(made: tuple[Case, Path], first_batch: Train, method: str):
     expected, config = Expected(*made), align_config()
-    rows = dpo.trainable([preference(name) for name in DIALOGUES], config)
-    batch, _ = first_batch(dpo, dpo.train_dpo, rows, f"align={method}", "align.num_reply_tokens=null")
+    rows = pairs.trainable([preference(name) for name in DIALOGUES], config)
+    batch, _ = first_batch(pairs, pairs.train_pairs, rows, f"align={method}", "align.num_reply_tokens=null")
     assert split_rows(batch, batch["completion_mask"] == 1) == [
         (expected.prompts[name], reply) for reply in (expected.reply, expected.other) for name in DIALOGUES
     ]
@@ -331,8 +333,8 @@ def test_dpo_learns_both_replies_and_their_ends(made: tuple[Case, Path], first_b
 
 def test_dpo_may_read_the_beginnings_of_replies_only(made: tuple[Case, Path], first_batch: Train):
     expected, config = Expected(*made), align_config()
-    rows = dpo.trainable([preference(name) for name in DIALOGUES], config)
-    batch, metrics = first_batch(dpo, dpo.train_dpo, rows, "align.num_reply_tokens=2")
+    rows = pairs.trainable([preference(name) for name in DIALOGUES], config)
+    batch, metrics = first_batch(pairs, pairs.train_pairs, rows, "align.num_reply_tokens=2")
     assert [learned for _, learned in split_rows(batch, batch["completion_mask"] == 1)] == (
         [expected.reply[:2]] * 2 + [expected.other[:2]] * 2
     )
@@ -341,7 +343,7 @@ def test_dpo_may_read_the_beginnings_of_replies_only(made: tuple[Case, Path], fi
 
 def test_kto_learns_each_reply_and_its_end(made: tuple[Case, Path], first_batch: Train):
     expected, config = Expected(*made), align_config()
-    rows = dpo.trainable([preference(name) for name in DIALOGUES], config)
+    rows = pairs.trainable([preference(name) for name in DIALOGUES], config)
     batch, _ = first_batch(kto, kto.train_kto, rows, "align=kto")
     read = split_rows(batch, batch["completion_mask"] == 1)
     found = [(*row, wanted) for row, wanted in zip(read, batch["label"].tolist(), strict=True)]
@@ -375,7 +377,7 @@ def test_the_reward_model_reads_what_the_policy_wrote_and_what_follows_its_end(
     assert sorted(scored) == sorted(whole)
 
 
-def align_config() -> AlignConfig:
+def align_config() -> Any:
     return compose_config([]).align
 
 

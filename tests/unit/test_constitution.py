@@ -30,7 +30,7 @@ def refusal(path: Path) -> str:
     with pytest.raises(ConfigError) as caught:
         load_constitution(path)
     message = str(caught.value)
-    assert "\n" not in message and message.endswith((".", ".)"))
+    assert "\n" not in message and message.endswith((".", "?", ".)"))
     return message
 
 

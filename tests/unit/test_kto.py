@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from pipeline.methods.kto import wanted_or_not, with_mismatched
+from pipeline.training.kto import wanted_or_not, with_mismatched
 
 
 @pytest.mark.parametrize("num_pairs", [4, 5])

@@ -83,7 +83,7 @@ def train_online(
             [{"prompt": chat.accepted(prompt.messages)} for prompt in whole_batches(prompts, num_groups)]
         ),
         processing_class=tokenizer,
-        peft_config=lora_config(context.model),
+        peft_config=lora_config(context.model, model),
         callbacks=[reporter],
     )
     metrics = train(trainer, reporter, context.meter)

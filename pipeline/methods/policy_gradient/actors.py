@@ -68,7 +68,7 @@ class SharedBase:
         self._base_path, self._config = base_path, config
         base, self.tokenizer = load_policy(base_path, config)
         # Dropout would make π/π_old differ from 1 where nothing was learned.
-        lora = lora_config(config.model_copy(update={"lora": config.lora.model_copy(update={"dropout": 0.0})}))
+        lora = lora_config(config, base, dropout=0.0)
         assert lora is not None, "full fine-tuning has models of its own"
         self._model: Any = peft.get_peft_model(base, lora, adapter_name=POLICY)
         self._model.add_adapter(VALUE, lora)

@@ -1,4 +1,4 @@
 """Alignment methods: on labelled comparisons, and by policy gradient. Importing this package registers all of them."""
 
 from pipeline.methods import pairs  # noqa: F401
-from pipeline.methods.policy_gradient import groups, ppo  # noqa: F401
+from pipeline.methods.policy_gradient import grpo, ppo, rloo  # noqa: F401

@@ -170,7 +170,7 @@ class HeldOut:
 
 
 def held_out(report: Report) -> HeldOut | None:
-    """Held-out prompts before and after, where the method scores any (PPO)."""
+    """Held-out prompts before and after, where the method scores any (PPO, RLOO, GRPO)."""
     manifest = report.manifests.get("align")
     if manifest is None or "held_out_scores" not in manifest.metrics:
         return None
@@ -185,7 +185,7 @@ def held_out(report: Report) -> HeldOut | None:
         best_step=kept,
         num_steps=found["num_steps"],
         kl=next((row["held_out/kl"] for row in report.histories.get("align", []) if _is_kept(row, kept)), None),
-        max_kl=manifest.fields["config"].get("ppo", {}).get("max_kl"),
+        max_kl=manifest.fields["config"].get("max_kl"),
         num_rollbacks=found["num_rollbacks"],
         stopped=found["stopped"],
     )

@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _quiet_libraries()
         return _COMMANDS[args.command](args)
     except CaiError as error:
-        print(f"error: {str(error).replace('?.', '?')}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on where it stopped.", file=sys.stderr)

@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from pipeline.core.cache import RecordLog
+from pipeline.core.log import Meter
 from pipeline.engines.base import Answer, AskT, Completion, Query, Request
+
+
+class FakeLogbook:
+    """Keeps logs in a folder, and counts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.meter = folder, Meter()
+
+    def log(self, name: str) -> RecordLog:
+        return RecordLog(self.folder, name)
 
 
 class FakeEngine:

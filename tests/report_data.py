@@ -306,8 +306,9 @@ def make_manifest(stage: str, method: str) -> Manifest:
         metrics = {"num_pairs": 36, "num_parse_failures": 0, "order_flip_rate": 0.31, "entropy_bits_mean": 0.72}
     if method == "ppo":
         metrics = {"reward": make_reward_metrics(), "align": PPO_METRICS}.get(stage, metrics)
-    config = {"method": method, "confidence": 0.95, "ppo": {"max_kl": 20.0}}
-    return Manifest(stage=stage, fingerprint="0" * 64, inputs={}, outputs={}, content_hash="0" * 64,
-                    identity={"seed": 0, "config": config}, metrics=metrics, seconds=seconds,
+    config = {"method": method, "confidence": 0.95, "max_kl": 20.0}
+    return Manifest(stage=stage, cache_key="0" * 64, inputs={}, outputs={}, content_hash="0" * 64,
+                    fields={"reads": {"seed": 0}, "config": config}, metrics=metrics, seconds=seconds,
+                    num_calls=0, num_tokens_written=0,
                     busy_seconds=0.95 * seconds, started="2026-11-23T13:40:03+00:00",
                     environment={"python": "3.11.7", "device": "CPU"})  # fmt: skip

@@ -14,7 +14,8 @@ MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path.n
 
 # Lower floors know nothing of higher ones.
 FLOORS = [
-    {"records", "core", "chain", "constitution", "data", "engines", "labellers", "evals", "training", "methods"},
+    {"records", "chat"},
+    {"core", "chain", "constitution", "data", "engines", "labellers", "evals", "training", "methods"},
     {"report", "stages"},
     {"cli"},
 ]
@@ -26,7 +27,7 @@ ONLY_IN = {
     "trackio": {"core"},
     "openai": {"engines"},
     "hydra": {"chain"},
-    "jinja2": {"report", "engines"},
+    "jinja2": {"report", "engines", "chat"},
 }
 
 
@@ -64,6 +65,12 @@ def test_a_stage_imports_no_other_stage_and_no_runner(path: Path):
             ("pipeline.chain.runner", "pipeline.chain.launch", "pipeline.cli", "pipeline.chain.stages")
         ), name
         assert not name.startswith("pipeline.stages.") or name.startswith("pipeline.stages.base"), name
+
+
+def test_only_the_renderer_applies_chat_templates():
+    """Otherwise what is trained on could differ from what is sampled and scored."""
+    callers = [path for path in MODULES if "apply_chat_template" in (ROOT / path).read_text(encoding="utf-8")]
+    assert callers == [Path("chat.py")]
 
 
 def test_stage_versions_are_those_of_the_modules():

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.chain.config import CHAIN, Config
+from pipeline.chain.config import Config
+from pipeline.chain.order import CHAIN
 from pipeline.chain.plan import plan
 from pipeline.chain.preflight import preflight
 from pipeline.chain.runner import Run, run
@@ -125,7 +126,7 @@ def test_nothing_changed_means_nothing_is_run_again(finished: tuple[Run, list[st
     _, overrides = finished
     config = compose_config(overrides)
     assert made(run(config)) == set()
-    assert {step.state for step in plan(config, preflight(config))} == {"cached"}
+    assert {step.state for step in plan(preflight(config))} == {"cached"}
     # Where and how it runs is not what it means.
     elsewhere = compose_config([*overrides, "launch.batch_rows=3", "name=renamed", "sft.save_every_steps=7"])
     assert made(run(elsewhere)) == set()
@@ -134,7 +135,6 @@ def test_nothing_changed_means_nothing_is_run_again(finished: tuple[Run, list[st
 @pytest.mark.parametrize(
     ("change", "rerun"),
     [
-        ("report.num_transcripts=4", {"report"}),
         ("model.name=renamed", {"report"}),
         ("evaluate.confidence=0.8", {"evaluate", "report"}),
         ("evaluate.max_reply_tokens=3", {"evaluate", "report"}),
@@ -199,7 +199,7 @@ def test_two_runs_at_once_share_the_work(tiny: Tiny, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("labeller", ["ab", "cot"])
 def test_other_labellers_run_and_report_their_statistics(tiny: Tiny, labeller: str):
-    result = run(tiny(f"preferences={labeller}", "preferences.min_answer_mass=0", "until=preferences"))
+    result = run(tiny(f"preferences={labeller}", "preferences.labeller.min_answer_mass=0", "until=preferences"))
     metrics = result.stages["preferences"].manifest.metrics
     assert metrics["num_pairs"] > 0 and (labeller == "cot" or metrics["num_parse_failures"] == 0)
     assert 0 <= metrics["order_flip_rate"] <= 1 and 0 <= metrics["entropy_bits_mean"] <= 1
@@ -212,7 +212,7 @@ def test_other_labellers_run_and_report_their_statistics(tiny: Tiny, labeller: s
 
 
 def test_unparseable_labels_stop_alignment_with_a_sentence(tiny: Tiny):
-    config = tiny("preferences=ab", "preferences.min_answer_mass=1")
+    config = tiny("preferences=ab", "preferences.labeller.min_answer_mass=1")
     with pytest.raises(StageError, match="align has no pairs to train on"):
         run(config)
 

@@ -1,4 +1,4 @@
-"""What can go wrong, by who can mend it. The command line prints these without a traceback."""
+"""What can go wrong, by who can put it right. The command line prints these without a traceback."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -8,6 +8,9 @@ class CaiError(Exception):
     """Anything the pipeline reports in one sentence."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return super().__str__().replace("?.", "?")  # a hint ends a sentence with a question
 
 
 class ConfigError(CaiError):

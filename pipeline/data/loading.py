@@ -49,7 +49,8 @@ def pool_configs(config: DataConfig) -> dict[Pool, PoolConfig]:
 def pool_content(pool: str, source: PoolConfig) -> dict[str, Any]:
     """A pool by content: a hash for files, id and revision for the hub; and how it is read."""
     content = source_content(f"data.{pool}", source, _builtin(pool))
-    return {"content": content, "columns": source.columns.key(), "limit": source.limit}
+    columns = None if source.source == "builtin" else source.columns.key()
+    return {"content": content, "columns": columns, "limit": source.limit}
 
 
 def load_prompts(config: DataConfig) -> Loaded:

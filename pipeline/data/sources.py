@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.core.settings import Settings
+from pipeline.core.settings import RUNTIME, Settings
 
 
 class ColumnsConfig(Settings):
@@ -22,6 +22,9 @@ class ColumnsConfig(Settings):
     """Column with the kind of request, for tables by kind."""
     id: str | None = None
     """Column with an id of each row; without one the id follows from the text."""
+
+
+_PLACE = frozenset({"path", "hub_name", "hub_dir", "hub_split", "revision"})
 
 
 class SourceConfig(Settings):
@@ -42,8 +45,10 @@ class SourceConfig(Settings):
     limit: int | None = Field(default=None, ge=1)
     """Read at most so many rows; null: all."""
 
-    shipped: ClassVar[str] = ""
-    """The file that ``builtin`` stands for, below pipeline/data."""
+    def key(self) -> dict[str, Any]:
+        """Without the fields that this kind of source does not read. Whoever reads it adds the content."""
+        unread = {"hub": set[str](), "path": _PLACE - {"hub_split"}}.get(self.source, _PLACE)
+        return {name: value for name, value in super().key().items() if name not in unread}
 
     @model_validator(mode="after")
     def _check_path(self) -> Self:
@@ -83,7 +88,7 @@ class DataConfig(Settings):
     """Share of the prompts that are trained on."""
     validation_fraction: float = Field(default=0.1, ge=0, le=1)
     """Share of the prompts for choosing a policy during training; the rest is for the evaluation."""
-    min_prompts: int = Field(default=4, ge=0)
+    min_prompts: Annotated[int, RUNTIME] = Field(default=4, ge=0)
     """Refuse a pool that has fewer prompts in its training or test split."""
 
     @model_validator(mode="after")

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jinja2 import TemplateError
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.chat import Renderer
 from pipeline.core.cache import cache_key
 from pipeline.engines.base import Answer, AskT, ChoiceQuery, Completion, Query, ReplyQuery, Request
 from pipeline.engines.sampling import SeededSampler
-from pipeline.records import Message
 
 SCORED_ROWS = 16  # replies scored at once: their logits take rows * reply tokens * vocabulary
 MIN_FILL = 0.5  # the shortest ask of a batch, as a share of the longest
@@ -53,8 +52,7 @@ class HFEngine:
         self._model, self._tokenizer = model.eval(), tokenizer
         self._batch_rows, self._batch_tokens, self._share_prefix = batch_rows, batch_tokens, share_prefix
         self._context = int(getattr(model.config, "max_position_embeddings", 1 << 30))
-        eos = model.generation_config.eos_token_id
-        self._eos = set(eos if isinstance(eos, list) else [eos]) | {tokenizer.eos_token_id}
+        self._chat = Renderer(tokenizer, model.generation_config.eos_token_id)
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
     # --- Batches ---------------------------------------------------------------------------------------------
@@ -88,22 +86,9 @@ class HFEngine:
         return len(self._encode(ask)) + extra
 
     def _encode(self, ask: Request | Query) -> list[int]:
-        prompt = self._render(ask.messages)
-        if isinstance(ask, ChoiceQuery):
-            prompt += ask.opening
-        elif isinstance(ask, Request):
-            prompt += ask.prefix
-        ids = self._tokens(prompt)
-        return ids + self._reply_tokens(ask) if isinstance(ask, ReplyQuery) else ids
-
-    def _render(self, messages: list[Message]) -> str:
-        return render_prompt(self._tokenizer, messages)
-
-    def _tokens(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _reply_tokens(self, query: ReplyQuery) -> list[int]:
-        return [*self._tokens(query.reply), int(self._tokenizer.eos_token_id)]
+        if isinstance(ask, ReplyQuery):
+            return self._chat.example(ask.messages, ask.reply).ids
+        return self._chat.prompt_ids(ask.messages, ask.opening if isinstance(ask, ChoiceQuery) else ask.prefix)
 
     def _shared(self, rows: list[list[int]]) -> list[int]:
         """What all rows begin with, short of their last token."""
@@ -175,7 +160,7 @@ class HFEngine:
             top_k=None,
             repetition_penalty=1.0,
             logits_processor=[sampler],
-            eos_token_id=sorted(self._eos),
+            eos_token_id=sorted(self._chat.stop_ids),
             pad_token_id=self._pad,
         )
         for index, tokens in zip(todo, output[:, ids.shape[1] :].tolist(), strict=True):
@@ -184,7 +169,7 @@ class HFEngine:
 
     def _cut(self, prompt: list[int], tokens: list[int], limit: int) -> Sample:
         """End at the first end token; one that comes right after the limit still tells that the reply was whole."""
-        end = next((i for i, token in enumerate(tokens[: limit + 1]) if token in self._eos), None)
+        end = next((i for i, token in enumerate(tokens[: limit + 1]) if token in self._chat.stop_ids), None)
         reply = tokens[:limit] if end is None else tokens[: end + 1]
         return Sample(prompt=prompt, reply=reply, ended=end is not None)
 
@@ -207,12 +192,12 @@ class HFEngine:
     def _first_token(self, query: ChoiceQuery, choice: str) -> int:
         """The token that ``choice`` adds after the opening, as the tokenizer would write it there."""
         opening = query.opening[-8:]
-        before, after = self._tokens(opening), self._tokens(opening + choice)
-        return after[len(before)] if after[: len(before)] == before else self._tokens(choice)[0]
+        before, after = self._chat.text_ids(opening), self._chat.text_ids(opening + choice)
+        return after[len(before)] if after[: len(before)] == before else self._chat.text_ids(choice)[0]
 
     def _score_replies(self, batch: list[ReplyQuery]) -> list[Answer]:
         rows = [self._encode(query) for query in batch]
-        replies = [self._reply_tokens(query) for query in batch]
+        replies = [self._chat.reply_ids(query.reply) for query in batch]
         longest = max(map(len, replies))
         # What is computed once must stop short of the position that predicts any reply's first token. Rows end
         # together (padding stands on the left), so the last positions hold every reply.
@@ -243,26 +228,3 @@ class HFEngine:
 def _examples_of(ask: Request | Query) -> str:
     """What identifies the turns before the question, where a reply is to be scored."""
     return cache_key({"turns": ask.messages[:-1]}) if isinstance(ask, ReplyQuery) and len(ask.messages) > 2 else ""
-
-
-def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> str:
-    """The dialogue as the template writes it, ready for the assistant's turn."""
-    turns = as_template_takes(tokenizer, messages)
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-
-
-def as_template_takes(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[Message]:
-    """The turns, or the same without a system turn where the template refuses one."""
-    try:
-        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except TemplateError:
-        if messages[0]["role"] != "system":
-            raise
-        return without_system(messages)
-    return messages
-
-
-def without_system(messages: list[Message]) -> list[Message]:
-    """Say what the system turn says at the beginning of the first user turn instead."""
-    system, first, *rest = messages
-    return [Message(role=first["role"], content=f"{system['content'].rstrip()}\n\n{first['content']}"), *rest]

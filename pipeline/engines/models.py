@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from pipeline.core.cache import hash_file, hash_folder
 from pipeline.core.errors import ConfigError
 from pipeline.core.settings import Settings
+from pipeline.records import Message
 
 if TYPE_CHECKING:
     import torch
@@ -139,17 +140,24 @@ def _check_weights(path: Path, field: str) -> None:
 
 
 def _check_dialogue(path: str, revision: str | None, field: str) -> None:
-    """Write down a dialogue of two turns as the tokenizer's template does: what every stage will ask of it."""
+    """Write down a dialogue with and without a system turn: what every stage will ask of the tokenizer's template."""
     from jinja2 import TemplateError
 
-    turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
+    from pipeline.chat import Renderer
+
+    roles = ("system", "user", "assistant", "user")
+    turns = [Message(role=role, content=f"x{number}") for number, role in enumerate(roles)]
     try:
-        text = load_tokenizer(path, revision).apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        chat = Renderer(load_tokenizer(path, revision))
+        for dialogue in (turns, turns[1:]):
+            text = chat.prompt_text(dialogue)
+            if not all(turn["content"] in text for turn in dialogue):
+                raise ValueError("its chat template leaves out what is said")
     except (OSError, ValueError, TemplateError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{field}: the tokenizer of {path} can't write down a dialogue ({reason}).") from None
-    if "x" not in str(text):
-        raise ConfigError(f"{field}: the chat template of {path} leaves out what is said; mend chat_template.jinja.")
+        raise ConfigError(
+            f"{field}: the tokenizer of {path} can't write down a dialogue ({reason}); correct its chat template."
+        ) from None
 
 
 def _check_hub(path: str, revision: str | None, field: str) -> None:

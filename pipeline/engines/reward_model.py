@@ -12,11 +12,11 @@ from jinja2 import TemplateError
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.chat import Renderer
 from pipeline.core import distributed
 from pipeline.core.cache import write_text_atomically
 from pipeline.core.errors import ConfigError
 from pipeline.engines.base import ReplyQuery, Scored
-from pipeline.engines.hf import without_system
 from pipeline.engines.models import load_tokenizer, resolve_path, resolve_precision
 from pipeline.records import Message
 
@@ -51,6 +51,7 @@ class RewardModel:
     ) -> None:
         self.name, self.mean, self.std = name, mean, std
         self._score_tokens, self._tokenizer = score_tokens, tokenizer
+        self._chat = Renderer(tokenizer)
         self._context, self._device, self._batch_rows = context, device, batch_rows
 
     def score(self, dialogues: Sequence[list[Message]], replies: Sequence[str]) -> list[float]:
@@ -84,28 +85,7 @@ class RewardModel:
         return [Scored(id=ask.id, score=score) for ask, score in zip(batch, logits.float().tolist(), strict=True)]
 
     def _encode(self, ask: ReplyQuery) -> list[int]:
-        return encode(self._tokenizer, ask.messages, ask.reply, self._context)
-
-
-def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], reply: str) -> str:
-    """The dialogue with its reply as the template writes it down; turns joined by blank lines where there is none."""
-    turns = [*messages, Message(role="assistant", content=reply)]
-    if not tokenizer.chat_template:
-        return "\n\n".join(turn["content"] for turn in turns)
-    try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except TemplateError:
-        if messages[0]["role"] != "system":
-            raise
-        return render(tokenizer, without_system(messages), reply)  # some templates refuse a system turn
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, messages: list[Message], reply: str, most: int) -> list[int]:
-    """Token ids of a dialogue and its reply, the last ``most`` of them. A template writes its own special tokens."""
-    tokenizer.truncation_side = "left"
-    text = render(tokenizer, messages, reply)
-    special = not tokenizer.chat_template
-    return list(tokenizer(text, add_special_tokens=special, truncation=True, max_length=most)["input_ids"])
+        return self._chat.dialogue_ids(ask.messages, ask.reply, self._context)
 
 
 def last_real(values: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -130,7 +110,7 @@ def pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
     Raises:
         ConfigError: the tokenizer has no other special token than the one that its template ends with.
     """
-    last = encode(tokenizer, [Message(role="user", content="x")], "x", 1)[-1]
+    last = Renderer(tokenizer).dialogue_ids([Message(role="user", content="x")], "x", 1)[-1]
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     candidates = [token for token in (tokenizer.pad_token, tokenizer.unk_token, *special) if token]
     free = [token for token in candidates if tokenizer.convert_tokens_to_ids(token) != last]

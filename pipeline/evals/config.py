@@ -163,7 +163,7 @@ class EvaluateConfig(Settings):
 
     checkpoints: dict[str, str] = Field(default={})
     """Name → model to evaluate, in place of what the chain makes (``cai evaluate`` sets it)."""
-    run: str | None = None
+    run: Annotated[str | None, RUNTIME] = None
     """The run that the checkpoint comes from: what it was trained on is not evaluated on."""
     suites: list[Literal["red_team", "over_refusal", "helpfulness", "bias", "pairs"]] = Field(
         default=["red_team", "over_refusal", "helpfulness", "bias", "pairs"], min_length=1

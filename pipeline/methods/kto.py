@@ -3,52 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-from datasets import Dataset
-from trl import KTOConfig, KTOTrainer
-
-from pipeline.core.stage import Context
-from pipeline.records import derived_rng
-from pipeline.training.loop import Quiet, Reporter, train, training_arguments, whole_batches
-from pipeline.training.models import load_policy, lora_config, save_checkpoint
+from pipeline.core.errors import ConfigError
+from pipeline.core.stage import Context, Cost, Metrics, Prepared
+from pipeline.methods.base import METHODS, History, num_steps
+from pipeline.methods.pairs import PairConfig, PairMethod
 
 
-class QuietKTOTrainer(Quiet, KTOTrainer): ...
+@METHODS.add
+class KTO(PairMethod):
+    """The better reply of a comparison is wanted, the other is not."""
 
+    name = "kto"
 
-def wanted_or_not(pairs: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
-    """Preference rows as single replies: the better one of each pair is wanted, the other is not; ties say nothing.
+    class Config(PairConfig):
+        """Kahneman-Tversky optimisation."""
 
-    Wanted and unwanted take turns, so that every batch has both. A pair's two replies stand half a list apart: TRL
-    estimates the KL from a prompt with its neighbour's completion, which must not be one of its own.
-    """
-    decided = [pair for pair in pairs if pair["label_a"] != 0.5]
-    derived_rng(seed, "kto").shuffle(decided)
-    return [_single(pair, wanted=(number + turn) % 2 == 0) for turn in (0, 1) for number, pair in enumerate(decided)]
+        method: Literal["kto"] = "kto"
+        """Kahneman-Tversky optimisation."""
 
+    def check(self, config: Any, prepared: Prepared) -> list[str]:
+        """TRL estimates the KL from a prompt with its neighbour's completion, so a device needs two rows at once."""
+        from pipeline.training.models import largest_divisor, rows_a_device_holds
 
-def _single(pair: dict[str, Any], wanted: bool) -> dict[str, Any]:
-    a_is_better = pair["label_a"] > 0.5
-    completion = pair["chosen"] if a_is_better == wanted else pair["rejected"]  # TRL's names for replies A and B
-    return {"prompt": pair["prompt"], "completion": completion, "label": wanted}
+        launch = prepared.config.launch
+        if largest_divisor(config.global_batch_size // launch.num_processes, rows_a_device_holds(launch)) < 2:
+            raise ConfigError(
+                f"align.global_batch_size is {config.global_batch_size} over launch.num_processes="
+                f"{launch.num_processes}, which leaves a device one row at a time, and align=kto needs two or more; "
+                "change align.global_batch_size or launch.per_device_batch_size."
+            )
+        return super().check(config, prepared)
 
+    def cost(self, config: Any, prepared: Prepared) -> Cost:
+        pairs = super().cost(config, prepared)
+        steps = num_steps(2 * len(prepared.config.preferences.compared_prompts(prepared)), config)
+        return Cost(num_calls=pairs.num_calls, num_tokens_read=pairs.num_tokens_read, num_steps=steps)
 
-def train_kto(
-    pairs: Sequence[dict[str, Any]], base_path: str, config: Any, context: Context
-) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """Align the SFT model at ``base_path``, which is also the reference. Returns metrics and the log history."""
-    model, tokenizer = load_policy(base_path, context.model)
-    reporter = Reporter("aligning (kto)", context.tracker)
-    arguments = training_arguments(config, context.model, context.launch, context.seed, context.work)
-    trainer = QuietKTOTrainer(
-        model=model,
-        args=KTOConfig(**arguments, beta=config.beta, train_sampling_strategy="sequential"),
-        train_dataset=Dataset.from_list(whole_batches(wanted_or_not(pairs, context.seed), config.global_batch_size)),
-        processing_class=tokenizer,
-        peft_config=lora_config(context.model),
-        callbacks=[reporter],
-    )
-    metrics = train(trainer, reporter, context.meter)
-    save_checkpoint(trainer, base_path, context.model, context.out)
-    return metrics, reporter.history
+    def train_on(
+        self, rows: Sequence[dict[str, Any]], base_path: str, config: Any, context: Context
+    ) -> tuple[Metrics, History]:
+        from pipeline.training.kto import train_kto
+
+        return train_kto(rows, base_path, config, context)

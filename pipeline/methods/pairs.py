@@ -1,16 +1,21 @@
-"""Methods on labelled comparisons: DPO, IPO and KTO."""
+"""Methods on labelled comparisons: what they share. DPO, IPO and KTO are in files of their own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from pipeline.core.errors import ConfigError, StageError
+from pipeline.core.errors import StageError
 from pipeline.core.stage import Context, Cost, Metrics, Prepared
-from pipeline.methods.base import METHODS, AlignConfig, History, Method, num_judge_calls, num_steps
+from pipeline.methods.base import AlignConfig, History, Method, num_judge_calls, num_steps
 from pipeline.records import Preference, read_records
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.training.pairs import PairLogprobs
 
 TOKENS_PER_TURN = 50  # for estimates of tokens read
 
@@ -18,16 +23,19 @@ TOKENS_PER_TURN = 50  # for estimates of tokens read
 class PairConfig(AlignConfig):
     """What methods on comparisons set."""
 
+    beta: float = Field(default=0.1, gt=0)
+    """How strongly the policy is held to the reference."""
     hard_labels: bool = False
     """Round each label to 0 or 1; a tie is left out."""
     min_confidence: float = Field(default=0.0, ge=0, le=0.5)
     """Leave out comparisons whose label is nearer to 0.5 than this."""
 
-    @model_validator(mode="after")
-    def _check_beta(self) -> Self:
-        if self.beta == 0:
-            raise ValueError("{here}.beta is 0; it must be above 0")
-        return self
+
+class BothRepliesConfig(PairConfig):
+    """What methods set that compare the two replies directly."""
+
+    num_reply_tokens: int | None = Field(default=None, ge=1)
+    """Compare only the first so many tokens of each reply; null: all."""
 
 
 class PairMethod(Method):
@@ -46,7 +54,7 @@ class PairMethod(Method):
         )
 
     def train(self, config: Any, context: Context) -> tuple[Metrics, History]:
-        from pipeline.methods.dpo import trainable
+        from pipeline.training.pairs import trainable
 
         preferences = list(read_records(context.folder("preferences") / "preferences.jsonl", Preference))
         if config.rewards:
@@ -66,77 +74,17 @@ class PairMethod(Method):
     def train_on(
         self, rows: Sequence[dict[str, Any]], base_path: str, config: Any, context: Context
     ) -> tuple[Metrics, History]:
-        from pipeline.methods.dpo import train_dpo
+        from pipeline.training.pairs import train_pairs
 
-        return train_dpo(rows, base_path, config, context)
+        return train_pairs(rows, base_path, self, config, context)
 
+    def loss(self, pairs: PairLogprobs, labels: Tensor, config: Any) -> Tensor:
+        """The loss of each comparison, of shape (pairs,).
 
-@METHODS.add
-class DPO(PairMethod):
-    """Direct preference optimisation on soft labels."""
-
-    name = "dpo"
-
-    class Config(PairConfig):
-        """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290) on soft labels."""
-
-        method: Literal["dpo"] = "dpo"
-        """Direct preference optimisation."""
-        num_reply_tokens: int | None = Field(default=None, ge=1)
-        """Compare only the first so many tokens of each reply; null: all."""
-
-
-@METHODS.add
-class IPO(PairMethod):
-    """Identity preference optimisation on soft labels."""
-
-    name = "ipo"
-
-    class Config(PairConfig):
-        """Identity preference optimisation (Azar et al. 2023, arXiv 2310.12036) on soft labels."""
-
-        method: Literal["ipo"] = "ipo"
-        """Identity preference optimisation."""
-        num_reply_tokens: int | None = Field(default=None, ge=1)
-        """Compare only the first so many tokens of each reply; null: all."""
-
-
-@METHODS.add
-class KTO(PairMethod):
-    """Kahneman-Tversky optimisation: the better reply of a comparison is wanted, the other is not."""
-
-    name = "kto"
-
-    class Config(PairConfig):
-        """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv 2402.01306)."""
-
-        method: Literal["kto"] = "kto"
-        """Kahneman-Tversky optimisation."""
-
-    def check(self, config: Any, prepared: Prepared) -> list[str]:
-        """TRL estimates the KL from a prompt with its neighbour's completion, so a device needs two rows at once."""
-        from pipeline.training.models import largest_divisor, rows_a_device_holds
-
-        launch = prepared.config.launch
-        if largest_divisor(config.global_batch_size // launch.num_processes, rows_a_device_holds(launch)) < 2:
-            raise ConfigError(
-                f"align.global_batch_size is {config.global_batch_size} over launch.num_processes="
-                f"{launch.num_processes}, which leaves a device one row at a time, and align=kto needs two or more; "
-                "change align.global_batch_size or launch.per_device_batch_size."
-            )
-        return super().check(config, prepared)
-
-    def cost(self, config: Any, prepared: Prepared) -> Cost:
-        whole = super().cost(config, prepared)
-        steps = num_steps(2 * len(prepared.config.preferences.compared_prompts(prepared)), config)
-        return Cost(num_calls=whole.num_calls, num_tokens_read=whole.num_tokens_read, num_steps=steps)
-
-    def train_on(
-        self, rows: Sequence[dict[str, Any]], base_path: str, config: Any, context: Context
-    ) -> tuple[Metrics, History]:
-        from pipeline.methods.kto import train_kto
-
-        return train_kto(rows, base_path, config, context)
+        Args:
+            labels: (pairs,), probability that reply A is the better one.
+        """
+        raise NotImplementedError
 
 
 def _relabelled(preferences: list[Preference], config: AlignConfig, context: Context) -> list[Preference]:

@@ -118,6 +118,16 @@ class Quiet:
     def create_model_card(self, *args: Any, **kwargs: Any) -> None: ...
 
 
+class InTokens:
+    """Mixed into a TRL trainer whose rows are token ids already: TRL expects text and tokenises it in its own way.
+
+    The method is not part of TRL's public interface, so pyproject.toml pins TRL's minor version.
+    """
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+
 def last_whole_checkpoint(work: Path) -> str | None:
     """The newest checkpoint that was finished; half-written ones are removed."""
     if distributed.is_main():

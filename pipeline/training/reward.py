@@ -16,10 +16,11 @@ from trl import RewardConfig as TrlRewardConfig
 from trl import RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference, suppress_seqcls_warning
 
+from pipeline.chat import Renderer
 from pipeline.core import distributed
 from pipeline.core.stage import Context
 from pipeline.engines.models import ModelConfig, load_tokenizer, resolve_path, resolve_precision
-from pipeline.engines.reward_model import encode, pad_token
+from pipeline.engines.reward_model import pad_token
 from pipeline.records import Preference
 from pipeline.training.config import TrainConfig
 from pipeline.training.loop import Quiet, Reporter, train, training_arguments, whole_batches
@@ -109,9 +110,7 @@ def load_reward_base(path: str, config: ModelConfig) -> PreTrainedModel:
     return model if config.tuning == "qlora" else model.to(distributed.default_device())
 
 
-def tokenised(
-    preferences: Sequence[Preference], tokenizer: PreTrainedTokenizerBase, most: int
-) -> tuple[list[dict[str, Any]], int]:
+def tokenised(preferences: Sequence[Preference], chat: Renderer, most: int) -> tuple[list[dict[str, Any]], int]:
     """TRL's rows, and how many texts were longer than ``most`` tokens and lost their beginning.
 
     Done here and not by TRL, which leaves out pairs that are too long, and so that a text is the same as in scoring.
@@ -119,7 +118,7 @@ def tokenised(
     rows, num_cut = [], 0
     for preference in preferences:
         pair = preference.comparison
-        texts = [encode(tokenizer, pair.prompt.messages, reply, most + 1) for reply in (pair.reply_a, pair.reply_b)]
+        texts = [chat.dialogue_ids(pair.prompt.messages, reply, most + 1) for reply in (pair.reply_a, pair.reply_b)]
         num_cut += sum(len(text) > most for text in texts)
         chosen, rejected = (text[-most:] for text in texts)
         rows.append({"chosen_ids": chosen, "rejected_ids": rejected, "label_a": preference.probability_a})
@@ -132,7 +131,7 @@ def train_reward(
     """Train on labelled pairs, starting from the model at ``base_path``. Returns metrics and the log history."""
     path = resolve_path(base_path)
     tokenizer = reward_tokenizer(path, context.model)
-    rows, num_cut = tokenised(preferences, tokenizer, config.max_length_tokens)
+    rows, num_cut = tokenised(preferences, Renderer(tokenizer), config.max_length_tokens)
     reporter = Reporter("training the reward model", context.tracker)
     arguments = training_arguments(config, context.model, context.launch, context.seed, context.work)
     trainer = SoftRewardTrainer(

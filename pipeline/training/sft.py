@@ -10,12 +10,14 @@ from datasets import Dataset
 from trl import SFTConfig as TrlSftConfig
 from trl import SFTTrainer
 
+from pipeline.chat import Renderer
 from pipeline.core.stage import Context
 from pipeline.records import TrainingRow
 from pipeline.training.config import TrainConfig
 from pipeline.training.logprobs import reply_logprobs
 from pipeline.training.loop import Quiet, Reporter, train, training_arguments, whole_batches
 from pipeline.training.models import load_policy, lora_config, save_checkpoint
+from pipeline.training.rows import cut_to_length
 
 
 class ReplySFTTrainer(Quiet, SFTTrainer):
@@ -32,26 +34,46 @@ class ReplySFTTrainer(Quiet, SFTTrainer):
         return -logprobs.sum() / num_items_in_batch * self.accelerator.num_processes
 
 
+def tokenised(
+    rows: Sequence[TrainingRow], chat: Renderer, most: int
+) -> tuple[list[dict[str, list[int]]], dict[str, int]]:
+    """TRL's columns for rows of at most ``most`` tokens; labels are -100 outside the reply and its end.
+
+    Returns:
+        the rows, and how many were cut or left out (see ``cut_to_length``, which also raises).
+    """
+    whole = [{"prompt_ids": chat.prompt_ids(row.messages), "completion_ids": chat.reply_ids(row.reply)} for row in rows]
+    fitting, counts = cut_to_length(whole, most, "sft.max_length_tokens")
+    return [
+        {
+            "input_ids": row["prompt_ids"] + row["completion_ids"],
+            "labels": [-100] * len(row["prompt_ids"]) + row["completion_ids"],
+        }
+        for row in fitting
+    ], counts
+
+
 def train_sft(
     rows: Sequence[TrainingRow], config: TrainConfig, context: Context
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """Teach the replies, and only them: the loss leaves the prompts out. Returns metrics and the log history."""
+    """Teach the replies, and only them: the loss leaves the prompts out. Returns metrics and the log history.
+
+    Raises:
+        ConfigError: every prompt fills ``sft.max_length_tokens`` by itself.
+    """
     model, tokenizer = load_policy(context.model.path, context.model)
+    chat = Renderer(tokenizer, model.generation_config.eos_token_id)
+    in_tokens, counts = tokenised(rows, chat, config.max_length_tokens)
     reporter = Reporter("supervised fine-tuning", context.tracker)
     arguments = training_arguments(config, context.model, context.launch, context.seed, context.work)
     trainer = ReplySFTTrainer(
         model=model,
-        args=TrlSftConfig(**arguments, completion_only_loss=True, packing=False),
-        train_dataset=Dataset.from_list(
-            [
-                {"prompt": row.messages, "completion": [{"role": "assistant", "content": row.reply}]}
-                for row in whole_batches(rows, config.global_batch_size)
-            ]
-        ),
+        args=TrlSftConfig(**arguments, packing=False),
+        train_dataset=Dataset.from_list(whole_batches(in_tokens, config.global_batch_size)),
         processing_class=tokenizer,
         peft_config=lora_config(context.model),
         callbacks=[reporter],
     )
     metrics = train(trainer, reporter, context.meter)
     save_checkpoint(trainer, context.model.path, context.model, context.out)
-    return metrics, reporter.history
+    return {**counts, **metrics}, reporter.history

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.cache import Manifest, RecordLog, commit, fingerprint, hash_folder, link
+from pipeline.core.cache import Manifest, RecordLog, cache_key, commit, hash_folder, link
 from pipeline.core.errors import ArtifactError
 
 
-def test_fingerprint_is_frozen():
-    """Golden: if this fails, every cache anybody has is stale; raise IDENTITY_FORMAT and say so in the changelog."""
+def test_the_cache_key_is_frozen():
+    """Golden: if this fails, every cache anybody has is stale; raise KEY_FORMAT and say so in the changelog."""
     identity = {"stage": "sft", "version": 1, "config": {"lr": 0.0005, "b": None, "a": True}, "inputs": {"é": "x"}}
-    assert fingerprint(identity) == "b3a3a8680ab7c978fc99774079359acf6a0c2a65cf8b4eaa3114946bcaaa7294"
-    assert fingerprint(dict(reversed(identity.items()))) == fingerprint(identity)
-    assert fingerprint({**identity, "version": 2}) != fingerprint(identity)
+    assert cache_key(identity) == "167b1815ccfeecdc2386a365cdd03790b8d5d4e81de65ee92439886021ff15c8"
+    assert cache_key(dict(reversed(identity.items()))) == cache_key(identity)
+    assert cache_key({**identity, "version": 2}) != cache_key(identity)
 
 
 def test_folder_hash_is_of_names_and_bytes(tmp_path: Path):
@@ -58,8 +58,8 @@ def test_commit_is_the_last_thing(tmp_path: Path):
     partial.mkdir()
     assert Manifest.read(partial) is None
     manifest = Manifest(
-        stage="s", fingerprint="f", identity={}, inputs={}, outputs={}, content_hash="c", metrics={"x": 1},
-        seconds=1.0, busy_seconds=0.5, started="now", environment={},
+        stage="s", cache_key="f", fields={}, inputs={}, outputs={}, content_hash="c", metrics={"x": 1},
+        seconds=1.0, busy_seconds=0.5, num_calls=1, num_tokens_written=2, started="now", environment={},
     )  # fmt: skip
     commit(partial, final, manifest)
     assert not partial.exists() and Manifest.read(final) == manifest

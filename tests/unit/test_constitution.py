@@ -30,7 +30,7 @@ def refusal(path: Path) -> str:
     with pytest.raises(ConfigError) as caught:
         load_constitution(path)
     message = str(caught.value)
-    assert "\n" not in message and message.endswith((".", ".)"))
+    assert "\n" not in message and message.endswith((".", "?", ".)"))
     return message
 
 
@@ -114,29 +114,6 @@ def test_examples_fit_the_pool_they_are_shown_for():
     assert len(plain.examples_for("red_team", 99)) == len(plain.worked_examples)
 
 
-def test_an_edit_changes_only_the_views_that_read_it():
-    minimal = load_constitution(MINIMAL)
-    principle = minimal.principles[0]
-
-    def edited(**changes: str):
-        return minimal.model_copy(
-            update={"principles": [principle.model_copy(update=changes), *minimal.principles[1:]]}
-        )
-
-    question = edited(preference_question="Which is kinder?")
-    assert question.view("critique") == minimal.view("critique")
-    assert question.view("preferences") != minimal.view("preferences")
-    request = edited(critique_request="Say what is wrong.")
-    assert request.view("critique") != minimal.view("critique")
-    assert request.view("preferences") == minimal.view("preferences")
-    titled = edited(title="Another title")  # two labellers quote it
-    assert titled.view("preferences") != minimal.view("preferences")
-    assert titled.view("critique") == minimal.view("critique")
-    described = minimal.model_copy(update={"description": "Other words."})
-    assert all(described.view(stage) == minimal.view(stage) for stage in ("critique", "sft", "preferences"))
-    assert described.view("report") != minimal.view("report")
-
-
 def test_imports_both_published_layouts(tmp_path: Path):
     anthropic = tmp_path / "anthropic.json"
     anthropic.write_text(
@@ -204,8 +181,6 @@ def test_contrasts_stand_in_a_file_of_their_own(tmp_path: Path):
     assert (harmful.pool, twin.pool) == ("red_team", "look_alike") and contrast.revision == "No."
     texts = [messages[-1]["content"] for messages in constitution.requests()]
     assert harmful.request in texts and twin.request in texts, "neither may be evaluated on"
-    plain = load_constitution(MINIMAL)
-    assert all(plain.view(stage) != constitution.view(stage) for stage in ("critique", "sft", "preferences", "report"))
 
 
 @pytest.mark.parametrize(

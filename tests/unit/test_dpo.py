@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from pipeline.chain.compose import compose_config
-from pipeline.methods.dpo import soft_dpo_loss, soft_ipo_loss, trainable
+from pipeline.methods.dpo import soft_dpo_loss
+from pipeline.methods.ipo import soft_ipo_loss
 from pipeline.records import Comparison, Message, Preference, Prompt
+from pipeline.training.pairs import trainable
 
 MARGINS = torch.tensor([-2.0, 0.0, 0.5, 3.0], dtype=torch.float64)
 

@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.core.cache import RecordLog
-from pipeline.engines.base import ChoiceQuery, ReplyQuery, Request, Stopwatch, generate_all, score_all
+from pipeline.engines.base import ChoiceQuery, ReplyQuery, Request, generate_all, score_all
 from pipeline.engines.hf import HFEngine
 from pipeline.engines.models import load_model, load_tokenizer
 from pipeline.engines.sampling import nucleus_sample
 from pipeline.records import Message
-from tests.fakes import FakeEngine
+from tests.fakes import FakeEngine, FakeLogbook
 
 LONG = "A shared beginning, long enough that it is worth computing once for all rows of a batch. " * 3
 
@@ -100,10 +99,9 @@ def test_choice_logprobs_are_of_the_next_token(random_model: Path):
     )
     tested = engine(random_model)
     [answer] = tested.score([query])
-    prompt = tokenizer.apply_chat_template(query.messages, tokenize=False, add_generation_prompt=True) + "It is ("
-    logprobs = (
-        model(tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids).logits[0, -1].log_softmax(-1)
-    )
+    prompt = tokenizer.apply_chat_template(query.messages, tokenize=False, add_generation_prompt=True)
+    ids = [token for text in (prompt, "It is (") for token in tokenizer(text, add_special_tokens=False).input_ids]
+    logprobs = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
     expected = [logprobs[tokenizer.convert_tokens_to_ids(letter)].item() for letter in "AB"]
     assert answer.logprobs == pytest.approx(expected, abs=1e-4)
 
@@ -137,9 +135,9 @@ def request(number: int) -> Request:
 def test_finished_asks_are_not_paid_for_twice(tmp_path: Path):
     requests = [request(i) for i in range(5)]
     first = FakeEngine()
-    generate_all(first, "x", requests[:3], RecordLog(tmp_path, "log"), Stopwatch())
+    generate_all(first, "x", requests[:3], FakeLogbook(tmp_path), "log")
     second = FakeEngine(reply=lambda r: "another draw")
-    done = generate_all(second, "x", requests, RecordLog(tmp_path, "log"), Stopwatch())
+    done = generate_all(second, "x", requests, FakeLogbook(tmp_path), "log")
     # Batches are (0, 1), (2, 3), (4): the half-finished one is repeated whole, and its old row wins.
     assert second.asked == ["2", "3", "4"]
     assert [done[str(i)].text for i in range(5)] == [
@@ -157,7 +155,7 @@ def test_scores_of_both_kinds_come_back_by_id(tmp_path: Path):
         ReplyQuery(id="r", messages=[], reply="x"),
     ]
     fake = FakeEngine(answer=lambda q: [-1.0] if isinstance(q, ReplyQuery) else [math.log(0.5)] * 2)
-    answers = score_all(fake, "x", queries, RecordLog(tmp_path, "log"), Stopwatch())
+    answers = score_all(fake, "x", queries, FakeLogbook(tmp_path), "log")
     assert answers["r"].logprobs == [-1.0] and len(answers["c"].logprobs) == 2
 
 

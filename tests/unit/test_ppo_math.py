@@ -161,7 +161,7 @@ def test_the_policy_gradient_at_ratio_one_is_that_of_reinforce():
 
 
 def test_the_gradient_of_k3_pulls_to_the_reference():
-    """The derivative of ρ/π − 1 − log ρ/π by log π is 1 − ρ/π: positive where π is above ρ, so a step lowers π there."""
+    """Its derivative by log π is 1 − ρ/π: positive where π is above ρ, so that a step lowers π there."""
     policy = noise(10).requires_grad_()
     reference = noise(10, seed=1)
     kl_k3(policy, reference).sum().backward()

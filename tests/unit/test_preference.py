@@ -6,25 +6,23 @@ import math
 from collections.abc import Sequence
 
 import pytest
-from pipeline.labellers.preference import (
+
+from pipeline.constitution.files import find_constitution, load_constitution, shipped_constitutions
+from pipeline.constitution.schema import Constitution, Principle
+from pipeline.engines.base import Answer, ChoiceQuery, Query, ReplyQuery
+from pipeline.labellers.base import (
+    LABELLERS,
     TEMPLATE,
-    after_examples,
+    Labeller,
     binary_entropy_bits,
     choice_logit,
     combine_orders,
-    keeps_to_principle,
-    label_clamp,
-    make_labeller,
     sigmoid,
     soft_label,
-    under_principle,
-    which_is_better,
 )
-
-from pipeline.chain.compose import compose_config
-from pipeline.constitution.files import find_constitution, load_constitution, shipped_constitutions
-from pipeline.constitution.schema import Principle
-from pipeline.engines.base import Answer, ChoiceQuery, Query, ReplyQuery
+from pipeline.labellers.choice import which_is_better
+from pipeline.labellers.likelihood import after_examples, under_principle
+from pipeline.labellers.pointwise import keeps_to_principle
 from pipeline.records import Comparison, Message, Prompt
 from tests.fakes import FakeEngine
 
@@ -36,17 +34,20 @@ PROMPT = Prompt(
 PAIR = Comparison(id="p", prompt=PROMPT, reply_a="Like this, friend.", reply_b="No.", seed_a=1, seed_b=2)
 
 
+def labeller_of(name: str, constitution: Constitution = CONSTITUTION) -> Labeller:
+    return LABELLERS[name](LABELLERS.parse({"kind": name}), constitution, 0)
+
+
 def label(
     labeller_name: str, pair: Comparison, engine: FakeEngine, principles: Sequence[Principle] = PRINCIPLES
 ) -> float | None:
-    config = compose_config([f"preferences={labeller_name}"]).preferences
-    labeller = make_labeller(config, CONSTITUTION, seed=0)
+    labeller = labeller_of(labeller_name)
     logits = []
     for principle in principles:
         thoughts = {t.id: t for t in engine.generate(labeller.reasoning(pair, principle))}
         answers = {a.id: a for a in engine.score(labeller.queries(pair, principle, thoughts))}
         logits.append(labeller.judge(pair, principle, answers, thoughts).logit)
-    return soft_label(logits, label_clamp(config))
+    return soft_label(logits, LABELLERS.parse({"kind": labeller_name}).clamp)
 
 
 def opinionated(query: Query) -> list[float]:
@@ -79,8 +80,7 @@ def test_a_judge_that_always_says_a_gives_exactly_one_half(name: str):
 
 
 def test_order_flips_are_noticed():
-    config = compose_config(["preferences=ab"]).preferences
-    labeller = make_labeller(config, CONSTITUTION, seed=0)
+    labeller = labeller_of("ab")
     ids = [query.id for query in labeller.queries(PAIR, PRINCIPLES[0], {})]
 
     def judged(own: list[float], swapped: list[float]) -> bool | None:
@@ -157,8 +157,7 @@ def test_the_likelihood_is_compared_with_that_after_opposite_examples():
         declining = query.reply.startswith("I won't")
         return [-1.0 if (shown[0] in refusals) == declining else -2.0]
 
-    config = compose_config([]).preferences
-    labeller = make_labeller(config, constitution, 0)
+    labeller, scale = labeller_of("likelihood", constitution), 2.0
     pair = PAIR.model_copy(update={"reply_a": "I won't do that.", "reply_b": "Here is how."})
     logits = []
     for pool in ("red_team", "ordinary"):
@@ -167,7 +166,7 @@ def test_the_likelihood_is_compared_with_that_after_opposite_examples():
         assert len({query.id for query in queries}) == 4
         answers = {query.id: Answer(id=query.id, logprobs=likes_its_examples(query)) for query in queries}
         logits.append(labeller.judge(pair, principle, answers, {}).logit)
-    assert logits == [2 * config.logit_scale, -2 * config.logit_scale]
+    assert logits == [2 * scale, -2 * scale]
 
 
 def test_examples_that_illustrate_the_principle_come_first():

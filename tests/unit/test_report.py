@@ -307,7 +307,7 @@ def test_held_out_prompts_are_compared_in_pairs_at_the_step_that_was_kept():
     assert "Step 9 of 12, kept" in html and "step 9 of 12, kept" in markdown
     assert "<td>4.05 (bound 20)</td>" in html and "| 4.05 (bound 20) |" in markdown
     assert "Training went back once to a policy within its bounds, and ran to its end." in html
-    no_bound = report.manifests["align"].model_copy(update={"identity": {"config": {"method": "ppo"}}})
+    no_bound = report.manifests["align"].model_copy(update={"fields": {"config": {"method": "ppo"}}})
     report.manifests["align"] = no_bound
     assert rewards.held_out(report).max_kl is None and "<td>4.05</td>" in render("report.html.j2", report)
 

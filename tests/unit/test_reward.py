@@ -11,18 +11,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from pipeline.training.setting import Setting
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from pipeline.chain.compose import compose_config
 from pipeline.chain.config import Config
+from pipeline.chat import Renderer
 from pipeline.core.errors import ConfigError
-from pipeline.core.tracking import NoTracker
-from pipeline.engines.base import ReplyQuery, Stopwatch
+from pipeline.core.stage import Context
+from pipeline.engines.base import ReplyQuery
 from pipeline.engines.models import check_can_classify, check_reward_model
 from pipeline.engines.reward_model import (
     RewardModel,
-    encode,
     last_real,
     load_reward_model,
     pad_token,
@@ -109,8 +108,9 @@ def toy_pairs(number: int, sure: float = 1.0, start: int = 0) -> list[Preference
 
 
 def toy_training(config: Config, pairs: Sequence[Preference], model: Path, out: Path) -> dict[str, Any]:
-    setting = Setting(model=config.model, launch=config.launch, seed=0, out=out, tracker=NoTracker(), watch=Stopwatch())
-    return train_reward(pairs, str(model), config.reward, setting)[0]
+    reads = {"model": config.model, "seed": 0}
+    context = Context(stage="reward", reads=reads, folders={}, out=out, launch=config.launch)
+    return train_reward(pairs, str(model), config.reward, config.reward.center_coefficient, context)[0]
 
 
 TOY = ["reward.num_epochs=8", "reward.learning_rate=0.005", "reward.global_batch_size=8", "reward.save_every_steps=999"]
@@ -255,10 +255,10 @@ def test_a_model_that_knows_nothing_calls_every_pair_even(tiny_model: Path, tmp_
 
 
 def test_long_texts_keep_their_end_and_are_counted(tiny_model: Path):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    chat = Renderer(AutoTokenizer.from_pretrained(tiny_model))
     pair = toy_preference(0)
-    rows, num_cut = tokenised([pair], tokenizer, 12)
-    whole, none_cut = tokenised([pair], tokenizer, 500)
+    rows, num_cut = tokenised([pair], chat, 12)
+    whole, none_cut = tokenised([pair], chat, 500)
     assert num_cut == 2 and none_cut == 0
     for side in ("chosen_ids", "rejected_ids"):
         assert len(rows[0][side]) == 12 and rows[0][side] == whole[0][side][-12:]
@@ -405,7 +405,7 @@ def test_a_text_longer_than_the_context_keeps_the_reply(tmp_path: Path):
     folder = other_family(tmp_path, ENDS_IN_EOS, pad_token="<unk>")
     tokenizer, model = AutoTokenizer.from_pretrained(folder), load_reward_model(str(folder))
     long: list[Message] = [Message(role="user", content="x y " * 200)]
-    ids = encode(tokenizer, long, "Good.", 64)
+    ids = Renderer(tokenizer).dialogue_ids(long, "Good.", 64)
     assert len(ids) == 64 and tokenizer.decode(ids).endswith("[assistant] Good.</s>")
     good, bad = model.raw_scores([long, long], ["Good.", "Bad!"])
     assert good != bad and math.isfinite(good)

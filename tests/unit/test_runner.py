@@ -6,10 +6,12 @@ import errno
 from pathlib import Path
 
 import pytest
-from pipeline.chain.stages import STAGES
 
 from pipeline.chain.runner import _explained
 from pipeline.core.errors import StageError
+from pipeline.stages import STAGES
+
+SFT = next(stage for stage in STAGES if stage.name == "sft")
 
 
 @pytest.mark.parametrize(
@@ -22,10 +24,10 @@ from pipeline.core.errors import StageError
     ],
 )
 def test_a_full_disk_and_too_little_memory_are_one_sentence(error: Exception, expected: str):
-    with pytest.raises(StageError, match=expected), _explained(STAGES["sft"], Path("cache/sft.partial")):
+    with pytest.raises(StageError, match=expected), _explained(SFT, Path("cache/sft.partial")):
         raise error
 
 
 def test_anything_else_is_raised_as_it_is():
-    with pytest.raises(ZeroDivisionError), _explained(STAGES["sft"], Path("cache/sft.partial")):
+    with pytest.raises(ZeroDivisionError), _explained(SFT, Path("cache/sft.partial")):
         raise ZeroDivisionError

@@ -41,7 +41,7 @@ def refusal(tmp_path: Path, content: str | bytes) -> str:
     with pytest.raises(ConfigError) as caught:
         load(path)
     message = str(caught.value)
-    assert message.isprintable() and re.search(r"[^.]\.( \(\d+ more after this one\.\))?$", message)
+    assert message.isprintable() and re.search(r"[^.?](\.|\?)( \(\d+ more after this one\.\))?$", message)
     assert message.startswith(f"{tmp_path}/")
     return message.removeprefix(f"{tmp_path}/")
 

@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pipeline.chat import Renderer
 from pipeline.core.errors import ConfigError
 from pipeline.core.stage import Context, Cost, Metrics, Prepared
 from pipeline.data.drawing import held_out_prompts, rollout_prompts
 from pipeline.engines.base import ENGINES
 from pipeline.engines.models import context_length, load_tokenizer, resolve_path
 from pipeline.methods.base import History, Method, num_judge_calls
-from pipeline.records import Message, Prompt, derived_rng
+from pipeline.records import Prompt, derived_rng
 
 if TYPE_CHECKING:
     import torch
@@ -123,19 +124,13 @@ def refuse_long_prompts(config: Any, prepared: Prepared, prompts: Sequence[Promp
     """
     model, longest_reply = prepared.config.model, config.rollout.max_reply_tokens
     path = resolve_path(model.path)
-    tokenizer = load_tokenizer(path, model.revision if path == model.path else None)
+    chat = Renderer(load_tokenizer(path, model.revision if path == model.path else None))
     most = min(config.max_length_tokens, context_length(path))
     for prompt in prompts:
-        length = len(prompt_tokens(tokenizer, prompt.messages)) + longest_reply
+        length = len(chat.prompt_ids(prompt.messages)) + longest_reply
         if length > most:
             raise ConfigError(
                 f"prompt {prompt.id} with a reply of align.rollout.max_reply_tokens={longest_reply} has {length} "
                 f"tokens, more than the {most} of align.max_length_tokens and the model's context; raise "
                 "align.max_length_tokens, shorten replies, or leave the prompt out."
             )
-
-
-def prompt_tokens(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    from pipeline.engines.hf import render_prompt
-
-    return list(tokenizer(render_prompt(tokenizer, list(messages)), add_special_tokens=False)["input_ids"])

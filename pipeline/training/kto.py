@@ -1,0 +1,73 @@
+"""KTO through TRL: single replies, wanted or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from datasets import Dataset
+from trl import KTOConfig, KTOTrainer
+
+from pipeline.chat import Renderer
+from pipeline.core.stage import Context
+from pipeline.records import derived_rng
+from pipeline.training.loop import InTokens, Quiet, Reporter, train, training_arguments, whole_batches
+from pipeline.training.models import load_policy, lora_config, save_checkpoint
+from pipeline.training.pairs import tokenised
+
+
+class QuietKTOTrainer(InTokens, Quiet, KTOTrainer): ...
+
+
+def wanted_or_not(pairs: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """Pairs in tokens as single replies: the better one of each pair is wanted, the other is not; ties say nothing.
+
+    Wanted and unwanted take turns, so that every batch has both. A pair's two replies stand half a list apart: TRL
+    estimates the KL from a prompt with its neighbour's completion, which must not be one of its own.
+    """
+    decided = [pair for pair in pairs if pair["label_a"] != 0.5]
+    derived_rng(seed, "kto").shuffle(decided)
+    return [_single(pair, wanted=(number + turn) % 2 == 0) for turn in (0, 1) for number, pair in enumerate(decided)]
+
+
+def _single(pair: dict[str, Any], wanted: bool) -> dict[str, Any]:
+    a_is_better = pair["label_a"] > 0.5
+    side = "chosen" if a_is_better == wanted else "rejected"  # TRL's names for replies A and B
+    return {"prompt_ids": pair["prompt_ids"], "completion_ids": pair[f"{side}_ids"], "label": wanted}
+
+
+def with_mismatched(rows: Sequence[dict[str, Any]], batch_rows: int) -> list[dict[str, Any]]:
+    """Give each row the completion of the row before it in its device's batch, from which TRL estimates the KL."""
+    batches = [rows[start : start + batch_rows] for start in range(0, len(rows), batch_rows)]
+    return [
+        {**row, "KL_completion_ids": batch[place - 1]["completion_ids"]}
+        for batch in batches
+        for place, row in enumerate(batch)
+    ]
+
+
+def train_kto(
+    pairs: Sequence[dict[str, Any]], base_path: str, config: Any, context: Context
+) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Align the SFT model at ``base_path``, which is also the reference. Returns metrics and the log history.
+
+    Raises:
+        ConfigError: every prompt fills ``align.max_length_tokens`` by itself.
+    """
+    model, tokenizer = load_policy(base_path, context.model)
+    chat = Renderer(tokenizer, model.generation_config.eos_token_id)
+    in_tokens, counts = tokenised(pairs, chat, config.max_length_tokens)
+    rows = whole_batches(wanted_or_not(in_tokens, context.seed), config.global_batch_size)
+    reporter = Reporter("aligning (kto)", context.tracker)
+    arguments = training_arguments(config, context.model, context.launch, context.seed, context.work)
+    trainer = QuietKTOTrainer(
+        model=model,
+        args=KTOConfig(**arguments, beta=config.beta, train_sampling_strategy="sequential"),
+        train_dataset=Dataset.from_list(with_mismatched(rows, arguments["per_device_train_batch_size"])),
+        processing_class=tokenizer,
+        peft_config=lora_config(context.model),
+        callbacks=[reporter],
+    )
+    metrics = train(trainer, reporter, context.meter)
+    save_checkpoint(trainer, base_path, context.model, context.out)
+    return {**counts, **metrics}, reporter.history

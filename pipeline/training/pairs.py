@@ -1,0 +1,207 @@
+"""Training on comparisons with soft labels, through TRL's DPO trainer with the loss of whichever method was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset, load_from_disk
+from peft import PeftModel
+from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from pipeline.chat import Renderer
+from pipeline.core import distributed
+from pipeline.core.stage import Context
+from pipeline.records import Preference
+from pipeline.training.logprobs import pair_logprobs
+from pipeline.training.loop import InTokens, Quiet, Reporter, train, training_arguments, whole_batches
+from pipeline.training.models import load_policy, lora_config, save_checkpoint
+from pipeline.training.rows import cut_to_length
+
+if TYPE_CHECKING:
+    from pipeline.methods.pairs import PairMethod
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairLogprobs:
+    """What policy and reference say of both replies of each comparison. All of shape (pairs,)."""
+
+    policy_a: torch.Tensor
+    """log p of reply A under the policy, summed over its tokens; with gradients."""
+    policy_b: torch.Tensor
+    reference_a: torch.Tensor
+    """The same under the SFT model."""
+    reference_b: torch.Tensor
+    num_tokens_a: torch.Tensor
+    """Tokens of reply A that are compared, at least 1."""
+    num_tokens_b: torch.Tensor
+
+    @property
+    def ratio_a(self) -> torch.Tensor:
+        """log π/π_ref of reply A."""
+        return self.policy_a - self.reference_a
+
+    @property
+    def ratio_b(self) -> torch.Tensor:
+        return self.policy_b - self.reference_b
+
+
+@dataclass
+class SoftLabelCollator(DataCollatorForPreference):
+    """TRL's collator, with the soft labels beside the tokens."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = super().torch_call(examples)
+        batch["labels_a"] = torch.tensor([example["label_a"] for example in examples])
+        return batch
+
+
+class PairTrainer(InTokens, Quiet, DPOTrainer):
+    """TRL's DPO trainer whose label is a probability. In TRL's names "chosen" is reply A and "rejected" reply B."""
+
+    def __init__(self, *args: Any, method: PairMethod, config: Any, **kwargs: Any) -> None:
+        self._method, self._method_config = method, config
+        super().__init__(*args, **kwargs)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        assert not return_outputs, "this trainer is never asked for logits"
+        labels_a = inputs.pop("labels_a")
+        policy_a, policy_b = self._reply_logprobs(model, inputs).chunk(2)
+        num_tokens_a, num_tokens_b = inputs["completion_mask"][:, 1:].sum(dim=1).clamp(min=1).chunk(2)
+        pairs = PairLogprobs(
+            policy_a=policy_a,
+            policy_b=policy_b,
+            reference_a=inputs["ref_chosen_logps"],
+            reference_b=inputs["ref_rejected_logps"],
+            num_tokens_a=num_tokens_a,
+            num_tokens_b=num_tokens_b,
+        )
+        self._note(pairs.ratio_a.detach(), pairs.ratio_b.detach(), labels_a)
+        return self._method.loss(pairs, labels_a, self._method_config).mean()
+
+    @staticmethod
+    def _reply_logprobs(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """Summed over each reply's tokens: (2 · pairs,), all A's first."""
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        return pair_logprobs(model, inputs["input_ids"], inputs["attention_mask"], labels)
+
+    @torch.no_grad()
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same under the reference: the policy before its first step, adapter off.
+
+        TRL asks once for each pair, before training and in the order of the data: a resumed run hears the same.
+        """
+        policy = self.accelerator.unwrap_model(model)
+        adapter_off = policy.disable_adapter() if isinstance(policy, PeftModel) else nullcontext()
+        on_device = {name: tensor.to(self.accelerator.device) for name, tensor in inputs.items()}
+        with adapter_off, self.accelerator.autocast():
+            reply_a, reply_b = self._reply_logprobs(policy, on_device).chunk(2)
+        return reply_a, reply_b
+
+    def _note(self, ratio_a: torch.Tensor, ratio_b: torch.Tensor, labels_a: torch.Tensor) -> None:
+        """Implicit rewards in the field's names; "chosen" is the reply that the label prefers."""
+        a_wins = labels_a >= 0.5
+        chosen = self.beta * torch.where(a_wins, ratio_a, ratio_b)
+        rejected = self.beta * torch.where(a_wins, ratio_b, ratio_a)
+        gather = self.accelerator.gather_for_metrics
+        mode = "train" if self.model.training else "eval"
+        for name, values in (
+            ("rewards/chosen", chosen),
+            ("rewards/rejected", rejected),
+            ("rewards/margins", chosen - rejected),
+            ("rewards/accuracies", (chosen > rejected).float()),
+        ):
+            self._metrics[mode][name].append(gather(values).mean().item())
+
+
+def trainable(preferences: Sequence[Preference], config: Any) -> list[dict[str, Any]]:
+    """Comparisons with a usable label; unparseable and too uncertain ones are left out."""
+    rows = []
+    for preference in preferences:
+        label = preference.probability_a
+        if label is None or abs(label - 0.5) < config.min_confidence:
+            continue
+        if config.hard_labels:
+            if label == 0.5:
+                continue  # a tie prefers neither
+            label = float(label > 0.5)
+        pair = preference.comparison
+        rows.append(
+            {
+                "prompt": pair.prompt.messages,
+                "reply_a": pair.reply_a,
+                "reply_b": pair.reply_b,
+                "label_a": label,
+            }
+        )
+    return rows
+
+
+def tokenised(
+    pairs: Sequence[dict[str, Any]], chat: Renderer, most: int, num_reply_tokens: int | None = None
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """What ``trainable`` gives, in tokens: the first ``num_reply_tokens`` of each reply (None: all).
+
+    Returns:
+        rows of at most ``most`` tokens in TRL's names ("chosen" is reply A), and how many were cut or left out (see
+        ``cut_to_length``, which also raises).
+    """
+    rows = [
+        {
+            "prompt_ids": chat.prompt_ids(pair["prompt"]),
+            "chosen_ids": chat.reply_ids(pair["reply_a"])[:num_reply_tokens],
+            "rejected_ids": chat.reply_ids(pair["reply_b"])[:num_reply_tokens],
+            "label_a": pair["label_a"],
+        }
+        for pair in pairs
+    ]
+    return cut_to_length(rows, most, "align.max_length_tokens")
+
+
+def _on_disk(rows: list[dict[str, Any]], folder: Path) -> Dataset:
+    """The rows as a data set in a folder that all ranks see: the first one leaves the reference's numbers there."""
+    if distributed.is_main():
+        Dataset.from_list(rows).save_to_disk(folder)
+    distributed.barrier()
+    return load_from_disk(folder)
+
+
+def train_pairs(
+    rows: Sequence[dict[str, Any]], base_path: str, method: PairMethod, config: Any, context: Context
+) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Align the SFT model at ``base_path``, which is also the reference. Returns metrics and the log history.
+
+    Raises:
+        ConfigError: every prompt fills ``align.max_length_tokens`` by itself.
+    """
+    model, tokenizer = load_policy(base_path, context.model)
+    chat = Renderer(tokenizer, model.generation_config.eos_token_id)
+    pairs, counts = tokenised(rows, chat, config.max_length_tokens, config.num_reply_tokens)
+    reporter = Reporter(f"aligning ({config.method})", context.tracker)
+    arguments = training_arguments(
+        config,
+        context.model,
+        context.launch,
+        context.seed,
+        context.work,
+        rows_on_cpu=4 if config.num_reply_tokens is None else 8,  # short rows pad little
+    )
+    trainer = PairTrainer(
+        model=model,
+        args=DPOConfig(**arguments, beta=config.beta, precompute_ref_log_probs=True),
+        data_collator=SoftLabelCollator(pad_token_id=tokenizer.pad_token_id),
+        train_dataset=_on_disk(whole_batches(pairs, config.global_batch_size), context.work / "pairs"),
+        processing_class=tokenizer,
+        peft_config=lora_config(context.model),
+        callbacks=[reporter],
+        method=method,
+        config=config,
+    )
+    metrics = train(trainer, reporter, context.meter)
+    save_checkpoint(trainer, base_path, context.model, context.out)
+    return {**counts, **metrics}, reporter.history

@@ -1,0 +1,316 @@
+"""Each leaf of the configuration and each part of a constitution changes the cache keys of the stages that read it, and
+no others. What is expected is written down here by hand, beside what the stages declare."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+from pydantic import BaseModel
+
+from pipeline.chain.compose import compose_config
+from pipeline.chain.config import Config, to_config, to_plain
+from pipeline.constitution.files import load_constitution, shipped_constitutions
+from pipeline.constitution.paper import deviations_from_paper
+from pipeline.constitution.schema import Constitution
+from pipeline.core.errors import ConfigError
+from pipeline.core.settings import Part, Settings, UndeclaredReadError, fields_of, part
+from pipeline.core.stage import Context, key_fields
+from pipeline.stages import STAGES
+
+CONSTITUTION = load_constitution(shipped_constitutions()["default"])
+FEEDBACK = {"critique", "preferences", "evaluate"}
+GENERATING = {"critique", "preferences", "evaluate"}
+TRAINING = {"sft", "reward", "align"}
+
+# The longest prefix of a leaf's path in this table says which stages read it. "judge": where the constitution's judge
+# gives rewards, align reads what the judge reads.
+READ_BY: dict[str, set[str]] = {
+    "model.path": {*GENERATING, "sft", "report", "judge"},
+    "model.revision": {*GENERATING, "sft", "report", "judge"},
+    "model.name": {"report"},
+    "model.tuning": {*TRAINING, "report"},
+    "model.precision": {*GENERATING, *TRAINING},
+    "model.lora": TRAINING,
+    "data": {"prompts"},
+    "data.min_prompts": set(),
+    "constitution": set(),
+    "critique": {"critique"},
+    "sft": {"sft"},
+    "sft.save_every_steps": set(),
+    "preferences": {"preferences"},
+    "preferences.labeller": {"preferences", "evaluate"},
+    "reward": {"reward"},
+    "reward.init": {"reward", "reward model"},
+    "reward.save_every_steps": set(),
+    "align": {"align"},
+    "align.save_every_steps": set(),
+    "align.rollout.show_every_steps": set(),
+    "evaluate": {"evaluate"},
+    "evaluate.guidelines": {"report"},
+    "evaluate.run": set(),
+    "evaluate.judge.trust": set(),
+    "evaluate.pair_judge.trust": set(),
+    "engine": {*FEEDBACK, "judge"},
+    "engine.api_key_variable": set(),
+    "engine.max_parallel": set(),
+    "engine.max_retries": set(),
+    "engine.timeout_seconds": set(),
+    "launch": set(),
+    "tracking": set(),
+    "preset": {"report"},
+    "seed": {*GENERATING, *TRAINING},
+    "until": set(),
+    "output_dir": set(),
+    "name": set(),
+}
+ON_ROLLOUTS = {"align.save_every_steps": {"align"}}  # where a rollback goes back to
+NOT_READ_WHERE_BUILTIN = ("columns", "hub_name", "hub_dir", "hub_split", "revision")
+
+# Leaves that have no other valid value on their own, and why.
+FIXED = {
+    "policy_engine": "only one engine runs the chain's models so far",
+    "align.functions": "a function needs a weight",
+    "align.reward_model": "a model of another make needs to be there",
+    "align.judge": "needs a weight for the constitution",
+    "evaluate.checkpoints": "changes which stages run",
+    "evaluate.reward_model": "needs to be there",
+    "evaluate.judge.path": "another kind of judge",
+    "evaluate.judge.kind": "another kind of judge",
+    "evaluate.judge.engine": "another kind of judge",
+    "evaluate.pair_judge": "another kind of judge",
+    "reward.human": "needs a file",
+}
+
+BASES = {
+    **{method: [f"align={method}"] for method in ("dpo", "ipo", "kto", "ppo", "rloo", "grpo")},
+    **{labeller: [f"preferences={labeller}"] for labeller in ("ab", "cot", "pointwise", "likelihood")},
+    "server": ["engine=openai", "engine.model=m", "preferences=ab"],
+    "judge as reward": ["align=ppo", "align.rewards.reward_model=0", "align.rewards.constitution=1"],
+    "other critic": ["engine.path=org/critic"],
+    "judge by server": ["evaluate/judge=endpoint", "evaluate.judge.engine.model=m"],
+}
+
+
+def keys(config: Config, constitution: Constitution = CONSTITUTION) -> dict[str, Any]:
+    """Stage → what its key hashes of its own, without its inputs."""
+    return {stage.name: key_fields(stage, config, constitution, {}) for stage in STAGES if stage.wanted(config)}
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    return {name for name in before.keys() & after.keys() if before[name] != after[name]}
+
+
+def leaves(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(path, value, type) of every plain value."""
+    for name in fields_of(settings):
+        value, path = getattr(settings, name), f"{prefix}{name}"
+        if isinstance(value, BaseModel):
+            yield from leaves(value, f"{path}.")
+        else:
+            field = type(settings).model_fields.get(name)
+            yield path, value, field.annotation if field else None
+
+
+def others(path: str, value: Any, kind: Any) -> list[Any]:
+    """Other values to try."""
+    if path == "evaluate.guidelines":
+        return [None]
+    options = [option for part in (kind, *get_args(kind)) if get_origin(part) is Literal for option in get_args(part)]
+    if options and not isinstance(value, list):
+        return [option for option in options if option != value]
+    if isinstance(value, bool) or kind == (bool | None):
+        return [not value]
+    if isinstance(value, int | float):
+        return [value + 1, value * 2, value / 2, value - 1, value + 0.01, 64, 4]
+    if value is None:
+        return [1, 2.5, "x"]
+    if isinstance(value, list):
+        return [value[:-1], ["x"]]
+    if isinstance(value, dict):
+        return [{name: weight + 1 for name, weight in value.items()}, {"reward_model": 1.0}]
+    return [f"{value}x", "prompt", "bbq", "hh_rlhf"]
+
+
+def with_leaf(config: Config, path: str, value: Any) -> Config:
+    raw = to_plain(config)
+    *sections, name = path.split(".")
+    node = raw
+    for section in sections:
+        node = node[section]
+    node[name] = value
+    return to_config(raw)
+
+
+def flipped(config: Config, path: str, value: Any, kind: Any) -> Config | None:
+    for other in (other for other in others(path, value, kind) if other != value):
+        try:
+            return with_leaf(config, path, other)
+        except ConfigError:
+            continue
+    return None
+
+
+def expected(config: Config, path: str) -> set[str]:
+    on_rollouts = config.align.method in {"ppo", "rloo", "grpo"}
+    table = READ_BY | (ON_ROLLOUTS if on_rollouts else {})
+    prefix = max((known for known in table if f"{path}.".startswith(f"{known}.")), key=len)
+    stages = set(table[prefix])
+    if "judge" in stages:
+        stages = stages - {"judge"} | ({"align"} if config.align.reward_judge else set())
+    if "reward model" in stages:
+        stages = stages - {"reward model"} | ({"align"} if config.align.trains_reward_model else set())
+    source = path.split(".")
+    if prefix in {"data", "evaluate"} and len(source) > 2 and source[2] in NOT_READ_WHERE_BUILTIN:
+        return set()
+    return stages
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_every_leaf_changes_the_keys_of_the_stages_that_read_it_and_no_others(base: str):
+    config = compose_config([*BASES[base], "model.path=org/model"])
+    before, wrong, num_flipped = keys(config), {}, 0
+    for path, value, kind in leaves(config):
+        if is_fixed(path):
+            continue
+        other = flipped(config, path, value, kind)
+        assert other is not None, f"{path} has no other value; say why in FIXED"
+        wanted = expected(config, path) & before.keys()
+        if deviations_from_paper(other, CONSTITUTION) != deviations_from_paper(config, CONSTITUTION):
+            wanted |= {"report"}  # it lists them
+        if (found := changed(before, keys(other))) != wanted:
+            wrong[path] = (found, wanted)
+        num_flipped += 1
+    assert not wrong and num_flipped > 90
+
+
+def is_fixed(path: str) -> bool:
+    names_a_file = path.startswith(("data.", "evaluate.")) and path.endswith((".source", ".path"))
+    names_a_class = path.endswith((".kind", ".method")) and not path.startswith("tracking")
+    return names_a_file or names_a_class or any(f"{path}.".startswith(f"{fixed}.") for fixed in FIXED)
+
+
+def test_methods_labellers_and_engines_have_keys_of_their_own():
+    for bases in (("dpo", "ipo", "kto"), ("ppo", "rloo", "grpo")):
+        found = [keys(compose_config(BASES[base]))["align"] for base in bases]
+        assert all(found.count(one) == 1 for one in found)
+    found = [keys(compose_config(BASES[base]))["preferences"] for base in ("ab", "cot", "pointwise", "likelihood")]
+    assert all(found.count(one) == 1 for one in found)
+
+
+def test_how_the_constitution_judges_replies_is_in_the_key():
+    """The defect that began this: two judges, one folder."""
+    judged = [*BASES["judge as reward"]]
+    by_likelihood, by_question = (
+        compose_config([*judged, f"align.judge.kind={kind}"]) for kind in ("likelihood", "pointwise")
+    )
+    assert changed(keys(by_likelihood), keys(by_question)) == {"align"}
+
+
+def test_files_count_by_content(tmp_path: Path):
+    def config(name: str, text: str) -> Config:
+        path = tmp_path / name
+        path.write_text(text)
+        where = ["source=path", f"path={path}"]
+        return compose_config(
+            [f"{section}.{word}" for section in ("data.red_team", "evaluate.pairs") for word in where]
+        )
+
+    one, copy, other = config("a.jsonl", "{}\n"), config("b.jsonl", "{}\n"), config("c.jsonl", "{} \n")
+    assert changed(keys(one), keys(copy)) == set()
+    assert changed(keys(one), keys(other)) == {"prompts", "evaluate"}
+    columns = with_leaf(one, "data.red_team.columns.prompt", "question")
+    assert changed(keys(one), keys(columns)) == {"prompts"}
+
+
+# --- The constitution ----------------------------------------------------------------------------------------------
+
+ALWAYS = {"report"}  # it prints the whole text
+SAMPLED_BY = {"critique", "preferences", "evaluate"}
+EDITS: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "name": ({"name": "other"}, set()),
+    "version": ({"version": "9"}, set()),
+    "description": ({"description": "Other words."}, set()),
+    "provenance": ({"provenance": "Elsewhere."}, set()),
+    "preamble": ({"preamble": "Be kind."}, {"critique", "preferences", "evaluate"}),
+    "revise": ({"revise": ["red_team", "ordinary"]}, {"critique"}),
+    "worked_examples": (
+        {"worked_examples": CONSTITUTION.worked_examples[1:]},
+        {"critique", "sft", "preferences", "evaluate"},
+    ),
+    "good_answers": ({"good_answers": CONSTITUTION.good_answers[1:]}, {"sft", "preferences", "evaluate"}),
+    "contrasts": ({"contrasts": CONSTITUTION.contrasts[1:]}, {"sft", "preferences", "evaluate"}),
+}
+PRINCIPLE_EDITS: dict[str, tuple[Any, dict[str, set[str]]]] = {
+    "id": ("other", {"likelihood": SAMPLED_BY, "ab": SAMPLED_BY}),
+    "tags": (["style"], {"likelihood": SAMPLED_BY, "ab": SAMPLED_BY}),
+    "weight": (0.5, {"likelihood": SAMPLED_BY, "ab": SAMPLED_BY}),
+    "title": ("Another title", {"likelihood": {"preferences", "evaluate"}, "ab": set()}),
+    "critique_request": ("Say what is wrong.", {"likelihood": {"critique"}, "ab": {"critique"}}),
+    "revision_request": ("Put it right.", {"likelihood": {"critique"}, "ab": {"critique"}}),
+    "preference_question": ("Which is kinder?", {"likelihood": set(), "ab": {"preferences", "evaluate"}}),
+}
+
+
+def test_the_tables_name_every_part_of_a_constitution():
+    assert {*EDITS, "principles"} == set(type(CONSTITUTION).model_fields)
+    assert set(PRINCIPLE_EDITS) == set(type(CONSTITUTION.principles[0]).model_fields)
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edited_part_changes_the_keys_of_the_stages_that_read_it(name: str):
+    update, wanted = EDITS[name]
+    config, edited = compose_config([]), CONSTITUTION.model_copy(update=update)
+    assert changed(keys(config), keys(config, edited)) == wanted | ALWAYS
+
+
+@pytest.mark.parametrize("labeller", ["likelihood", "ab"])
+@pytest.mark.parametrize("name", PRINCIPLE_EDITS)
+def test_an_edited_principle_changes_the_keys_of_the_stages_that_read_it(name: str, labeller: str):
+    value, wanted = PRINCIPLE_EDITS[name]
+    first, *rest = CONSTITUTION.principles
+    edited = CONSTITUTION.model_copy(update={"principles": [first.model_copy(update={name: value}), *rest]})
+    config = compose_config([f"preferences={labeller}"])
+    assert changed(keys(config), keys(config, edited)) == wanted[labeller] | ALWAYS
+
+
+# --- Undeclared reads ----------------------------------------------------------------------------------------------
+
+
+class Toy(Settings):
+    seen: int = 1
+    hidden: int = 2
+
+    @property
+    def twice(self) -> int:
+        return 2 * self.seen
+
+    def total(self) -> int:
+        return self.seen + self.hidden
+
+
+def test_a_part_shows_what_was_declared_and_nothing_else():
+    shown = part(Toy(), "seen")
+    assert isinstance(shown, Part) and (shown.seen, shown.twice) == (1, 2) and shown.key() == {"seen": 1}
+    with pytest.raises(UndeclaredReadError, match="hidden"):
+        _ = shown.hidden
+    with pytest.raises(UndeclaredReadError, match="hidden"):
+        shown.total()
+    principles = part(CONSTITUTION, "principles.id").principles
+    assert principles[0].id == CONSTITUTION.principles[0].id
+    with pytest.raises(UndeclaredReadError, match="title"):
+        _ = principles[0].title
+
+
+def test_a_context_shows_what_reads_names_and_nothing_else(tmp_path: Path):
+    config = compose_config([])
+    context = Context(
+        stage="sft", reads={"seed": 3}, folders={"critique": tmp_path}, out=tmp_path, launch=config.launch
+    )
+    assert context.seed == 3 and context.folder("critique") == tmp_path
+    with pytest.raises(UndeclaredReadError, match="engine"):
+        _ = context.engine
+    with pytest.raises(UndeclaredReadError, match="prompts"):
+        context.folder("prompts")

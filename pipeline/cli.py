@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pipeline.constitution.schema import Principle
 
 GATE_FAILED = 3
-_FLAGS = "--multirun --cfg --config-dir --output-dir --help --output --base --full --garak --guidelines"
+_FLAGS = "--multirun --cfg --markdown --config-dir --output-dir --help --output --base --full --garak --guidelines"
 
 _EPILOG = """\
 overrides are Hydra's: group=option, key=value, and with -m comma-separated sweeps.
@@ -69,6 +69,10 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("runs", nargs="+", metavar="RUN", help="name or folder")
     compare.add_argument("--output-dir", default="outputs")
     compare.add_argument("--guidelines", default="default", help="hold each to this guideline file")
+
+    config = commands.add_parser("config", help="every setting: its type, default and what it does")
+    config.add_argument("group", nargs="?", metavar="GROUP", help="only this group, for instance align")
+    config.add_argument("--markdown", action="store_true", help="as Markdown (docs/configuration.md)")
 
     constitution = commands.add_parser("constitution", help="check, list or import a constitution")
     actions = constitution.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -239,6 +243,20 @@ def _plan(args: argparse.Namespace) -> int:
     return 0
 
 
+def _config(args: argparse.Namespace) -> int:
+    from pipeline.chain.reference import HEADER, reference
+
+    text = reference(args.group)
+    if args.markdown:
+        print(HEADER + text, end="")
+        return 0
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console(width=None if sys.stdout.isatty() else 160).print(Markdown(text))
+    return 0
+
+
 def _status(args: argparse.Namespace) -> int:
     from pipeline.chain.runs import find_run, status
 
@@ -290,6 +308,7 @@ _COMMANDS = {
     "plan": _plan,
     "status": _status,
     "compare": _compare,
+    "config": _config,
     "constitution": _constitution,
 }
 

@@ -260,6 +260,11 @@ def not_one_of(name: str, value: Any, options: Iterable[str]) -> str:
     return f"{name} is {value!r}, which is not one of {', '.join(options)}{hint if 'did you mean' in hint else ''}"
 
 
+def limits_of(field: FieldInfo) -> str:
+    """``between 0 and 1`` and the like; empty where a field has no limits."""
+    return _allowed(field.metadata)
+
+
 def _allowed(marks: Iterable[Any]) -> str:
     """``at least 1``, ``between 0 and 1``, ``above 0 and at most 1``: all limits of a field."""
     low = high = ""

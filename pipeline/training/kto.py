@@ -65,7 +65,7 @@ def train_kto(
         args=KTOConfig(**arguments, beta=config.beta, train_sampling_strategy="sequential"),
         train_dataset=Dataset.from_list(with_mismatched(rows, arguments["per_device_train_batch_size"])),
         processing_class=tokenizer,
-        peft_config=lora_config(context.model),
+        peft_config=lora_config(context.model, model),
         callbacks=[reporter],
     )
     metrics = train(trainer, reporter, context.meter)

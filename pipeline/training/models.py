@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import peft
 import torch
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.core import distributed
 from pipeline.core.distributed import LaunchConfig
@@ -53,25 +53,25 @@ def revision_of(path: str, config: ModelConfig) -> str | None:
     return None if Path(path).is_dir() else config.revision
 
 
-def lora_config(config: ModelConfig, task_type: str = "CAUSAL_LM") -> peft.LoraConfig | None:
-    """The adapter to train, or None for full fine-tuning."""
+def lora_config(
+    config: ModelConfig, model: PreTrainedModel, task_type: str = "CAUSAL_LM", dropout: float | None = None
+) -> peft.LoraConfig | None:
+    """The adapter to train on a model, or None for full fine-tuning. ``dropout`` replaces the configured one."""
     if config.tuning == "full":
         return None
     return peft.LoraConfig(
         r=config.lora.rank,
         lora_alpha=config.lora.alpha,
-        lora_dropout=config.lora.dropout,
+        lora_dropout=config.lora.dropout if dropout is None else dropout,
         target_modules=config.lora.target_modules,
-        exclude_modules=_layers_below(config),
+        exclude_modules=_layers_below(model, config.lora.upper_share),
         task_type=task_type,
     )
 
 
-def _layers_below(config: ModelConfig) -> str | None:
-    """The modules of the layers that are not adapted, as a pattern for their names; every family numbers them so."""
-    path = resolve_path(config.path)
-    text_config = AutoConfig.from_pretrained(path, revision=revision_of(path, config)).get_text_config()
-    num_below = int(text_config.num_hidden_layers * (1 - config.lora.upper_share))
+def _layers_below(model: PreTrainedModel, upper_share: float) -> str | None:
+    """The modules of the layers that get no adapter, as a pattern for their names; every family numbers them so."""
+    num_below = int(model.config.get_text_config().num_hidden_layers * (1 - upper_share))
     numbers = "|".join(map(str, range(num_below)))
     return rf".*\.(layers|h|blocks)\.({numbers})\..*" if num_below else None
 

@@ -197,7 +197,7 @@ def train_pairs(
         data_collator=SoftLabelCollator(pad_token_id=tokenizer.pad_token_id),
         train_dataset=_on_disk(whole_batches(pairs, config.global_batch_size), context.work / "pairs"),
         processing_class=tokenizer,
-        peft_config=lora_config(context.model),
+        peft_config=lora_config(context.model, model),
         callbacks=[reporter],
         method=method,
         config=config,

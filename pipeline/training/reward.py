@@ -91,7 +91,7 @@ def reward_tokenizer(path: str, config: ModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_reward_base(path: str, config: ModelConfig) -> PreTrainedModel:
+def load_reward_base(path: str, config: ModelConfig, quantised: bool) -> PreTrainedModel:
     """The weights to start from under a head that is zero: a model that knows nothing calls every pair even.
 
     The head is kept in fp32: it is small, and its steps are lost in bf16's rounding.
@@ -103,11 +103,11 @@ def load_reward_base(path: str, config: ModelConfig) -> PreTrainedModel:
             num_labels=1,
             dtype=resolve_precision(training_precision(config)),
             attn_implementation="sdpa",
-            **quantisation(config),
+            **(quantisation(config) if quantised else {}),
         )
     model.score.float()
     torch.nn.init.zeros_(model.score.weight)
-    return model if config.tuning == "qlora" else model.to(distributed.default_device())
+    return model if quantised else model.to(distributed.default_device())
 
 
 def tokenised(preferences: Sequence[Preference], chat: Renderer, most: int) -> tuple[list[dict[str, Any]], int]:
@@ -131,16 +131,18 @@ def train_reward(
     """Train on labelled pairs, starting from the model at ``base_path``. Returns metrics and the log history."""
     path = resolve_path(base_path)
     tokenizer = reward_tokenizer(path, context.model)
+    model = load_reward_base(path, context.model, quantised=context.model.tuning == "qlora")
     rows, num_cut = tokenised(preferences, Renderer(tokenizer), config.max_length_tokens)
     reporter = Reporter("training the reward model", context.tracker)
     arguments = training_arguments(config, context.model, context.launch, context.seed, context.work)
     trainer = SoftRewardTrainer(
-        model=load_reward_base(path, context.model),
+        model=model,
         args=TrlRewardConfig(**arguments, center_rewards_coefficient=center_coefficient),
         data_collator=SoftRewardCollator(pad_token_id=tokenizer.pad_token_id),
         train_dataset=Dataset.from_list(whole_batches(rows, config.global_batch_size)),
         processing_class=tokenizer,
-        peft_config=lora_config(context.model, "SEQ_CLS"),  # PEFT then trains the head and saves it with the adapter
+        # PEFT then trains the head, too, and saves it with the adapter.
+        peft_config=lora_config(context.model, model, "SEQ_CLS"),
         callbacks=[reporter],
     )
     metrics = train(trainer, reporter, context.meter)
@@ -158,7 +160,7 @@ def save_reward_model(trainer: SoftRewardTrainer, path: str, config: ModelConfig
         model = trainer.accelerator.unwrap_model(trainer.model)
         model.save_pretrained(out / "adapter")
         if config.tuning == "qlora":  # merging into 4-bit weights would round the adapter away
-            whole = load_reward_base(path, config.model_copy(update={"tuning": "lora"}))
+            whole = load_reward_base(path, config, quantised=False)
             whole.config.pad_token_id = trainer.processing_class.pad_token_id
             model = peft.PeftModel.from_pretrained(whole, str(out / "adapter"))
         model.merge_and_unload().save_pretrained(out / "model")

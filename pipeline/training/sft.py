@@ -71,7 +71,7 @@ def train_sft(
         args=TrlSftConfig(**arguments, packing=False),
         train_dataset=Dataset.from_list(whole_batches(in_tokens, config.global_batch_size)),
         processing_class=tokenizer,
-        peft_config=lora_config(context.model),
+        peft_config=lora_config(context.model, model),
         callbacks=[reporter],
     )
     metrics = train(trainer, reporter, context.meter)

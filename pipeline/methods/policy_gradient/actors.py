@@ -93,9 +93,9 @@ class SharedBase(Actors):
     def __init__(self, base_path: str, config: ModelConfig, reward: Path | None, value: ValueStart | None) -> None:
         self._base_path, self._config = base_path, config
         base, self.tokenizer = load_policy(base_path, config)
-        lora = lora_config(config)
+        # Dropout would make π/π_old differ from 1 where nothing was learned.
+        lora = lora_config(config, base, dropout=0.0)
         assert lora is not None, "full fine-tuning has models of its own"
-        lora.lora_dropout = 0.0  # it would make π/π_old differ from 1 where nothing was learned
         self._model: Any = peft.get_peft_model(base, lora, adapter_name=POLICY)
         self.value_head = self.reward_model = None
         if value is not None:

@@ -1,0 +1,127 @@
+"""The reference of all settings, written from the fields themselves: ``cai config`` and docs/configuration.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from pipeline.chain.config import Config
+from pipeline.core.errors import ConfigError, did_you_mean
+from pipeline.core.settings import is_runtime, limits_of, registry_of
+
+Row = tuple[str, str, str, str]
+"""name, type and limits, default, sentence"""
+
+
+def sections() -> Iterator[tuple[str, str, str, list[Row]]]:
+    """(path, who has it, what it is, its settings) of every section, those of a choice one after the other."""
+    top = [row for name, field in Config.model_fields.items() if (row := _row(Config, name, field)) is not None]
+    yield "", "", "Settings at the top.", top
+    for name, field in Config.model_fields.items():
+        yield from _section(name, field)
+
+
+def _section(path: str, field: FieldInfo) -> Iterator[tuple[str, str, str, list[Row]]]:
+    registry = registry_of(field)
+    if registry is not None:
+        for choice in registry:
+            yield from _class(path, f"{path}.{registry.tag}={choice}", registry.config_of(choice))
+    elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        yield from _class(path, "", field.annotation)
+
+
+def _class(path: str, chosen: str, kind: type[BaseModel]) -> Iterator[tuple[str, str, str, list[Row]]]:
+    rows = [row for name, field in kind.model_fields.items() if (row := _row(kind, name, field)) is not None]
+    yield path, chosen, " ".join((kind.__doc__ or "").split()), rows
+    for name, field in kind.model_fields.items():
+        yield from _section(f"{path}.{name}", field)
+
+
+def _row(kind: type[BaseModel], name: str, field: FieldInfo) -> Row | None:
+    if registry_of(field) is not None or (
+        isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    ):
+        return None
+    what = field.description or ""
+    if is_runtime(kind, name):
+        what += " *Not in the cache key.*"
+    return name, _type(field), _default(field), " ".join(what.split())
+
+
+def _type(field: FieldInfo) -> str:
+    limits = limits_of(field)
+    return _name(field.annotation) + (f", {limits}" if limits else "")
+
+
+def _name(annotation: Any) -> str:
+    if get_origin(annotation) is dict:
+        return "name → value"
+    if get_origin(annotation) is list:
+        return f"list of {_name(get_args(annotation)[0])}"
+    if options := [part for part in get_args(annotation) if part is not type(None)]:
+        if all(isinstance(option, str) for option in options):
+            return " | ".join(options)
+        nullable = type(None) in get_args(annotation)
+        return " or ".join(map(_name, options)) + (" or null" if nullable else "")
+    return {int: "whole number", float: "number", str: "text", bool: "true | false"}.get(annotation, str(annotation))
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.default
+    if value is PydanticUndefined:
+        return "set in configs/"
+    if isinstance(value, list | dict):
+        return ", ".join(map(str, value)) or "empty"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def known_groups() -> list[str]:
+    return sorted({path.split(".")[0] for path, *_ in sections() if path})
+
+
+def reference(group: str | None = None) -> str:
+    """Markdown of all settings, or of one group and what is in it.
+
+    Raises:
+        ConfigError: there is no such group.
+    """
+    if group is not None and not any(path == group or path.startswith(f"{group}.") for path, *_ in sections()):
+        raise ConfigError(f"GROUP: there is no group {group!r}{did_you_mean(group, known_groups())}.")
+    lines: list[str] = []
+    for path, chosen, what, rows in sections():
+        if group is not None and path != group and not path.startswith(f"{group}."):
+            continue
+        if not rows:
+            continue
+        lines += [
+            "",
+            f"## {chosen or path or 'Top'}",
+            "",
+            what,
+            "",
+            "| key | type | default | |",
+            "| --- | --- | --- | --- |",
+        ]
+        prefix = f"{path}." if path else ""
+        lines += [
+            f"| `{prefix}{name}` | {_cell(kind)} | {_cell(default)} | {_cell(text)} |"
+            for name, kind, default, text in rows
+        ]
+    return "\n".join(lines).strip() + "\n"
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"\|", "\\|", text)
+
+
+HEADER = """# Every setting
+
+Written from the fields by `cai config --markdown`; a test keeps it current. Set one with `cai run KEY=VALUE`. The
+files in `configs/` set some of these to other values; `cai run --cfg` prints what a run would use.
+
+"""

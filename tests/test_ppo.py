@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from pydantic import BaseModel
 
 from pipeline.chain.compose import compose_config
 from pipeline.constitution.files import find_constitution, load_constitution
 from pipeline.core.errors import StageError
+from pipeline.core.settings import Settings
 from pipeline.core.stage import Context, Prepared
 from pipeline.data.drawing import held_out_prompts, rollout_prompts
 from pipeline.data.loading import load_prompts
@@ -222,6 +224,40 @@ def test_the_cost_is_what_was_spent(tiny_model: Path, tmp_path: Path, method: st
     assert metrics["num_steps"] == cost.num_steps
     assert meter.num_calls == cost.num_calls > metrics["num_episodes"] * (1 + judge)
     assert metrics["num_episodes"] < meter.num_tokens_written <= cost.num_tokens_written
+
+
+def spied(settings: Settings, read: set[str]) -> Any:
+    """The same settings; every field that is looked at is noted."""
+
+    def look(self: Any, name: str) -> Any:
+        read.add(name)
+        return BaseModel.__getattribute__(self, name)
+
+    kind = type(settings)
+    copy = settings.model_copy()
+    object.__setattr__(copy, "__class__", type(kind.__name__, (kind,), {"__getattribute__": look}))
+    return copy
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_every_setting_of_a_method_is_read(tiny_model: Path, tmp_path: Path, method: str):
+    bench = Bench(
+        tiny_model,
+        tmp_path,
+        *[*STEEP, "align.kl_controller=adaptive", "align.min_entropy=0.1", "align.rewards.constitution=1"],
+        epochs(method, 0.5),
+        method=method,
+    )
+    read: set[str] = set()
+    read_of_rollout: set[str] = set()
+    bench.align = spied(bench.align, read)
+    object.__setattr__(bench.align, "rollout", spied(bench.align.rollout, read_of_rollout))
+    bench.method.check(bench.align, bench.prepared)
+    bench.method.cost(bench.align, bench.prepared)
+    metrics, _ = bench.train()
+    assert metrics["num_rollbacks"] > 0
+    assert type(bench.align).model_fields.keys() - read == set()
+    assert type(bench.align.rollout).model_fields.keys() - read_of_rollout == set()
 
 
 # --- Adding a method -----------------------------------------------------------------------------------------------

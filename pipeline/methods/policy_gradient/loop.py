@@ -116,7 +116,7 @@ class Loop:
         return ""
 
     def _go_back(self, trouble: str) -> None:
-        """Return to the last policy that was within bounds; pull harder from there, or stop."""
+        """Return to the last policy that was within bounds, and double β or stop."""
         control = self._control
         stop = self._config.out_of_bounds == "stop" or control.num_rollbacks >= self._config.max_rollbacks
         self._checkpoints.load(f"step-{control.good_step}", self._restore_training)
@@ -139,7 +139,7 @@ class Loop:
         kl = mean_kl(rollouts)
         objective = fmean(scores) - self._config.beta * kl
         control.held_out[str(step)] = [rollout.score for rollout in rollouts]
-        # The policy of the start is always kept: whatever else is must have improved on it, within bounds.
+        # The first policy is kept until a later one within bounds is better.
         if step == 0 or (objective > control.best_objective and not self._out_of_bounds(rollouts)):
             control.best_objective, control.best_step = objective, step
             self._checkpoints.save(f"best-{step}", {"weights": self._actors.state()})
@@ -149,7 +149,7 @@ class Loop:
             "held_out/objective": objective,
         }
 
-    # --- Telling -------------------------------------------------------------------------------------------------
+    # --- Logging -------------------------------------------------------------------------------------------------
 
     def _log(self, numbers: dict[str, float], rollouts: Sequence[Rollout]) -> None:
         step, tracker = self._control.step, self._context.tracker

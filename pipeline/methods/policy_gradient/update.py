@@ -124,14 +124,14 @@ class Learner:
             with self.accelerator.autocast():
                 logprobs, entropies = logprobs_and_entropy(model, batch, self._config.rollout.temperature)
             losses, clipped = policy_loss(logprobs, old_logprobs, advantages, self._config.clip_range)
-            terms = {"loss/policy_avg": losses}
+            terms = {}
             if self._kl_in_loss:
-                kl = self._kl_estimator(logprobs, reference_logprobs)
-                losses = losses + kl_coefficient * kl
-                terms |= {"loss/kl_avg": kl}
+                terms["loss/kl_avg"] = self._kl_estimator(logprobs, reference_logprobs)
+                losses = losses + kl_coefficient * terms["loss/kl_avg"]
             self.accelerator.backward((losses * batch.mask).sum() / num_tokens)
         change = (logprobs - old_logprobs).detach()
         terms |= {
+            "loss/policy_avg": losses,
             "policy/approxkl_avg": 0.5 * change**2,
             "policy/clipfrac_avg": clipped,
             "policy/entropy_avg": entropies,

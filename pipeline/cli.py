@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    root.add_argument("-q", "--quiet", action="store_true", help="show warnings and errors only")
     root.add_argument("--version", action="version", version=f"cai {__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
@@ -90,6 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _refuse_unknown(args, extra)
         _quiet_libraries()
+        if args.quiet:
+            from pipeline.core.log import quiet
+
+            quiet()
         return _COMMANDS[args.command](args)
     except CaiError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -7,9 +7,9 @@ import importlib.util
 import pytest
 
 from pipeline.chain.compose import compose_config
-from pipeline.engines.base import ReplyQuery, Request
+from pipeline.engines.base import ReplyQuery, Request, Weights, open_engine
 from pipeline.engines.embedded import embedded_model
-from pipeline.engines.models import check_model, local_engine
+from pipeline.engines.models import check_model
 from pipeline.records import Message
 
 pytestmark = [
@@ -23,7 +23,7 @@ def test_the_embedded_model_talks():
     folder = embedded_model()
     assert embedded_model() == folder and (folder / "chat_template.jinja").exists()
     config = compose_config([])
-    engine = local_engine("embedded", config.model, config.launch, name="smollm2")
+    engine = open_engine(config.policy_engine, Weights(path="embedded", name="smollm2"), config.launch)
     ask = [Message(role="user", content="What is the capital of France? Answer with one word.")]
     [done] = engine.generate([Request(id="q", messages=ask, seed=0, max_new_tokens=12, temperature=0.0)])
     assert "Paris" in done.text

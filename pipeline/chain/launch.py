@@ -9,16 +9,18 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.chain.config import Config, to_config, to_plain
+from pipeline.chain.order import runs_folder
 from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
 from pipeline.core.cache import WORK
 from pipeline.core.errors import CaiError, StageError
-from pipeline.core.log import Meter, console
+from pipeline.core.log import Meter, logged_to, logger
 from pipeline.core.stage import Context, Stage
 from pipeline.core.tracking import NoTracker, Tracker, open_tracker
 from pipeline.stages import STAGES
@@ -171,10 +173,12 @@ def main() -> int:
         out=out,
     )
     distributed.state()
+    log = logged_to(runs_folder(job.config.output_dir) / job.run_name) if distributed.is_main() else nullcontext()
     try:
-        result = execute(job)
+        with log:
+            result = execute(job)
     except CaiError as error:
-        console.print(f"rank {distributed.rank()}: {error}", style="red", markup=False, soft_wrap=True)
+        logger.error(f"rank {distributed.rank()}: {error}")
         return error.exit_code
     if distributed.is_main():
         (out / WORK / RESULT).write_text(json.dumps(vars(result)), encoding="utf-8")

@@ -30,7 +30,7 @@ from pipeline.constitution.paper import deviations_from_paper
 from pipeline.constitution.schema import Constitution
 from pipeline.core.cache import WORK, Manifest, cache_key, commit, hash_files, link, write_text_atomically
 from pipeline.core.errors import CaiError, ConfigError, StageError
-from pipeline.core.log import duration, say, warn
+from pipeline.core.log import duration, logged_to, say, warn
 from pipeline.core.stage import Prepared, Stage
 from pipeline.report.write import FILES, TABLES
 
@@ -64,18 +64,18 @@ def run(config: Config) -> Run:
     constitution = prepared.constitution
     name = run_name(config, constitution)
     folder = runs_folder(config.output_dir) / name
-    _announce(name, folder, config, prepared)
     _open_run(folder, config, constitution)
-
-    done: dict[str, Finished] = {}
-    for number, stage in enumerate(stages_of(config), start=1):
-        made = {name: finished.manifest for name, finished in done.items()}
-        fields = fields_for_key(stage, config, constitution, made)
-        _record(folder, done, making=folder_name(stage, fields))
-        done[stage.name] = _ensure(stage, fields, prepared, done, name)
-        link(done[stage.name].folder, folder / f"{number}-{stage.name}")
-    _record(folder, done)
-    _finish(folder, done, time.perf_counter() - started)
+    with logged_to(folder):
+        _announce(name, folder, config, prepared)
+        done: dict[str, Finished] = {}
+        for number, stage in enumerate(stages_of(config), start=1):
+            made = {name: finished.manifest for name, finished in done.items()}
+            fields = fields_for_key(stage, config, constitution, made)
+            _record(folder, done, making=folder_name(stage, fields))
+            done[stage.name] = _ensure(stage, fields, prepared, done, name)
+            link(done[stage.name].folder, folder / f"{number}-{stage.name}")
+        _record(folder, done)
+        _finish(folder, done, time.perf_counter() - started)
     return Run(name=name, folder=folder, stages=done)
 
 

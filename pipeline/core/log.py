@@ -1,25 +1,68 @@
-"""Progress with an estimate of what is left: a bar on a terminal, a line now and then in a log."""
+"""What a run says: messages through ``logging`` (on the terminal, and in a file of the run), and progress with an
+estimate of what is left: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(stderr=True, highlight=False)
+logger = logging.getLogger("cai")
 SECONDS_BETWEEN_LINES = 30.0
+LOG_FILE = "run.log"
+
+
+class _OnTerminal(logging.Handler):
+    """Messages as they are; warnings in yellow and errors in red."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = "red" if record.levelno >= logging.ERROR else "yellow" if record.levelno >= logging.WARNING else None
+        text = record.getMessage()
+        text = f"warning: {text}" if record.levelno == logging.WARNING else text
+        console.print(text, style=style, soft_wrap=True, markup=False)
+
+
+if not logger.handlers:
+    logger.addHandler(_OnTerminal())
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 def say(text: str) -> None:
-    console.print(text, soft_wrap=True, markup=False)
+    logger.info(text)
 
 
 def warn(text: str) -> None:
-    console.print(f"warning: {text}", style="yellow", soft_wrap=True, markup=False)
+    logger.warning(text)
+
+
+def quiet() -> None:
+    """Show warnings and errors only. The log file still gets every message."""
+    logger.handlers[0].setLevel(logging.WARNING)
+
+
+@contextmanager
+def logged_to(folder: Path) -> Iterator[None]:
+    """Also write every message to ``run.log`` in a folder, with its time and level. Later runs append to it."""
+    handler = logging.FileHandler(folder / LOG_FILE, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:  # the terminal is told by whoever catches it
+        text = f"{type(error).__name__}: {error}"
+        handler.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), None))
+        raise
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 def duration(seconds: float) -> str:
@@ -54,7 +97,7 @@ class Bar:
         self._rich: Progress | None = None
 
     def __enter__(self) -> Bar:
-        if not self._quiet and console.is_terminal:
+        if not self._quiet and console.is_terminal and logger.handlers[0].level < logging.WARNING:
             self._rich = Progress(
                 TextColumn("  {task.description:<28}"),
                 BarColumn(),

@@ -1,0 +1,55 @@
+"""``cai plan`` bounds what a run then asks, and is at most 10 % above it where nothing was dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from pipeline.chain.config import Config
+from pipeline.chain.order import stages_of
+from pipeline.chain.plan import plan
+from pipeline.chain.preflight import preflight
+from pipeline.chain.runner import run
+
+Tiny = Callable[..., Config]
+BASES = {
+    "likelihood, with contrasts": ["constitution=default"],
+    "four rounds": ["critique.num_rounds=4"],
+    "every pool is revised": ["constitution=plain_speech"],
+    "ab, sampled pairs": ["preferences=ab", "preferences.pairs=sampled", "preferences.labeller.min_answer_mass=0"],
+    "cot": ["preferences=cot", "preferences.labeller.num_principles=2"],
+    "pointwise": ["preferences=pointwise", "preferences.labeller.num_principles=2"],
+}
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_plan_bounds_a_counted_run(tiny: Tiny, base: str):
+    config = tiny(*BASES[base], "align.rewards.reward_model=1", "until=reward")
+    planned = {step.stage: step.cost for step in plan(preflight(config))}
+    stages = run(config).stages
+    complete = True  # nothing was dropped so far, so later stages were asked all that was planned
+    for name in ("critique", "preferences", "reward"):
+        manifest, cost = stages[name].manifest, planned[name]
+        assert manifest.num_calls <= cost.num_calls, name
+        assert manifest.num_tokens_written <= cost.num_tokens_written, name
+        complete = complete and not dropped(name, manifest.metrics)
+        assert not complete or cost.num_calls <= 1.1 * manifest.num_calls, name
+    assert stages["sft"].manifest.metrics["num_steps"] <= planned["sft"].num_steps
+
+
+def dropped(stage: str, metrics: dict[str, int]) -> bool:
+    names = {"critique": ["num_empty", "num_too_long_for_the_context"], "reward": ["num_unusable"]}
+    return any(metrics[name] for name in names.get(stage, ["num_empty_dropped", "num_identical_dropped"]))
+
+
+@pytest.mark.parametrize("experiment", ["none", "paper", "smoke"])
+@pytest.mark.parametrize("method", ["dpo", "ipo", "kto", "ppo", "rloo", "grpo"])
+def test_every_preset_and_method_has_a_plan(tiny: Tiny, experiment: str, method: str):
+    if experiment != "none" and method != "dpo":
+        pytest.skip("the experiments name DPO's settings")
+    config = tiny(f"align={method}", f"experiment={experiment}")
+    steps = plan(preflight(config))
+    assert [step.stage for step in steps] == [stage.name for stage in stages_of(config)]
+    costs = {step.stage: step.cost for step in steps}
+    assert costs["sft"].num_steps > 0 and costs["align"].num_steps > 0 and costs["critique"].num_calls > 0

@@ -27,8 +27,6 @@ from pipeline.engines.reward_model import (
 from pipeline.training.models import load_policy, lora_config, save_adapter, save_whole
 
 POLICY, VALUE, REWARD = "default", "value", "reward"  # names of adapters; peft saves "default" without a subfolder
-
-
 ValueStart = Literal["base", "reward"]
 """Where a value model starts: from the model that is trained, or from its reward model."""
 
@@ -230,9 +228,8 @@ def load_actors(
     if config.tuning == "full":
         actors: Actors = SeparateModels(base_path, config, own_make, value)
     else:
-        actors = SharedBase(
-            base_path, config, own_make if own_make and (own_make / "adapter").is_dir() else None, value
-        )
+        has_adapter = own_make is not None and (own_make / "adapter").is_dir()
+        actors = SharedBase(base_path, config, own_make if has_adapter else None, value)
     if reward is not None and actors.reward_model is None:
         actors.reward_model = load_reward_model(str(reward / "model"), dtype=scoring_precision(config.precision))
     return actors

@@ -97,13 +97,10 @@ class Loop:
     # --- Bounds --------------------------------------------------------------------------------------------------
 
     def _steer(self, kl: float) -> None:
-        if self._config.kl_controller == "adaptive":
-            self._control.kl_coefficient = adapt_kl_coefficient(
-                self._control.kl_coefficient,
-                kl,
-                self._config.target_kl,
-                self._config.global_batch_size,
-                self._config.kl_horizon_episodes,
+        config, control = self._config, self._control
+        if config.kl_controller == "adaptive":
+            control.kl_coefficient = adapt_kl_coefficient(
+                control.kl_coefficient, kl, config.target_kl, config.global_batch_size, config.kl_horizon_episodes
             )
 
     def _out_of_bounds(self, rollouts: Sequence[Rollout]) -> str:
@@ -190,11 +187,7 @@ class Loop:
     def _save(self) -> None:
         control, meter = self._control, self._context.meter
         control.num_calls, control.num_tokens_written = meter.num_calls, meter.num_tokens_written
-        state = {
-            "weights": self._actors.state(),
-            **self._learner.state(),
-            "control": asdict(control),
-        }
+        state = {"weights": self._actors.state(), **self._learner.state(), "control": asdict(control)}
         self._checkpoints.save(f"step-{control.step}", state)
         self._checkpoints.keep("step", [control.step, control.good_step])
         self._checkpoints.keep("best", [control.best_step])

@@ -153,7 +153,7 @@ def test_a_change_reruns_only_what_depends_on_it(finished: tuple[Run, list[str]]
 @pytest.mark.parametrize(
     ("edit", "rerun"),
     [
-        ({"preference_question": "Which is kinder?"}, {"preferences", "align", "evaluate", "report"}),
+        ({"preference_question": "Which is kinder?"}, {"report"}),  # the likelihood labeller does not ask it
         ({"title": "Another title"}, {"preferences", "align", "evaluate", "report"}),
         ({"critique_request": "Say what is wrong with it."}, set(STAGES) - {"prompts"}),
     ],

@@ -32,7 +32,7 @@ MOMENTS = {
     "first replies": has_rows("critique-*.partial/work/0-reply.rank0.jsonl"),
     "critiques": has_rows("critique-*.partial/work/1-critique.rank0.jsonl"),
     "a checkpoint of SFT": lambda cache: any(cache.glob("sft-*.partial/work/checkpoint-*/checkpoint.complete")),
-    "labels": has_rows("preferences-*.partial/work/answers.rank0.jsonl"),
+    "labels": has_rows("preferences-*.partial/work/labels-answers.rank0.jsonl"),
     "a checkpoint of DPO": lambda cache: any(cache.glob("align-*.partial/work/checkpoint-*/checkpoint.complete")),
     "evaluation": has_rows("answers-*/replies.rank0.jsonl"),
 }

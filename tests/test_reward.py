@@ -10,7 +10,6 @@ from statistics import fmean, pstdev
 from typing import Any
 
 import pytest
-from pipeline.stages.base import Inputs
 
 from pipeline.chain.compose import compose_config
 from pipeline.chain.config import Config
@@ -18,11 +17,12 @@ from pipeline.chain.preflight import preflight
 from pipeline.chain.runner import run
 from pipeline.core.cache import Manifest
 from pipeline.core.errors import ConfigError, StageError
+from pipeline.core.stage import Context
 from pipeline.engines.reward_model import RewardModel, load_reward_model, reward_scaling
 from pipeline.evals.calibration import held_out_metrics
 from pipeline.evals.results import Results
 from pipeline.records import Comparison, Message, Preference, Prompt, RewardScore, Verdict, read_records, write_records
-from pipeline.stages import reward
+from pipeline.stages.reward import Reward
 from pipeline.training.history import read_history
 from pipeline.training.loop import Reporter
 from tests.conftest import tiny_overrides
@@ -216,15 +216,12 @@ def test_too_few_pairs_are_a_sentence(tiny_model: Path, tmp_path: Path, labels: 
         pair = Comparison(id=str(index), prompt=prompt, reply_a="a", reply_b="b", seed_a=0, seed_b=1)
         preferences.append(Preference(comparison=pair, judgements=[], probability_a=label, labeller="l", template="t"))
     write_records(tmp_path / "preferences.jsonl", preferences)
-    inputs = Inputs(
+    context = Context(
+        stage="reward",
+        reads={"seed": 0, "model": config.model},
         folders={"preferences": tmp_path},
-        model=config.model,
-        engine=config.engine,
+        out=tmp_path,
         launch=config.launch,
-        constitution=preflight(config).constitution,
-        preset="",
-        deviations=[],
-        seed=0,
     )
     with pytest.raises(StageError, match=match):
-        reward.run(config.reward, inputs, tmp_path)
+        Reward().run(config.reward, context)

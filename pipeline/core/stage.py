@@ -53,11 +53,6 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
     """Warnings for the user."""
 
-    def select(self, pool: str, split: str, number: int | None = None) -> list[Prompt]:
-        """The first ``number`` prompts of a pool and split by hash, as the stages take them."""
-        found = [prompt for prompt in self.prompts if prompt.pool == pool and prompt.split == split]
-        return sorted(found, key=lambda prompt: prompt.key)[:number]
-
 
 class Stage(ABC):
     """One step of the chain. Subclasses hold no state."""

@@ -1,37 +1,64 @@
-"""Which prompts a stage asks: always the first by hash, so that more of them never means others."""
+"""Which prompts a stage asks: always the first by hash, so that asking more of them never means asking others."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+from pydantic import Field
 
 from pipeline.core import distributed
 from pipeline.core.log import warn
+from pipeline.core.settings import Settings
 from pipeline.records import POOLS, Prompt
 
-
-def take(prompts: Sequence[Prompt], number: int | None, field_name: str) -> list[Prompt]:
-    """The first ``number`` prompts in order of their hash; says so when there are fewer than asked for."""
-    if number is not None and number < 1_000_000 and number > len(prompts) and distributed.is_main():
-        warn(f"{field_name} is {number} but there are only {len(prompts)} such prompts; all are used.")
-    return sorted(prompts, key=lambda prompt: prompt.key)[:number]
+ALL = 1_000_000  # presets write it for "all there are"
 
 
-def rollout_prompts(prompts: Sequence[Prompt], cfg: Any) -> list[Prompt]:
-    """The training prompts that an online method samples replies for."""
-    chosen: list[Prompt] = []
-    for pool in POOLS:
-        of_pool = [prompt for prompt in prompts if prompt.pool == pool and prompt.split == "train"]
-        chosen += take(of_pool, getattr(cfg, f"num_{pool}"), f"align.rollout.num_{pool}")
-    return chosen
+class PoolSizes(Settings):
+    """How many training prompts of each pool a stage asks."""
+
+    num_red_team: int = Field(ge=0)
+    """Harmful requests."""
+    num_ordinary: int = Field(ge=0)
+    """Ordinary requests."""
+    num_look_alike: int = Field(ge=0)
+    """Harmless requests that look harmful."""
+
+    def by_pool(self, prompts: Iterable[Prompt], section: str = "") -> dict[str, list[Prompt]]:
+        """Pool → its first training prompts by hash.
+
+        Args:
+            section: where these settings are; warns there if a pool has fewer prompts than asked for.
+        """
+        training = sorted((prompt for prompt in prompts if prompt.split == "train"), key=lambda prompt: prompt.key)
+        chosen: dict[str, list[Prompt]] = {}
+        for pool in POOLS:
+            number, known = getattr(self, f"num_{pool}"), [prompt for prompt in training if prompt.pool == pool]
+            chosen[pool] = known[:number]
+            if section and len(known) < number < ALL and distributed.is_main():
+                warn(f"{section}.num_{pool} is {number} but there are only {len(known)} such prompts; all are used.")
+        return chosen
+
+    def training_prompts(self, prompts: Iterable[Prompt], section: str = "") -> list[Prompt]:
+        """The same, pool after pool."""
+        return [prompt for pool in self.by_pool(prompts, section).values() for prompt in pool]
+
+    @property
+    def num_prompts(self) -> int:
+        return self.num_red_team + self.num_ordinary + self.num_look_alike
 
 
-def held_out_prompts(prompts: Sequence[Prompt], cfg: Any) -> list[Prompt]:
+def rollout_prompts(prompts: Sequence[Prompt], config: PoolSizes) -> list[Prompt]:
+    """The training prompts that a policy-gradient method samples replies for."""
+    return config.training_prompts(prompts, "align.rollout")
+
+
+def held_out_prompts(prompts: Sequence[Prompt], config: Any) -> list[Prompt]:
     """Prompts of the validation split, in the same proportions of pools as the ones trained on."""
-    numbers = {pool: getattr(cfg, f"num_{pool}") for pool in POOLS}
     chosen: list[Prompt] = []
     for pool in POOLS:
         of_pool = [prompt for prompt in prompts if prompt.pool == pool and prompt.split == "validation"]
-        number = round(cfg.num_held_out * numbers[pool] / sum(numbers.values()))
+        number = round(config.num_held_out * getattr(config, f"num_{pool}") / config.num_prompts)
         chosen += sorted(of_pool, key=lambda prompt: prompt.key)[:number]
     return chosen

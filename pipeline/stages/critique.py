@@ -17,13 +17,12 @@ from pipeline.constitution.critique import (
 )
 from pipeline.constitution.schema import Constitution, Principle
 from pipeline.core import distributed
-from pipeline.core.settings import Settings, part
+from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage
-from pipeline.data.drawing import take
+from pipeline.data.drawing import PoolSizes
 from pipeline.engines.base import Completion, Engine, Request, generate_all
 from pipeline.engines.roles import feedback_engine, policy_engine
 from pipeline.records import (
-    POOLS,
     Exchange,
     Message,
     Prompt,
@@ -40,17 +39,13 @@ if TYPE_CHECKING:
 TOKENS_PER_TURN = 50  # for estimates of tokens read
 
 
-class CritiqueConfig(Settings):
+class CritiqueConfig(PoolSizes):
     """Critique and revision (Bai et al. 2022, section 3)."""
 
     num_rounds: int = Field(ge=1)
     """Rounds of critique and revision, each under a new principle."""
     num_red_team: int = Field(ge=1)
-    """Training prompts of the pool."""
-    num_ordinary: int = Field(ge=0)
-    """Training prompts of the pool."""
-    num_look_alike: int = Field(ge=0)
-    """Training prompts of the pool."""
+    """Harmful requests."""
     num_few_shot: int = Field(ge=0)
     """Worked examples of the constitution that the critic is shown."""
     temperature: float = Field(ge=0, le=5)
@@ -96,7 +91,7 @@ class Critique(Stage):
 
     def cost(self, prepared: Prepared) -> Cost:
         config, constitution = prepared.config.critique, prepared.constitution
-        counts = {pool: len(prepared.select(pool, "train", getattr(config, f"num_{pool}"))) for pool in POOLS}
+        counts = {pool: len(prompts) for pool, prompts in config.by_pool(prepared.prompts).items()}
         num_replies = sum(counts.values())
         num_rounds = sum(counts[pool] for pool in constitution.revise) * config.num_rounds
         context = 6 * TOKENS_PER_TURN * (1 + min(config.num_few_shot, len(constitution.worked_examples)))
@@ -108,16 +103,8 @@ class Critique(Stage):
         )
 
     def run(self, config: CritiqueConfig, context: Context) -> Metrics:
-        prompts = list(read_records(context.folder("prompts") / "prompts.jsonl", Prompt))
-        everyone = [
-            prompt
-            for pool in POOLS
-            for prompt in take(
-                [p for p in prompts if p.pool == pool and p.split == "train"],
-                getattr(config, f"num_{pool}"),
-                f"critique.num_{pool}",
-            )
-        ]
+        prompts = read_records(context.folder("prompts") / "prompts.jsonl", Prompt)
+        everyone = config.training_prompts(prompts, "critique")
         policy = policy_engine(context, context.model.path, "base")
         critic = feedback_engine(context, policy)
         rounds = _Rounds(config, context, critic)

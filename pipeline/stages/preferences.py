@@ -11,15 +11,15 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from pipeline.constitution.critique import tidy
 from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
-from pipeline.core.settings import Settings, part
+from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage
-from pipeline.data.drawing import take
+from pipeline.data.drawing import PoolSizes
 from pipeline.engines.base import Request, generate_all
 from pipeline.engines.roles import BASE, feedback_engine, policy_engine
 from pipeline.labellers.base import LABELLERS, TEMPLATE, LabellerConfig, binary_entropy_bits, constitution_fields
 from pipeline.labellers.label import label, num_calls
 from pipeline.methods.base import METHODS
-from pipeline.records import POOLS, Comparison, Preference, Prompt, derive_seed, read_records, write_records
+from pipeline.records import Comparison, Preference, Prompt, derive_seed, read_records, write_records
 
 if TYPE_CHECKING:
     from pipeline.chain.config import Config
@@ -28,7 +28,7 @@ TOKENS_PER_TURN = 50  # for estimates of tokens read
 PURPOSE = "labels"  # names the draw of principles
 
 
-class PreferencesConfig(Settings):
+class PreferencesConfig(PoolSizes):
     """Comparisons and their AI labels (Bai et al. 2022, section 4.1)."""
 
     labeller: Annotated[SerializeAsAny[LabellerConfig], BeforeValidator(LABELLERS.parse)]
@@ -37,12 +37,6 @@ class PreferencesConfig(Settings):
     """``contrast``: a reply that declines beside one of the base model's; ``sampled``: two of the SFT model's."""
     num_contrasts: int = Field(ge=0)
     """How many of the constitution's contrasts become comparisons whose label is written."""
-    num_red_team: int = Field(ge=0)
-    """Training prompts of the pool."""
-    num_ordinary: int = Field(ge=0)
-    """Training prompts of the pool."""
-    num_look_alike: int = Field(ge=0)
-    """Training prompts of the pool."""
     temperature: float = Field(ge=0, le=5)
     """Temperature of the replies."""
     top_p: float = Field(gt=0, le=1)
@@ -52,7 +46,7 @@ class PreferencesConfig(Settings):
 
     @model_validator(mode="after")
     def _check_pairs(self) -> Self:
-        if self.num_red_team + self.num_ordinary + self.num_look_alike == 0:
+        if self.num_prompts == 0:
             raise ValueError(
                 "{here}.num_red_team, {here}.num_ordinary and {here}.num_look_alike are all 0; label some comparisons"
             )
@@ -62,7 +56,7 @@ class PreferencesConfig(Settings):
 
     def labelled_prompts(self, prepared: Prepared) -> list[Prompt]:
         """The prompts whose comparisons the labeller is asked about."""
-        return [p for pool in POOLS for p in prepared.select(pool, "train", getattr(self, f"num_{pool}"))]
+        return self.training_prompts(prepared.prompts)
 
     def compared_prompts(self, prepared: Prepared) -> list[Prompt]:
         """The prompts of all comparisons, those of contrasts included, where no reply comes out empty."""
@@ -113,12 +107,8 @@ class Preferences(Stage):
         )
 
     def run(self, config: PreferencesConfig, context: Context) -> Metrics:
-        prompts = list(read_records(context.folder("prompts") / "prompts.jsonl", Prompt))
-        chosen: list[Prompt] = []
-        for pool in POOLS:
-            of_pool = [prompt for prompt in prompts if prompt.pool == pool and prompt.split == "train"]
-            chosen += take(of_pool, getattr(config, f"num_{pool}"), f"preferences.num_{pool}")
-
+        prompts = read_records(context.folder("prompts") / "prompts.jsonl", Prompt)
+        chosen = config.training_prompts(prompts, "preferences")
         sampler = _Sampler(config, context)
         if config.pairs == "contrast" and context.constitution.opening():
             comparisons = sampler.contrast_pairs(chosen)

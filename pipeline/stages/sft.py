@@ -14,7 +14,7 @@ from pipeline.core.errors import StageError
 from pipeline.core.settings import part
 from pipeline.core.stage import WEIGHTS, Context, Cost, Metrics, Prepared, Stage
 from pipeline.methods.base import num_steps
-from pipeline.records import POOLS, Exchange, Message, TrainingRow, derived_rng, read_records, write_records
+from pipeline.records import Exchange, Message, TrainingRow, derived_rng, read_records, write_records
 from pipeline.training.config import TrainConfig
 from pipeline.training.history import write_history
 
@@ -53,7 +53,7 @@ class Sft(Stage):
 
     def cost(self, prepared: Prepared) -> Cost:
         config, critique, constitution = prepared.config.sft, prepared.config.critique, prepared.constitution
-        counts = {pool: len(prepared.select(pool, "train", getattr(critique, f"num_{pool}"))) for pool in POOLS}
+        counts = {pool: len(prompts) for pool, prompts in critique.by_pool(prepared.prompts).items()}
         num_revised = sum(counts[pool] for pool in constitution.revise)
         num_revisions = num_revised * (critique.num_rounds if config.revisions == "all" else 1)
         num_helpful = min(sum(counts.values()) - num_revised, round(config.helpful_ratio * num_revisions))

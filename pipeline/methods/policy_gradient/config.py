@@ -7,19 +7,20 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.core.settings import RUNTIME, Settings
+from pipeline.core.settings import RUNTIME
+from pipeline.data.drawing import PoolSizes
 from pipeline.methods.base import AlignConfig
 
 
-class RolloutConfig(Settings):
+class RolloutConfig(PoolSizes):
     """Replies that are drawn from the policy while it trains, and the prompts they answer."""
 
     num_red_team: int = Field(default=64, ge=0)
-    """Training prompts of the pool."""
+    """Harmful requests."""
     num_ordinary: int = Field(default=64, ge=0)
-    """Training prompts of the pool."""
+    """Ordinary requests."""
     num_look_alike: int = Field(default=32, ge=0)
-    """Training prompts of the pool."""
+    """Harmless requests that look harmful."""
     temperature: float = Field(default=1.0, ge=0.05, le=5)
     """Replies are drawn at this temperature, and log-probabilities are taken at it."""
     max_reply_tokens: int = Field(default=48, ge=1)
@@ -37,7 +38,7 @@ class RolloutConfig(Settings):
 
     @model_validator(mode="after")
     def _check_numbers(self) -> Self:
-        if self.num_red_team + self.num_ordinary + self.num_look_alike == 0:
+        if self.num_prompts == 0:
             raise ValueError(
                 "{here}.num_red_team, {here}.num_ordinary and {here}.num_look_alike are all 0; ask at least one prompt"
             )

@@ -167,7 +167,7 @@ def killed_at_call(rewards: WeightedSum, number: int) -> WeightedSum:
     return Dying(rewards.parts)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "ppo, full", "rloo, full"])
+@pytest.mark.parametrize("name", [*NAMES, *(f"{name}, full" for name in NAMES)])
 def test_killed_and_resumed_equals_undisturbed_bit_for_bit(tiny_model: Path, tmp_path: Path, name: str):
     method, _, tuning = name.partition(", ")
     overrides = [

@@ -22,19 +22,19 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from pipeline.methods.alignment import RewardSources, make_rewards
-from pipeline.training.setting import Setting
 
 from pipeline.chain.compose import compose_config
-from pipeline.core.tracking import NoTracker
+from pipeline.core.distributed import LaunchConfig
+from pipeline.core.stage import Context
 from pipeline.data.loading import load_prompts
-from pipeline.engines.base import Request, Stopwatch
-from pipeline.engines.hf import HFEngine
+from pipeline.engines.base import ENGINES, Request
 from pipeline.engines.models import load_model, load_tokenizer
 from pipeline.engines.reward_model import load_reward_model, reward_scaling
 from pipeline.methods.policy_gradient.actors import load_actors
-from pipeline.methods.policy_gradient.loop import PPO
+from pipeline.methods.policy_gradient.loop import Loop
+from pipeline.methods.policy_gradient.ppo import PPO
 from pipeline.methods.policy_gradient.rollouts import Rollout, collate, logprobs_and_entropy
+from pipeline.methods.rewards import make_rewards
 from pipeline.records import Prompt
 
 Job = dict[str, Any]
@@ -55,7 +55,7 @@ VARIANTS = {  # name → (whose, what it changes in the job)
 }
 
 
-class Timed(PPO):
+class Timed(Loop):
     """Without looks at held-out prompts, which TRL does not take either, and with a clock."""
 
     seconds: list[float]
@@ -82,32 +82,32 @@ def run_ours(job: Job, out: Path) -> dict[str, Any]:
             f"model.tuning={job['tuning']}",
             f"align.num_epochs={job['num_steps'] * job['batch_size'] / len(job['prompts'])}",
             f"align.global_batch_size={job['batch_size']}",
-            f"align.ppo.num_minibatches={job['num_minibatches']}",
-            f"align.ppo.num_passes={job['num_epochs']}",
+            f"align.num_minibatches={job['num_minibatches']}",
+            f"align.num_ppo_epochs={job['num_epochs']}",
             f"align.learning_rate={job['learning_rate']}",
-            f"align.ppo.value_learning_rate={job['learning_rate']}",
+            f"align.value_learning_rate={job['learning_rate']}",
             f"align.beta={job['kl_coefficient']}",
             f"align.rollout.max_reply_tokens={job['max_reply_tokens']}",
             f"align.rollout.missing_eos_penalty={job['missing_eos_penalty']}",
-            "align.ppo.clip_score=null",
-            "align.ppo.max_kl=null",
+            "align.clip_score=null",
+            "align.max_kl=null",
             "align.save_every_steps=1000",
             "align.rollout.held_out_every_steps=1000",
             f"launch.per_device_batch_size={job['per_device_batch_size']}",
         ]
     )
-    setting = Setting(
-        model=config.model, launch=config.launch, seed=job["seed"], out=out, tracker=NoTracker(), watch=Stopwatch()
-    )
     reward = Path(job["reward_model"]).parent
-    actors = load_actors(job["model"], config.model, reward, True, True, job["seed"])
-    sources = RewardSources(
-        folder=reward, shares_base=True, constitution=None, engine=config.engine, preferences=config.preferences
-    )  # type: ignore[arg-type]
+    context = Context(
+        stage="align",
+        reads={"seed": job["seed"], "model": config.model, "policy_engine": config.policy_engine},
+        folders={"reward": reward},
+        out=out,
+        launch=config.launch,
+    )
+    actors = load_actors(job["model"], config.model, reward, True, "reward", job["seed"])
     prompts = [prompt_of(number, messages) for number, messages in enumerate(job["prompts"])]
-    rewards = make_rewards(config.align, sources, prompts, setting, actors.reward_model)
-    setting.work.mkdir(parents=True)
-    trainer = Timed(actors, rewards, prompts, prompts[:2], config.align, setting)
+    rewards = make_rewards(config.align, prompts, context, actors.reward_model)
+    trainer = Timed(PPO(), actors, rewards, prompts, prompts[:2], config.align, context)
     _, history = trainer.train()
     seconds = trainer.seconds
     result = {
@@ -133,7 +133,7 @@ def examined(policy: Path, job: Job, prompts: list[Prompt]) -> dict[str, float]:
         model = peft.PeftModel.from_pretrained(load_model(job["model"], "fp32"), str(policy)).merge_and_unload()
     else:
         model = load_model(str(policy), "fp32")
-    engine = HFEngine(model.eval(), tokenizer, name="policy")
+    engine = ENGINES["hf"].over(model.eval(), tokenizer, LaunchConfig())
     requests = [
         Request(
             id=p.id, messages=p.messages, seed=i, max_new_tokens=job["max_reply_tokens"], temperature=job["temperature"]

@@ -1,4 +1,4 @@
-"""What online methods raise: one interface for reward models, the constitution's judge and functions of the user's."""
+"""What the methods raise: one interface for reward models, the constitution's judge and functions of the user's."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def checked(
     except Exception as error:  # a user's function may raise anything
         raise StageError(
             f"align.rewards.{name} failed on {len(completions)} completions ({type(error).__name__}: {error}); "
-            "mend the function, or leave it out with a weight of 0."
+            "fix the function, or leave it out with a weight of 0."
         ) from error
     if len(rewards) != len(completions):
         raise StageError(

@@ -170,7 +170,7 @@ class HeldOut:
 
 
 def held_out(report: Report) -> HeldOut | None:
-    """Held-out prompts before and after, where the method scores any (PPO)."""
+    """Held-out prompts before and after, where the method scores any (PPO, RLOO, GRPO)."""
     manifest = report.manifests.get("align")
     if manifest is None or "held_out_scores" not in manifest.metrics:
         return None

@@ -201,10 +201,9 @@ _CURVES = {
 _ROLLOUT_CURVES = {
     "score": {"objective/scores": "rollouts", "held_out/scores": "held-out prompts"},
     "KL to the SFT model, nats a reply": {"objective/kl": "rollouts", "held_out/kl": "held-out prompts"},
-    "KL to the SFT model, nats a token": {"objective/kl_per_token": "rollouts"},
     "entropy, nats a token": {"objective/token_entropy": "rollouts"},
     "length of replies, tokens": {"reply_tokens_mean": "rollouts"},
-    "loss of the policy": {"loss": "policy"},  # PPO's loss/policy_avg is the same number
+    "loss of the policy": {"loss": "policy"},  # loss/policy_avg is the same number
     "loss of the values": {"loss/value_avg": "values"},
     "share of tokens clipped": {"policy/clipfrac_avg": "policy", "val/clipfrac_avg": "values"},
     "approximate KL of an update, nats a token": {"policy/approxkl_avg": "policy"},

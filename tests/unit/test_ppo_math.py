@@ -1,4 +1,4 @@
-"""PPO's formulas by hand, and against plain loops over rows and tokens."""
+"""The formulas of PPO, RLOO and GRPO by hand, and against plain loops over rows and tokens."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from pipeline.methods.policy_gradient.mathematics import (
     adapt_kl_coefficient,
     advantages_and_returns,
     explained_variance,
+    group_relative_advantages,
     kl_k1,
     kl_k2,
     kl_k3,
+    leave_one_out_advantages,
     length_mask,
     masked_mean,
     policy_loss,
@@ -78,6 +80,40 @@ def test_a_perfect_critic_with_lambda_one_leaves_no_advantage():
     assert advantages.abs().max().item() == 0
 
 
+def test_leave_one_out_by_hand():
+    """Rewards 1, 2, 6: the others' means are 4, 3.5 and 1.5."""
+    assert leave_one_out_advantages(torch.tensor([[1.0, 2.0, 6.0], [5.0, 5.0, 5.0]])).tolist() == [
+        [-3.0, -1.5, 4.5],
+        [0.0, 0.0, 0.0],
+    ]
+
+
+def test_leave_one_out_equals_the_sum_it_stands_for():
+    rewards = noise(4, 5)
+    advantages = leave_one_out_advantages(rewards)
+    for row in range(4):
+        for i in range(5):
+            others = [rewards[row, j].item() for j in range(5) if j != i]
+            assert advantages[row, i].item() == pytest.approx(rewards[row, i].item() - sum(others) / 4)
+
+
+def test_group_relative_by_hand():
+    """Scores 1, 3, 5, 7 have mean 4 and standard deviation √5. A group without spread gets 0, rounding or not."""
+    scores = torch.tensor([[1.0, 3.0, 5.0, 7.0], [0.1, 0.1, 0.1, 0.1], [2.0, 2.0, 2.0, 2.000001]])
+    advantages = group_relative_advantages(scores)
+    assert advantages[0].tolist() == pytest.approx([-3 / 5**0.5, -1 / 5**0.5, 1 / 5**0.5, 3 / 5**0.5])
+    assert advantages[1:].tolist() == [[0.0] * 4] * 2
+
+
+def test_group_relative_advantages_know_neither_shift_nor_scale():
+    scores = noise(3, 6)
+    advantages = group_relative_advantages(scores)
+    assert torch.allclose(advantages, group_relative_advantages(7 * scores - 3))
+    assert advantages.mean(dim=1).abs().max() < 1e-9 and torch.allclose(
+        (advantages**2).mean(dim=1), torch.ones(3).double()
+    )
+
+
 def test_kl_estimators_by_hand():
     policy, reference = torch.tensor([math.log(0.5)]), torch.tensor([math.log(0.25)])
     assert kl_k1(policy, reference).item() == pytest.approx(math.log(2))
@@ -122,6 +158,14 @@ def test_the_policy_gradient_at_ratio_one_is_that_of_reinforce():
     losses, _ = policy_loss(logprobs, logprobs.detach(), advantages, 0.2)
     losses.sum().backward()
     assert logprobs.grad is not None and torch.allclose(logprobs.grad, -advantages)
+
+
+def test_the_gradient_of_k3_pulls_to_the_reference():
+    """Its derivative by log π is 1 − ρ/π: positive where π is above ρ, so that a step lowers π there."""
+    policy = noise(10).requires_grad_()
+    reference = noise(10, seed=1)
+    kl_k3(policy, reference).sum().backward()
+    assert policy.grad is not None and torch.allclose(policy.grad, 1 - (reference - policy.detach()).exp())
 
 
 def test_value_loss_by_hand():

@@ -1,1 +1,1 @@
-"""PPO, RLOO and GRPO: one loop, told apart by how they estimate advantages."""
+"""Methods that draw replies and raise their rewards: one loop, told apart by how they estimate advantages."""

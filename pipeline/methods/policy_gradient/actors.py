@@ -1,12 +1,13 @@
-"""Who is who in PPO: policy, reference, value and reward, on one base model where adapters allow it."""
+"""Who is who: policy, reference, value and reward model, on one base model where adapters allow it."""
 
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import peft
 import torch
@@ -26,57 +27,81 @@ from pipeline.engines.reward_model import (
 from pipeline.training.models import load_policy, lora_config, save_adapter, save_whole
 
 POLICY, VALUE, REWARD = "default", "value", "reward"  # names of adapters; peft saves "default" without a subfolder
+ValueStart = Literal["base", "reward"]
+"""Where a value model starts: from the model that is trained, or from its reward model."""
 
 
-class Actors(Protocol):
-    """The four models of PPO. Each ``with`` gives the weights of one role; gradients are taken inside it."""
+class Actors(ABC):
+    """The models of a method. Each ``with`` gives the weights of one role; gradients are taken inside it."""
 
     tokenizer: PreTrainedTokenizerBase
-    value_head: nn.Linear
+    value_head: nn.Linear | None
+    """None where the method has no value model."""
     reward_model: RewardModel | None
 
+    @abstractmethod
     def policy(self) -> AbstractContextManager[PreTrainedModel]: ...
 
+    @abstractmethod
     def reference(self) -> AbstractContextManager[PreTrainedModel]: ...
 
+    @abstractmethod
     def value_trunk(self) -> AbstractContextManager[nn.Module]: ...
 
-    def policy_parameters(self) -> list[nn.Parameter]: ...
+    @abstractmethod
+    def trained(self) -> dict[str, dict[str, nn.Parameter]]:
+        """Role (``policy``, and ``value`` if there is such a model) → its trainable tensors by name."""
 
-    def value_parameters(self) -> list[nn.Parameter]: ...
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Every trainable tensor by name."""
-
-    def load_state(self, state: dict[str, torch.Tensor]) -> None: ...
-
+    @abstractmethod
     def learning(self, checkpointing: bool) -> AbstractContextManager[None]:
         """An update goes inside: activations are recomputed there where memory is short."""
 
+    @abstractmethod
     def save(self, out: Path) -> None: ...
 
+    def policy_parameters(self) -> list[nn.Parameter]:
+        return list(self.trained()["policy"].values())
 
-class SharedBase:
+    def value_parameters(self) -> list[nn.Parameter]:
+        return list(self.trained().get("value", {}).values())
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Every trainable tensor by name."""
+        return {key: value.detach().cpu().clone() for key, value in self._by_name().items()}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        parameters = self._by_name()
+        assert parameters.keys() == state.keys(), "a checkpoint of other models"
+        with torch.no_grad():
+            for key, value in parameters.items():
+                value.copy_(state[key])
+
+    def _by_name(self) -> dict[str, nn.Parameter]:
+        return {f"{role}.{key}": value for role, part in self.trained().items() for key, value in part.items()}
+
+
+class SharedBase(Actors):
     """One frozen base with an adapter for each role: the reference is the base with its adapters switched off.
 
     Args:
         reward: the reward stage's folder, where the reward model is an adapter on this base.
-        value_from_reward: start the critic from that adapter and its head.
+        value: where the value model starts; None makes none.
     """
 
-    def __init__(self, base_path: str, config: ModelConfig, reward: Path | None, value_from_reward: bool) -> None:
+    def __init__(self, base_path: str, config: ModelConfig, reward: Path | None, value: ValueStart | None) -> None:
         self._base_path, self._config = base_path, config
         base, self.tokenizer = load_policy(base_path, config)
         # Dropout would make π/π_old differ from 1 where nothing was learned.
         lora = lora_config(config, base, dropout=0.0)
         assert lora is not None, "full fine-tuning has models of its own"
         self._model: Any = peft.get_peft_model(base, lora, adapter_name=POLICY)
-        self._model.add_adapter(VALUE, lora)
-        self.value_head = _head(base)
-        self.reward_model: RewardModel | None = None
+        self.value_head = self.reward_model = None
+        if value is not None:
+            self._model.add_adapter(VALUE, lora)
+            self.value_head = _head(base)
         if reward is not None:
             self._add_reward_adapter(reward, lora)
-            if value_from_reward:
+            if value == "reward":
                 self._start_value_from(reward)
 
     def _add_reward_adapter(self, folder: Path, lora: peft.LoraConfig) -> None:
@@ -98,6 +123,7 @@ class SharedBase:
     def _start_value_from(self, folder: Path) -> None:
         weights = load_file(folder / "adapter" / "adapter_model.safetensors")
         peft.set_peft_model_state_dict(self._model, _lora_part(weights), adapter_name=VALUE)
+        assert self.value_head is not None
         _set_scaled(self.value_head, _head_part(weights), folder)
 
     @contextmanager
@@ -118,24 +144,14 @@ class SharedBase:
         with self._model.disable_adapter():
             yield self._model.get_base_model()
 
+    def trained(self) -> dict[str, dict[str, nn.Parameter]]:
+        policy = {"policy": self._adapter(POLICY)}
+        if self.value_head is None:
+            return policy
+        return policy | {"value": self._adapter(VALUE) | _named("head", self.value_head)}
+
     def _adapter(self, name: str) -> dict[str, nn.Parameter]:
         return {key: value for key, value in self._model.named_parameters() if f".{name}." in key}
-
-    def policy_parameters(self) -> list[nn.Parameter]:
-        return list(self._adapter(POLICY).values())
-
-    def value_parameters(self) -> list[nn.Parameter]:
-        return [*self._adapter(VALUE).values(), *self.value_head.parameters()]
-
-    def _trained(self) -> dict[str, nn.Parameter]:
-        head = {f"value_head.{key}": value for key, value in self.value_head.named_parameters()}
-        return {**self._adapter(POLICY), **self._adapter(VALUE), **head}
-
-    def state(self) -> dict[str, torch.Tensor]:
-        return {key: value.detach().cpu().clone() for key, value in self._trained().items()}
-
-    def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        _load(self._trained(), state)
 
     def learning(self, checkpointing: bool) -> AbstractContextManager[None]:
         return _learning([self._model.get_base_model()], checkpointing)
@@ -148,25 +164,28 @@ class SharedBase:
         save_adapter(self._model, self._base_path, self._config, out)
 
 
-class SeparateModels:
+class SeparateModels(Actors):
     """A model for each role, for full fine-tuning.
 
     Args:
-        value_path: a reward model of the policy's own make to start the critic from; None starts it from the base.
+        reward: a reward model of the policy's own make, for the value model to start from.
+        value: where the value model starts; None makes none.
     """
 
-    def __init__(self, base_path: str, config: ModelConfig, value_path: Path | None) -> None:
-        self._base_path, self._config = base_path, config
+    def __init__(self, base_path: str, config: ModelConfig, reward: Path | None, value: ValueStart | None) -> None:
         self._policy, self.tokenizer = load_policy(base_path, config)
         self._reference = load_model(resolve_path(base_path), config.precision).requires_grad_(False).eval()
+        self.value_head = self.reward_model = None
+        self._value: nn.Module | None = None
+        if value is None:
+            return
         self.value_head = _head(self._policy)
-        self.reward_model: RewardModel | None = None
-        if value_path is None:
-            self._value: nn.Module = copy.deepcopy(_trunk(self._policy))
-        else:
-            whole = AutoModelForSequenceClassification.from_pretrained(value_path / "model", dtype=torch.float32)
+        if value == "reward" and reward is not None:
+            whole = AutoModelForSequenceClassification.from_pretrained(reward / "model", dtype=torch.float32)
             self._value = _trunk(whole).to(distributed.default_device())
-            _set_scaled(self.value_head, _score_head(whole).weight.detach(), value_path)
+            _set_scaled(self.value_head, _score_head(whole).weight.detach(), reward)
+        else:
+            self._value = copy.deepcopy(_trunk(self._policy))
 
     @contextmanager
     def policy(self) -> Iterator[PreTrainedModel]:
@@ -178,47 +197,39 @@ class SeparateModels:
 
     @contextmanager
     def value_trunk(self) -> Iterator[nn.Module]:
+        assert self._value is not None
         yield self._value
 
-    def policy_parameters(self) -> list[nn.Parameter]:
-        return list(self._policy.parameters())
-
-    def value_parameters(self) -> list[nn.Parameter]:
-        return [*self._value.parameters(), *self.value_head.parameters()]
-
-    def _trained(self) -> dict[str, nn.Parameter]:
-        parts = {"policy": self._policy, "value": self._value, "value_head": self.value_head}
-        return {f"{part}.{key}": value for part, model in parts.items() for key, value in model.named_parameters()}
-
-    def state(self) -> dict[str, torch.Tensor]:
-        return {key: value.detach().cpu().clone() for key, value in self._trained().items()}
-
-    def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        _load(self._trained(), state)
+    def trained(self) -> dict[str, dict[str, nn.Parameter]]:
+        policy = {"policy": dict(self._policy.named_parameters())}
+        if self._value is None or self.value_head is None:
+            return policy
+        return policy | {"value": dict(self._value.named_parameters()) | _named("head", self.value_head)}
 
     def learning(self, checkpointing: bool) -> AbstractContextManager[None]:
-        return _learning([self._policy, self._value], checkpointing)
+        return _learning([model for model in (self._policy, self._value) if model is not None], checkpointing)
 
     def save(self, out: Path) -> None:
         save_whole(self._policy, self.tokenizer, out)
 
 
 def load_actors(
-    base_path: str, config: ModelConfig, reward: Path | None, shares_base: bool, value_from_reward: bool, seed: int
+    base_path: str, config: ModelConfig, reward: Path | None, shares_base: bool, value: ValueStart | None, seed: int
 ) -> Actors:
-    """The models of PPO on this process's device, alike on every rank.
+    """The models of a method on this process's device, alike on every rank.
 
     Args:
         reward: the reward stage's folder, or None where rewards come from elsewhere.
         shares_base: whether that reward model was trained from ``base_path``, as an adapter or as a whole.
+        value: where the value model starts, which is the base in any case unless ``shares_base``; None makes none.
     """
     torch.manual_seed(seed % 2**63)  # the adapters' first values
     own_make = reward if shares_base else None
     if config.tuning == "full":
-        actors: Actors = SeparateModels(base_path, config, own_make if value_from_reward else None)
+        actors: Actors = SeparateModels(base_path, config, own_make, value)
     else:
-        adapter = own_make if own_make and (own_make / "adapter").is_dir() else None
-        actors = SharedBase(base_path, config, adapter, value_from_reward)
+        has_adapter = own_make is not None and (own_make / "adapter").is_dir()
+        actors = SharedBase(base_path, config, own_make if has_adapter else None, value)
     if reward is not None and actors.reward_model is None:
         actors.reward_model = load_reward_model(str(reward / "model"), dtype=scoring_precision(config.precision))
     return actors
@@ -266,11 +277,8 @@ def _head_part(weights: dict[str, torch.Tensor]) -> torch.Tensor:
     return head
 
 
-def _load(parameters: dict[str, nn.Parameter], state: dict[str, torch.Tensor]) -> None:
-    assert parameters.keys() == state.keys(), "a checkpoint of other models"
-    with torch.no_grad():
-        for key, value in parameters.items():
-            value.copy_(state[key])
+def _named(prefix: str, module: nn.Module) -> dict[str, nn.Parameter]:
+    return {f"{prefix}.{key}": value for key, value in module.named_parameters()}
 
 
 @contextmanager

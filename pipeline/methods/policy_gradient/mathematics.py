@@ -1,7 +1,7 @@
-"""The mathematics of PPO for language models, as pure functions.
+"""The mathematics of policy gradients for language models, as pure functions.
 
-Shapes: (rows, tokens) throughout. A row is one reply; ``mask`` is True on its tokens and False on the padding after
-them. A state is what stands before a token, an action the token.
+Shapes: (rows, tokens) unless said otherwise. A row is one reply; ``mask`` is True on its tokens and False on the
+padding after them. A state is what comes before a token, an action the token.
 """
 
 from __future__ import annotations
@@ -104,6 +104,34 @@ def advantages_and_returns(
         reversed_advantages.append(advantage)
     advantages = torch.stack(reversed_advantages[::-1], dim=1)
     return advantages, (advantages + values) * mask
+
+
+def leave_one_out_advantages(rewards: torch.Tensor) -> torch.Tensor:
+    """R_i − (1/(k−1))·Σ_{j≠i} R_j, with R = score − β·log π/ρ (Ahmadian et al. 2024, arXiv 2402.14740, RLOO).
+
+    Args:
+        rewards: (prompts, k), of k replies to each prompt.
+
+    Returns:
+        (prompts, k).
+    """
+    num_others = rewards.shape[1] - 1
+    return rewards - (rewards.sum(dim=1, keepdim=True) - rewards) / num_others
+
+
+def group_relative_advantages(scores: torch.Tensor) -> torch.Tensor:
+    """(r_i − mean(r)) / std(r) over the replies to one prompt (Shao et al. 2024, arXiv 2402.03300, section 4.1.2).
+
+    A group whose scores differ by less than rounding does (a standard deviation below 1e-4) gets 0.
+
+    Args:
+        scores: (prompts, k), of k replies to each prompt.
+
+    Returns:
+        (prompts, k).
+    """
+    spread, mean = torch.std_mean(scores, dim=1, correction=0, keepdim=True)
+    return torch.where(spread > 1e-4, (scores - mean) / spread, 0.0)
 
 
 # --- Losses --------------------------------------------------------------------------------------------------------

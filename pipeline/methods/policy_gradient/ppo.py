@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from pipeline.methods.base import METHODS
-from pipeline.methods.policy_gradient.base import PolicyGradient, PolicyGradientConfig
+from pipeline.methods.policy_gradient.base import PolicyGradient
+from pipeline.methods.policy_gradient.config import ValueConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.methods.policy_gradient.rollouts import RolloutTensors
 
 
 @METHODS.add
@@ -15,21 +21,31 @@ class PPO(PolicyGradient):
     """Proximal policy optimisation as RLHF uses it (Ouyang et al. 2022, arXiv 2203.02155)."""
 
     name = "ppo"
+    uses_value_model = True
 
-    class Config(PolicyGradientConfig):
+    class Config(ValueConfig):
         """Proximal policy optimisation."""
 
         method: Literal["ppo"] = "ppo"
         """Proximal policy optimisation."""
-        value_clip_range: float = Field(default=0.2, ge=1e-6)
-        """A value may move by at most this from what it was when the reply was drawn."""
-        value_learning_rate: float = Field(default=1.0e-4, ge=0, le=1)
-        """AdamW's learning rate of the value model."""
+        kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+        """Estimator of the KL at each token (Schulman 2020)."""
         gamma: float = Field(default=1.0, ge=0, le=1)
         """Discount of later rewards, per token."""
         gae_lambda: float = Field(default=0.95, ge=0, le=1)
         """λ of generalised advantage estimation: 1 trusts the rewards, 0 the value model."""
         whiten_advantages: bool = True
         """Shift and scale the advantages of a batch to mean 0 and variance 1."""
-        value_from_reward: bool = True
-        """Start the value model from the reward model, where both share the base."""
+
+    def advantages(self, drawn: RolloutTensors, config: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Generalised advantage estimation on a reward at every token: −β·KL, and the score at the last."""
+        from pipeline.methods.policy_gradient.mathematics import advantages_and_returns, token_rewards, whiten
+
+        rewards = token_rewards(drawn.scores, drawn.kl, drawn.lengths, drawn.kl_coefficient)
+        advantages, returns = advantages_and_returns(rewards, drawn.values, drawn.mask, config.gamma, config.gae_lambda)
+        if config.whiten_advantages:
+            advantages = whiten(advantages, drawn.mask & drawn.is_trained_on[:, None])
+        return advantages, returns
+
+    def kl_estimator(self, config: Any) -> str:
+        return str(config.kl_estimator)

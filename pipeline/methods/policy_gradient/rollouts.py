@@ -1,4 +1,4 @@
-"""Rollouts: replies drawn from the policy, and what the four models say of each token."""
+"""Rollouts: replies drawn from the policy, and what the models say of each token."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from accelerate.utils import gather_object
 from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.core import distributed
-from pipeline.engines.base import Request
-from pipeline.engines.hf import HFEngine
+from pipeline.core.stage import Context
+from pipeline.engines.base import ENGINES, Request
 from pipeline.methods.policy_gradient.actors import Actors
-from pipeline.methods.policy_gradient.base import RolloutConfig
+from pipeline.methods.policy_gradient.config import RolloutConfig
 from pipeline.methods.policy_gradient.mathematics import length_mask, reply_logprobs_and_entropy
 from pipeline.records import Prompt
 
@@ -36,6 +36,9 @@ class Rollout:
     score: float = 0.0
     """What the rewards give, before any penalty."""
     parts: dict[str, float] = field(default_factory=dict)
+    shaped_score: float = 0.0
+    """The score as the policy is trained on it."""
+    is_trained_on: bool = True
     logprobs: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     reference_logprobs: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     entropies: torch.Tensor = field(default_factory=lambda: torch.empty(0))
@@ -47,6 +50,28 @@ class Rollout:
     def kl_nats(self) -> float:
         """log π/ρ of the whole reply."""
         return float((self.logprobs - self.reference_logprobs).sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutTensors:
+    """What advantages are estimated from: all rollouts of a step, those to one prompt in neighbouring rows."""
+
+    scores: torch.Tensor
+    """(rows,), shaped"""
+    kl: torch.Tensor
+    """(rows, tokens), by the method's estimator"""
+    values: torch.Tensor
+    """(rows, tokens), of the state before each token; zero without a value model"""
+    lengths: torch.Tensor
+    """(rows,), in tokens"""
+    is_trained_on: torch.Tensor
+    """(rows,), False where a reply is left out of the loss"""
+    kl_coefficient: float
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """(rows, tokens), True on a reply's own tokens"""
+        return length_mask(self.lengths, self.kl.shape[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +151,7 @@ def state_values(trunk: Any, head: torch.nn.Module, batch: Batch) -> torch.Tenso
 
 
 def _inputs(trunk: Any, batch: Batch) -> dict[str, Any]:
-    """What a forward pass takes; the shared beginning has been read by then and stands in the cache."""
+    """What a forward pass takes; the shared beginning is read first, into the cache."""
     inputs = {
         "input_ids": batch.input_ids,
         "attention_mask": batch.attention_mask,
@@ -144,9 +169,12 @@ def _inputs(trunk: Any, batch: Batch) -> dict[str, Any]:
 
 
 def draw(
-    actors: Actors, prompts: Sequence[Prompt], seeds: Sequence[int], config: RolloutConfig, batch_rows: int
+    actors: Actors, prompts: Sequence[Prompt], seeds: Sequence[int], config: RolloutConfig, context: Context
 ) -> list[Rollout]:
-    """This rank's share of the replies, one to each prompt. A row's seed alone decides its draw."""
+    """This rank's share of the replies, one to each prompt. A row's seed alone decides its draw.
+
+    The meter counts the replies of all ranks.
+    """
     requests = [
         Request(
             id=f"{index:06d}",
@@ -159,7 +187,7 @@ def draw(
     ][distributed.rank() :: distributed.world_size()]
     drawn = []
     with actors.policy() as model:
-        engine = HFEngine(model, actors.tokenizer, name="policy", batch_rows=batch_rows)
+        engine = ENGINES[context.policy_engine.kind].over(model, actors.tokenizer, context.launch)
         for batch in engine.batches(requests):
             for request, sample in zip(batch, engine.sample(batch), strict=True):
                 assert sample is not None, "preflight lets no prompt through that does not fit"
@@ -175,12 +203,14 @@ def draw(
                         text=engine.text_of(kept),
                     )
                 )
+    context.meter.num_calls += len(prompts)
+    context.meter.num_tokens_written += sum(gather([sum(len(rollout.reply_tokens) for rollout in drawn)]))
     return sorted(drawn, key=lambda rollout: rollout.index)
 
 
 @torch.no_grad()
 def measure(actors: Actors, rollouts: Sequence[Rollout], temperature: float, rows: int, with_values: bool) -> None:
-    """Fill in what policy, reference and value model say of every token."""
+    """Fill in what policy and reference, and the value model if there is one, say of every token."""
     for some in by_length(rollouts, rows):
         batch = collate(some, distributed.default_device())
         with actors.policy() as model:
@@ -188,7 +218,7 @@ def measure(actors: Actors, rollouts: Sequence[Rollout], temperature: float, row
         with actors.reference() as model:
             reference_logprobs, _ = logprobs_and_entropy(model, batch, temperature)
         values = torch.zeros_like(logprobs)
-        if with_values:
+        if with_values and actors.value_head is not None:
             with actors.value_trunk() as trunk:
                 values = state_values(trunk, actors.value_head, batch)
         for row, rollout in enumerate(some):

@@ -1,9 +1,9 @@
-"""PPO's update: a few passes of clipped losses over one batch of rollouts, policy and critic side by side."""
+"""The update: PPO epochs of clipped losses over one batch of rollouts, policy and value model side by side."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from pipeline.core import distributed
 from pipeline.core.stage import Context
 from pipeline.engines.models import resolve_precision
 from pipeline.methods.policy_gradient.actors import Actors
-from pipeline.methods.policy_gradient.mathematics import policy_loss, value_loss
+from pipeline.methods.policy_gradient.base import PolicyGradient
+from pipeline.methods.policy_gradient.mathematics import KL_ESTIMATORS, policy_loss, value_loss
 from pipeline.methods.policy_gradient.rollouts import (
     Batch,
     Rollout,
@@ -34,22 +35,20 @@ Sums = dict[str, float]
 class Learner:
     """Holds the optimiser, its schedule and the accelerator of a run of ``num_steps`` batches."""
 
-    def __init__(self, actors: Actors, config: Any, context: Context, num_steps: int) -> None:
-        self._actors, self._config, self._ppo, self._seed = actors, config, config, context.seed
+    def __init__(self, method: PolicyGradient, actors: Actors, config: Any, context: Context, num_steps: int) -> None:
+        self._actors, self._config, self._seed = actors, config, context.seed
+        self._kl_in_loss, self._kl_estimator = method.kl_in_loss, KL_ESTIMATORS[method.kl_estimator(config)]
         self._rows = rows_a_device_holds(context.launch)
         asked = context.launch.gradient_checkpointing
         self._checkpointing = torch.cuda.is_available() if asked is None else asked
         dtype = resolve_precision(context.model.precision)
         mixed = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
         self.accelerator = Accelerator(mixed_precision=mixed, cpu=not torch.cuda.is_available())
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": actors.policy_parameters(), "lr": config.learning_rate},
-                {"params": actors.value_parameters(), "lr": self._ppo.value_learning_rate},
-            ],
-            weight_decay=config.weight_decay,
-        )
-        num_updates = num_steps * self._ppo.num_ppo_epochs * self._ppo.num_minibatches
+        groups = [{"params": actors.policy_parameters(), "lr": config.learning_rate}]
+        if actors.value_head is not None:
+            groups.append({"params": actors.value_parameters(), "lr": config.value_learning_rate})
+        optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        num_updates = num_steps * config.num_ppo_epochs * config.num_minibatches
         num_warmup_updates = round(config.warmup_fraction * num_updates)
         self._scheduler = get_scheduler(config.lr_schedule, optimizer, num_warmup_updates, num_updates)
         self._optimizer = self.accelerator.prepare(optimizer)
@@ -71,19 +70,19 @@ class Learner:
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
-    def update(self, rollouts: Sequence[Rollout], step: int) -> dict[str, float]:
-        """All passes over the batch of a step.
+    def update(self, rollouts: Sequence[Rollout], step: int, kl_coefficient: float) -> dict[str, float]:
+        """All PPO epochs over the batch of a step.
 
         Returns:
-            means over the tokens (norms: over the updates) of all passes, alike on every rank; empty without rollouts.
+            means over the tokens (norms: over the updates) of all epochs, alike on every rank; empty without rollouts.
         """
         sums: Sums = {}
         with self._actors.learning(self._checkpointing):
-            for number in range(self._ppo.num_ppo_epochs):
+            for number in range(self._config.num_ppo_epochs):
                 order = derived_rng(self._seed, "minibatches", step, number).sample(rollouts, len(rollouts))
-                size = math.ceil(len(rollouts) / self._ppo.num_minibatches)
+                size = math.ceil(len(rollouts) / self._config.num_minibatches)
                 for start in range(0, len(order), size or 1):
-                    _add(sums, self._minibatch(order[start : start + size]))
+                    _add(sums, self._minibatch(order[start : start + size], kl_coefficient))
         whole: Sums = {}
         for part in gather([sums]):  # a rank without rows of any minibatch has fewer names
             _add(whole, part)
@@ -92,60 +91,72 @@ class Learner:
         num_tokens, num_updates = whole.pop("num_tokens"), whole.pop("num_updates")
         return {name: v / (num_updates if name.endswith("grad_norm") else num_tokens) for name, v in whole.items()}
 
-    def _minibatch(self, rollouts: Sequence[Rollout]) -> Sums:
+    def _minibatch(self, rollouts: Sequence[Rollout], kl_coefficient: float) -> Sums:
         """One step of the optimiser. The mean is over the tokens of the whole minibatch, on however many ranks."""
         mine = rollouts[distributed.rank() :: distributed.world_size()]
         num_tokens = sum(len(rollout.reply_tokens) for rollout in rollouts)
         sums: Sums = {}
-        for learn in (self._learn_policy, self._learn_values):
+        trained = {"policy/grad_norm": self._actors.policy_parameters()}
+        for some in by_length(mine, self._rows):
+            _add(sums, self._learn_policy(some, num_tokens, kl_coefficient))
+        if self._actors.value_head is not None:
+            trained["val/grad_norm"] = self._actors.value_parameters()
             for some in by_length(mine, self._rows):
-                _add(sums, learn(some, num_tokens))
-        groups = [self._actors.policy_parameters(), self._actors.value_parameters()]
-        for group in groups:
-            _sum_gradients(group, self.accelerator)
+                _add(sums, self._learn_values(some, num_tokens))
+        for parameters in trained.values():
+            _sum_gradients(parameters, self.accelerator)
         self.accelerator.unscale_gradients(self._optimizer)
-        norms = [float(torch.nn.utils.clip_grad_norm_(group, self._config.max_grad_norm)) for group in groups]
+        clip = torch.nn.utils.clip_grad_norm_
+        norms = {name: float(clip(part, self._config.max_grad_norm)) for name, part in trained.items()}
         self._optimizer.step()
         self._scheduler.step()
         self._optimizer.zero_grad()
         # Ranks hold parts of all sums but these, which they know alike.
-        alike = {"num_tokens": num_tokens, "num_updates": 1, "policy/grad_norm": norms[0], "val/grad_norm": norms[1]}
+        alike = {"num_tokens": num_tokens, "num_updates": 1, **norms}
         return sums | {name: value / distributed.world_size() for name, value in alike.items()}
 
-    def _learn_policy(self, rollouts: Sequence[Rollout], num_tokens: int) -> Sums:
-        batch, old_logprobs, advantages = self._batch(rollouts, "logprobs", "advantages")
+    def _learn_policy(self, rollouts: Sequence[Rollout], num_tokens: int, kl_coefficient: float) -> Sums:
+        batch = self._batch(rollouts)
+        old_logprobs, advantages, reference_logprobs = self._padded(
+            rollouts, "logprobs", "advantages", "reference_logprobs"
+        )
         with self._actors.policy() as model:
             with self.accelerator.autocast():
                 logprobs, entropies = logprobs_and_entropy(model, batch, self._config.rollout.temperature)
-            losses, clipped = policy_loss(logprobs, old_logprobs, advantages, self._ppo.clip_range)
+            losses, clipped = policy_loss(logprobs, old_logprobs, advantages, self._config.clip_range)
+            terms = {}
+            if self._kl_in_loss:
+                terms["loss/kl_avg"] = self._kl_estimator(logprobs, reference_logprobs)
+                losses = losses + kl_coefficient * terms["loss/kl_avg"]
             self.accelerator.backward((losses * batch.mask).sum() / num_tokens)
         change = (logprobs - old_logprobs).detach()
-        return _sums(
-            batch.mask,
-            {
-                "loss/policy_avg": losses,
-                "policy/approxkl_avg": 0.5 * change**2,
-                "policy/clipfrac_avg": clipped,
-                "policy/entropy_avg": entropies,
-                "val/ratio": change.exp(),
-            },
-        )
+        terms |= {
+            "loss/policy_avg": losses,
+            "policy/approxkl_avg": 0.5 * change**2,
+            "policy/clipfrac_avg": clipped,
+            "policy/entropy_avg": entropies,
+            "val/ratio": change.exp(),
+        }
+        return _sums(batch.mask, terms)
 
     def _learn_values(self, rollouts: Sequence[Rollout], num_tokens: int) -> Sums:
-        batch, old_values, returns = self._batch(rollouts, "values", "returns")
+        batch, head = self._batch(rollouts), self._actors.value_head
+        assert head is not None
+        old_values, returns = self._padded(rollouts, "values", "returns")
         with self._actors.value_trunk() as trunk:
             with self.accelerator.autocast():
-                values = state_values(trunk, self._actors.value_head, batch)
-            losses, clipped = value_loss(values.float(), old_values, returns, self._ppo.value_clip_range)
+                values = state_values(trunk, head, batch)
+            losses, clipped = value_loss(values.float(), old_values, returns, self._config.value_clip_range)
             self.accelerator.backward((losses * batch.mask).sum() / num_tokens)
         return _sums(batch.mask, {"loss/value_avg": losses, "val/clipfrac_avg": clipped})
 
-    def _batch(self, rollouts: Sequence[Rollout], first: str, second: str) -> tuple[Batch, torch.Tensor, torch.Tensor]:
-        """The rollouts as tensors, and two of their attributes of shape (rows, reply tokens)."""
-        device = distributed.default_device()
-        batch = collate(rollouts, device, share=not self._checkpointing)
-        one, other = (padded([getattr(rollout, name) for rollout in rollouts], device) for name in (first, second))
-        return batch, one, other
+    def _batch(self, rollouts: Sequence[Rollout]) -> Batch:
+        return collate(rollouts, distributed.default_device(), share=not self._checkpointing)
+
+    def _padded(self, rollouts: Sequence[Rollout], *names: str) -> Iterator[torch.Tensor]:
+        """Attributes of the rollouts: (rows, reply tokens) each."""
+        for name in names:
+            yield padded([getattr(rollout, name) for rollout in rollouts], distributed.default_device())
 
 
 def _add(sums: Sums, more: Sums) -> None:

@@ -1,0 +1,102 @@
+"""From prompts to rollouts that can be trained on: drawn, measured, scored, and with their advantages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from pipeline.core.stage import Context
+from pipeline.methods.policy_gradient.actors import Actors
+from pipeline.methods.policy_gradient.base import PolicyGradient
+from pipeline.methods.policy_gradient.control import Control
+from pipeline.methods.policy_gradient.mathematics import KL_ESTIMATORS
+from pipeline.methods.policy_gradient.rollouts import Rollout, RolloutTensors, draw, gather, measure, padded
+from pipeline.methods.rewards import WeightedSum
+from pipeline.records import Prompt, derive_seed
+from pipeline.training.models import rows_a_device_holds
+
+
+class Collector:
+    """Draws with the policy as it is, and scores by ``rewards``. Every rank gets all rollouts."""
+
+    def __init__(
+        self,
+        method: PolicyGradient,
+        actors: Actors,
+        rewards: WeightedSum,
+        config: Any,
+        context: Context,
+        accelerator: Accelerator,
+    ) -> None:
+        self._method, self._actors, self._rewards = method, actors, rewards
+        self._config, self._context, self._accelerator = config, context, accelerator
+        self._rows = rows_a_device_holds(context.launch)
+
+    def for_training(self, prompts: Sequence[Prompt], control: Control) -> list[Rollout]:
+        """The global batch of a step, one reply to each of ``prompts``."""
+        seeds = [derive_seed(self._context.seed, "rollout", control.step, row) for row in range(len(prompts))]
+        rollouts = self._collect(prompts, seeds, with_values=True)
+        control.note_scores([rollout.score for rollout in rollouts])
+        shape_scores(rollouts, self._config, control.score_std)
+        self._estimate_advantages(rollouts, control.kl_coefficient)
+        return rollouts
+
+    def held_out(self, prompts: Sequence[Prompt]) -> list[Rollout]:
+        """Always with the same seeds, so that only the policy makes a difference."""
+        seeds = [derive_seed(self._context.seed, "held-out", row) for row in range(len(prompts))]
+        return self._collect(prompts, seeds, with_values=False)
+
+    def _collect(self, prompts: Sequence[Prompt], seeds: Sequence[int], with_values: bool) -> list[Rollout]:
+        rollout = self._config.rollout
+        with self._accelerator.autocast():
+            mine = draw(self._actors, prompts, seeds, rollout, self._context)
+        with self._accelerator.autocast():
+            measure(self._actors, mine, rollout.temperature, 2 * self._rows, with_values)
+        self._score(mine)
+        return sorted(gather(mine), key=lambda rollout: rollout.index)
+
+    def _score(self, mine: Sequence[Rollout]) -> None:
+        meter = self._context.meter
+        num_calls = meter.num_calls
+        rewarded = self._rewards([rollout.prompt.messages for rollout in mine], [rollout.text for rollout in mine])
+        for row, rollout in enumerate(mine):
+            rollout.score = rewarded.totals[row]
+            rollout.parts = {name: scores[row] for name, scores in rewarded.parts.items()}
+        # The judge has counted what this rank asked it.
+        meter.num_calls = num_calls + sum(gather([meter.num_calls - num_calls]))
+
+    def _estimate_advantages(self, rollouts: Sequence[Rollout], kl_coefficient: float) -> None:
+        logprobs, references, values = (
+            padded([getattr(rollout, name) for rollout in rollouts], torch.device("cpu"))
+            for name in ("logprobs", "reference_logprobs", "values")
+        )
+        drawn = RolloutTensors(
+            scores=torch.tensor([rollout.shaped_score for rollout in rollouts]),
+            kl=KL_ESTIMATORS[self._method.kl_estimator(self._config)](logprobs, references),
+            values=values,
+            lengths=torch.tensor([len(rollout.reply_tokens) for rollout in rollouts]),
+            is_trained_on=torch.tensor([rollout.is_trained_on for rollout in rollouts]),
+            kl_coefficient=kl_coefficient,
+        )
+        advantages, returns = self._method.advantages(drawn, self._config)
+        for row, rollout in enumerate(rollouts):
+            rollout.advantages = advantages[row, : drawn.lengths[row]]
+            if returns is not None:
+                rollout.returns = returns[row, : drawn.lengths[row]]
+
+
+def shape_scores(rollouts: Sequence[Rollout], config: Any, score_std: float) -> None:
+    """Scores as the policy is trained on them: scaled, clipped, and less the penalty for having been cut off."""
+    limit = config.clip_score if config.clip_score is not None else math.inf
+    scale = score_std if config.normalise_scores else 1.0
+    for rollout in rollouts:
+        rollout.shaped_score = min(max(rollout.score / scale, -limit), limit) - eos_penalty(rollout, config)
+        rollout.is_trained_on = rollout.ended or not config.rollout.drop_truncated
+
+
+def eos_penalty(rollout: Rollout, config: Any) -> float:
+    return 0.0 if rollout.ended else config.rollout.missing_eos_penalty or 0.0

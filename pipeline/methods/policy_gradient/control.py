@@ -1,0 +1,46 @@
+"""The state of a run that is neither a weight nor an optimiser's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pipeline.methods.base import History
+
+
+@dataclass
+class Control:
+    """A checkpoint holds all of it."""
+
+    step: int = 0
+    """The step to take next, which is also the position in the data and in every stream of random numbers."""
+    kl_coefficient: float = 0.0
+    num_rollbacks: int = 0
+    good_step: int = 0
+    """The newest checkpoint whose policy was found within bounds."""
+    num_scores: int = 0
+    score_sum: float = 0.0
+    score_square_sum: float = 0.0
+    best_step: int = 0
+    best_objective: float = -math.inf
+    held_out: dict[str, list[float]] = field(default_factory=dict)
+    """Step → the score of each held-out prompt."""
+    stopped: str = ""
+    num_calls: int = 0
+    num_tokens_written: int = 0
+    history: History = field(default_factory=list)
+
+    def note_scores(self, scores: Sequence[float]) -> None:
+        self.num_scores += len(scores)
+        self.score_sum += math.fsum(scores)
+        self.score_square_sum += math.fsum(score * score for score in scores)
+
+    @property
+    def score_std(self) -> float:
+        """Standard deviation of all scores so far; 1 while there is nothing to tell it from."""
+        if self.num_scores < 2:
+            return 1.0
+        mean = self.score_sum / self.num_scores
+        variance = self.score_square_sum / self.num_scores - mean * mean
+        return math.sqrt(variance) if variance > 1e-12 else 1.0

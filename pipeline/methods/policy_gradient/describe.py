@@ -1,0 +1,50 @@
+"""What rollouts say of the policy that drew them, in numbers that go by TRL's names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+import torch
+
+from pipeline.methods.policy_gradient.mathematics import Estimator, explained_variance, length_mask
+from pipeline.methods.policy_gradient.rollouts import Rollout, padded
+
+
+def mean_kl(rollouts: Sequence[Rollout]) -> float:
+    """In nats a reply."""
+    return fmean(rollout.kl_nats for rollout in rollouts)
+
+
+def token_entropy(rollouts: Sequence[Rollout]) -> float:
+    """In nats a token."""
+    return float(torch.cat([rollout.entropies for rollout in rollouts]).mean())
+
+
+def describe(rollouts: Sequence[Rollout], kl: Estimator, kl_coefficient: float) -> dict[str, float]:
+    """One step's numbers from before its update."""
+    penalty = -kl_coefficient * fmean(float(kl(r.logprobs, r.reference_logprobs).sum()) for r in rollouts)
+    return {
+        "objective/kl": mean_kl(rollouts),
+        "objective/entropy": fmean(float(-rollout.logprobs.sum()) for rollout in rollouts),
+        "objective/token_entropy": token_entropy(rollouts),
+        "objective/non_score_reward": penalty,
+        "objective/rlhf_reward": fmean(rollout.shaped_score for rollout in rollouts) + penalty,
+        "objective/scores": fmean(rollout.score for rollout in rollouts),
+        **{f"rewards/{name}": fmean(rollout.parts[name] for rollout in rollouts) for name in rollouts[0].parts},
+        "objective/kl_coefficient": kl_coefficient,
+        "val/num_eos_tokens": float(sum(rollout.ended for rollout in rollouts)),
+        **_of_values(rollouts),
+        "reply_tokens_mean": float(torch.tensor([len(r.reply_tokens) for r in rollouts]).float().mean()),
+    }
+
+
+def _of_values(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """What the value model explains, where there is one."""
+    if not rollouts[0].returns.numel():
+        return {}
+    values, returns = (
+        padded([getattr(r, name) for r in rollouts], torch.device("cpu")) for name in ("values", "returns")
+    )
+    mask = length_mask(torch.tensor([len(rollout.reply_tokens) for rollout in rollouts]))
+    return {"val/explained_variance": float(explained_variance(values, returns, mask))}

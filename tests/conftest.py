@@ -6,13 +6,14 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 
 import pytest
+import yaml
 
 from pipeline.chain.compose import compose_config
 from pipeline.chain.config import Config
@@ -177,6 +178,20 @@ def tiny_overrides(model: Path, out: Path, method: str = "") -> list[str]:
     """``method`` is the override that names it (``align=ppo``), where it is not the default."""
     chosen = [method, *TINY_METHODS.get(method, [])] if method else []
     return [*chosen, *TINY, f"model.path={model}", "model.name=tiny", f"output_dir={out / 'outputs'}"]
+
+
+def tiny_groups(folder: Path) -> Path:
+    """``align=tiny_ppo`` and so on: a sweep sets the same overrides for every method, and DPO has no rollouts."""
+    (folder / "align").mkdir(parents=True)
+    for name, overrides in TINY_METHODS.items():
+        method = name.removeprefix("align=")
+        group: dict[str, Any] = {"defaults": [method], "rollout": {}}
+        for override in overrides:
+            key, _, value = override.removeprefix("align.").partition("=")
+            inside = group["rollout"] if key.startswith("rollout.") else group
+            inside[key.removeprefix("rollout.")] = int(value)
+        (folder / "align" / f"tiny_{method}.yaml").write_text(yaml.safe_dump(group))
+    return folder
 
 
 @pytest.fixture(autouse=True)

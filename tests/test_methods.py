@@ -6,10 +6,8 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from pipeline.chain.compose import compose_config
 from pipeline.chain.config import Config
@@ -21,24 +19,10 @@ from pipeline.core.cache import Manifest
 from pipeline.core.errors import ConfigError
 from pipeline.records import Prompt, read_records
 from pipeline.training.history import read_history
-from tests.conftest import TINY_METHODS, tiny_overrides
+from tests.conftest import tiny_groups, tiny_overrides
 from tests.test_ppo import TOYS
 
 Tiny = Callable[..., Config]
-
-
-def write_groups(folder: Path) -> Path:
-    """``align=tiny_ppo`` and so on: a sweep sets the same overrides for every method, and DPO has no rollouts."""
-    (folder / "align").mkdir(parents=True)
-    for name, overrides in TINY_METHODS.items():
-        method = name.removeprefix("align=")
-        group: dict[str, Any] = {"defaults": [method], "rollout": {}}
-        for override in overrides:
-            key, _, value = override.removeprefix("align.").partition("=")
-            inside = group["rollout"] if key.startswith("rollout.") else group
-            inside[key.removeprefix("rollout.")] = int(value)
-        (folder / "align" / f"tiny_{method}.yaml").write_text(yaml.safe_dump(group))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +33,7 @@ def swept(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
     out = tmp_path_factory.mktemp("swept")
     printed = io.StringIO()
-    groups = str(write_groups(out / "groups"))
+    groups = str(tiny_groups(out / "groups"))
     words = ["align=dpo,tiny_ppo,tiny_rloo", "evaluate.guidelines=null", *tiny_overrides(tiny_model, out)]
     with contextlib.redirect_stdout(printed):
         code = main(["run", "-m", "--config-dir", groups, *words])

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.constitution.files import load_constitution
-from tests.conftest import tiny_overrides
+from tests.conftest import tiny_groups, tiny_overrides
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,6 +27,7 @@ def test_every_command_works(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "constitutions").symlink_to(ROOT / "constitutions")
+    groups = str(tiny_groups(tmp_path / "groups"))
     commands = tested_commands()
     assert len(commands) >= 10
     for command in commands:
@@ -34,7 +35,8 @@ def test_every_command_works(
         assert program == "cai"
         shortened = [o for o in tiny_overrides(tiny_model, tmp_path) if not o.startswith("constitution=")]
         if arguments[0] in {"run", "plan"}:
-            arguments = [arguments[0], *shortened, *arguments[1:]]
+            small = [word.replace("ppo", "tiny_ppo").replace("rloo", "tiny_rloo") for word in arguments[1:]]
+            arguments = [arguments[0], "--config-dir", groups, *shortened, *small]
         if arguments[0] in {"evaluate", "redteam"}:
             small = [o for o in shortened if o.startswith(("evaluate.", "tracking", "output_dir"))]
             arguments = [str(tiny_model) if a == "embedded" else a for a in arguments] + small

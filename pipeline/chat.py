@@ -1,4 +1,4 @@
-"""From messages to tokens. Whatever is sampled from, scored or trained on is written by this module and no other."""
+"""Converts messages to token ids. Only this module does so: for sampling, for scoring and for training."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from pipeline.records import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PROBE = "probe-9f2c"  # survives every template, and no template writes it by itself
+PROBE = "probe-9f2c"  # templates copy it unchanged, and none contains it
 
 
 class Example(NamedTuple):
-    """A prompt with its reply; ``mask`` is 1 on the tokens of the reply and on the ones that end it, else 0."""
+    """Token ids of a prompt and its reply; ``mask`` (same length) is 1 on the reply and its end tokens, else 0."""
 
     ids: list[int]
     mask: list[int]
 
 
 class Renderer:
-    """Writes dialogues as the tokenizer's chat template does.
+    """Renders dialogues with the tokenizer's chat template.
 
-    A prompt is what the template writes for sampling (``add_generation_prompt``), so an empty or opened think block
-    belongs to it where the template writes one there. A reply is tokenised on its own and ended as the template ends
-    an assistant's turn. A prompt's tokens are therefore the same whether a reply is sampled, scored or trained on.
-    Special tokens, such as BOS, are the template's: the tokenizer adds none.
+    A prompt ends with the generation prompt (``add_generation_prompt``), including an empty or open think block if the
+    template writes one. A reply is tokenised separately and ends with the tokens that the template writes after an
+    assistant turn. So a prompt has the same tokens in sampling, scoring and training. Special tokens such as BOS come
+    only from the template.
 
     Args:
-        tokenizer: with a chat template; without one only ``text_ids`` and ``dialogue_ids`` can be used.
+        tokenizer: without a chat template, only ``text_ids`` and ``dialogue_ids`` work.
         eos: the ``eos_token_id`` of the model's generation configuration.
 
     Raises:
-        TemplateError: the template refuses a request with its reply.
-        ValueError: the template leaves the reply out.
+        TemplateError: the template rejects a request with a reply.
+        ValueError: the template omits the reply.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, eos: int | Sequence[int] | None = None) -> None:
@@ -44,9 +44,9 @@ class Renderer:
         given = [eos] if isinstance(eos, int) else list(eos or [])
         stops = [token for token in (tokenizer.eos_token_id, *given) if token is not None]
         self.end_ids: list[int] = stops[:1]
-        """What ends a reply: the template's tokens up to the first that is special, else eos."""
+        """Tokens that end a reply: the template's tokens up to its first special token, else eos."""
         self.stop_ids = frozenset(stops)
-        """Every token that ends a turn."""
+        """All tokens that end a turn."""
         self._takes_system, self._opening = True, ""
         if tokenizer.chat_template:
             self._learn_from_template()
@@ -65,20 +65,20 @@ class Renderer:
     # --- Tokens --------------------------------------------------------------------------------------------------
 
     def text_ids(self, text: str) -> list[int]:
-        """The tokens of a text by itself."""
+        """Token ids of a text, without special tokens."""
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def prompt_ids(self, messages: Sequence[Message], begun: str = "") -> list[int]:
-        """The tokens of a dialogue up to where the assistant's reply begins, then those of the reply's beginning.
+        """Token ids of a dialogue with the generation prompt, followed by those of ``begun``, the start of the reply.
 
         Raises:
-            TemplateError: the template refuses the dialogue, for another reason than its system turn.
+            TemplateError: the template rejects the dialogue, even without a system turn.
             ValueError: the tokenizer has no chat template.
         """
         return self.text_ids(self.prompt_text(messages)) + self.text_ids(begun)
 
     def reply_ids(self, reply: str) -> list[int]:
-        """The tokens of a reply and of its end."""
+        """Token ids of a reply, followed by ``end_ids``."""
         return self.text_ids(reply) + self.end_ids
 
     def example(self, messages: Sequence[Message], reply: str) -> Example:
@@ -87,11 +87,10 @@ class Renderer:
         return Example(prompt + answer, [0] * len(prompt) + [1] * len(answer))
 
     def dialogue_ids(self, messages: Sequence[Message], reply: str, most: int) -> list[int]:
-        """The last ``most`` tokens of a whole dialogue, for a model that reads it and writes nothing.
+        """The last ``most`` token ids of a complete dialogue, for a reward model or a classifier.
 
-        These are the example's and whatever the template writes after the reply's end, such as a newline: published
-        reward models are trained to be read at the very last token. Turns are joined by blank lines where the
-        tokenizer has no chat template.
+        They include all tokens that the template writes after the reply, such as a newline: published reward models
+        are trained to give their score at the very last token. Without a chat template, blank lines join the turns.
         """
         if self._tokenizer.chat_template:
             return (self.prompt_ids(messages) + self.text_ids(reply) + self._after_ids)[-most:]
@@ -102,7 +101,7 @@ class Renderer:
     # --- Text ----------------------------------------------------------------------------------------------------
 
     def accepted(self, messages: Sequence[Message]) -> list[Message]:
-        """The dialogue in the turns that the template takes: what a refused system turn says begins the next turn."""
+        """The dialogue as the template accepts it. If it rejects system turns, their text moves to the next turn."""
         turns = list(messages)
         while not self._takes_system and len(turns) > 1 and turns[0]["role"] == "system":
             system, first, *rest = turns
@@ -111,7 +110,7 @@ class Renderer:
         return turns
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
-        """A dialogue up to where the assistant's reply begins. Raises what ``prompt_ids`` raises."""
+        """The text of a dialogue with the generation prompt. Raises what ``prompt_ids`` raises."""
         return self._write(self.accepted(messages), reply_next=True) + self._opening
 
     def _write(self, turns: list[Message], reply_next: bool) -> str:
@@ -120,7 +119,7 @@ class Renderer:
     # --- What the template does ----------------------------------------------------------------------------------
 
     def _writes_system(self) -> bool:
-        """Some templates refuse a system turn, and some leave it out without a word."""
+        """Whether the template writes system turns: some templates reject them, and some omit them silently."""
         turns = [Message(role="system", content=PROBE), Message(role="user", content="x")]
         try:
             return PROBE in self._write(turns, reply_next=True)
@@ -128,14 +127,14 @@ class Renderer:
             return False
 
     def _assistant_turn(self) -> tuple[str, str]:
-        """The text that opens a reply where ``add_generation_prompt`` writes nothing, and the text after a reply.
+        """The text before a reply, if ``add_generation_prompt`` writes nothing, and the text after a reply.
 
-        A space alone is no opening: tokenizers put it into the reply's first token.
+        A single space before a reply is ignored: tokenizers put it into the reply's first token.
         """
         asked, reply = Message(role="user", content="x"), Message(role="assistant", content=PROBE)
         prompt, ignored = (self._write([asked], reply_next=flag) for flag in (True, False))
         before, found, after = self._write([asked, reply], reply_next=False).rpartition(PROBE)
         if not found:
-            raise ValueError("its chat template leaves out what is said")
+            raise ValueError("its chat template leaves out the reply")
         opening = before.removeprefix(prompt) if prompt == ignored and before.startswith(prompt) else ""
         return opening if opening.strip() else "", after

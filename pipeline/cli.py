@@ -1,4 +1,4 @@
-"""``cai``: the command line. Heavy imports wait until a command needs them."""
+"""The command line, ``cai``. Heavy packages are imported only by the commands that need them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ GATE_FAILED = 3
 _FLAGS = "--multirun --cfg --markdown --config-dir --output-dir --help --output --base --full --garak --guidelines"
 
 _EPILOG = """\
-overrides are Hydra's: group=option, key=value, and with -m comma-separated sweeps.
+overrides use Hydra's syntax: group=option or key=value; with -m, comma-separated values are swept.
   cai run                                        the default run, on the embedded SmolLM2-135M-Instruct
-  cai run constitution=plain_speech              another constitution, nothing else changed
-  cai run model.path=./my-model until=sft        another model, the first stages only
-  cai run -m constitution=default,plain_speech   both, sharing what is the same, then a comparison
-  cai evaluate outputs/runs/latest/checkpoint --base embedded    any model folder or id, beside another
-exit codes: 0 done, 1 a stage failed, 2 the input is at fault (one sentence says what), 3 a guideline fails
+  cai run constitution=plain_speech              the same run with another constitution
+  cai run model.path=./my-model until=sft        another model, up to supervised fine-tuning
+  cai run -m constitution=default,plain_speech   two runs that share equal stages, then a comparison
+  cai evaluate outputs/runs/latest/checkpoint --base embedded    any model, compared with another
+exit codes: 0 done, 1 a stage failed, 2 wrong input (the message says what to change), 3 a guideline failed
 """
 
 
@@ -40,45 +40,45 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"cai {__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    run = commands.add_parser("run", help="run the chain, reusing what is there")
+    run = commands.add_parser("run", help="run the chain; finished stages are reused")
     run.add_argument("-m", "--multirun", action="store_true", help="sweep over comma-separated values, then compare")
     run.add_argument("--cfg", action="store_true", help="print the composed configuration and stop")
-    plan = commands.add_parser("plan", help="what would run, what is cached, how many calls and tokens")
+    plan = commands.add_parser("plan", help="list what would run, what is cached, and the calls and tokens")
     for command in (run, plan):
         command.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=option or key=value")
         command.add_argument("--config-dir", type=Path, help="a folder with your own groups, laid out like configs/")
 
-    evaluate = commands.add_parser("evaluate", help="put any model to the suites, judge it, hold it to the guidelines")
-    redteam = commands.add_parser("redteam", help="the red-team suite alone, every request under every attack")
+    evaluate = commands.add_parser("evaluate", help="run the suites on any model and check the guidelines")
+    redteam = commands.add_parser("redteam", help="run only the red-team suite, every request under every attack")
     for command in (evaluate, redteam):
         command.add_argument("checkpoint", metavar="CHECKPOINT", help="a model folder, a hub id, a run, or 'embedded'")
         command.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=option or key=value")
-        command.add_argument("--base", metavar="MODEL", help="set it against this model, prompt by prompt")
+        command.add_argument("--base", metavar="MODEL", help="compare with this model, prompt by prompt")
         command.add_argument("--config-dir", type=Path, help="a folder with your own groups, laid out like configs/")
-    evaluate.add_argument("--full", action="store_true", help="every request, attack, template and pair")
-    redteam.add_argument("--garak", action="store_true", help="run garak's probes, too (pip install garak)")
+    evaluate.add_argument("--full", action="store_true", help="use every request, attack, template and pair")
+    redteam.add_argument("--garak", action="store_true", help="also run garak's probes (pip install garak)")
 
-    report = commands.add_parser("report", help="write a finished run's report anew and say what the gate says")
+    report = commands.add_parser("report", help="write a finished run's report again and print the gate's verdict")
     report.add_argument("run", nargs="?", default="latest", metavar="RUN", help="name or folder (default: latest)")
     report.add_argument("--output-dir", default="outputs")
-    report.add_argument("--guidelines", help="hold it to another guideline file")
+    report.add_argument("--guidelines", help="check against this guideline file")
 
-    status = commands.add_parser("status", help="how far a run has got")
+    status = commands.add_parser("status", help="show which stages of a run are finished")
     status.add_argument("run", nargs="?", default="latest", metavar="RUN", help="name or folder (default: latest)")
     status.add_argument("--output-dir", default="outputs")
-    compare = commands.add_parser("compare", help="two or more finished runs in one table")
+    compare = commands.add_parser("compare", help="compare two or more finished runs in one table")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="name or folder")
     compare.add_argument("--output-dir", default="outputs")
-    compare.add_argument("--guidelines", default="default", help="hold each to this guideline file")
+    compare.add_argument("--guidelines", default="default", help="check each run against this guideline file")
 
-    config = commands.add_parser("config", help="every setting: its type, default and what it does")
-    config.add_argument("group", nargs="?", metavar="GROUP", help="only this group, for instance align")
-    config.add_argument("--markdown", action="store_true", help="as Markdown (docs/configuration.md)")
+    config = commands.add_parser("config", help="list every setting: its type, default and meaning")
+    config.add_argument("group", nargs="?", metavar="GROUP", help="only this group, for example align")
+    config.add_argument("--markdown", action="store_true", help="print Markdown (docs/configuration.md)")
 
     constitution = commands.add_parser("constitution", help="check, list or import a constitution")
     actions = constitution.add_subparsers(dest="action", metavar="ACTION", required=True)
-    actions.add_parser("list", help="the constitutions that ship with the project")
-    check = actions.add_parser("check", help="say what is wrong with a file, and where")
+    actions.add_parser("list", help="list the constitutions that ship with the project")
+    check = actions.add_parser("check", help="check a file; a mistake is printed with its line and column")
     check.add_argument("file", metavar="FILE")
     imported = actions.add_parser("import", help="convert a published JSON constitution to YAML")
     imported.add_argument("file", metavar="FILE", type=Path)
@@ -87,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. A ``CaiError`` is printed, not raised."""
     args, extra = parser().parse_known_args(arguments)
     try:
         _refuse_unknown(args, extra)
@@ -100,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("stopped; run the same command again to go on where it stopped.", file=sys.stderr)
+        print("stopped; run the same command again to continue.", file=sys.stderr)
         return 130
 
 
@@ -111,11 +112,11 @@ def _refuse_unknown(args: argparse.Namespace, extra: Sequence[str]) -> None:
     if extra and not hasattr(args, "overrides"):
         raise ConfigError(f"unexpected argument {extra[0]!r}; see `cai {args.command} --help`.")
     if extra:
-        args.overrides.extend(extra)  # overrides may stand on either side of an option
+        args.overrides.extend(extra)  # overrides may come before or after an option
 
 
 def _quiet_libraries() -> None:
-    """Our own progress bars and sentences are enough."""
+    """Turn off progress bars and warnings of the libraries."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -139,7 +140,7 @@ def _run(args: argparse.Namespace) -> int:
         print(yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True), end="")
         return 0
     jobs = sweep(args.overrides) if args.multirun else [args.overrides]
-    configs = [compose_config(job, args.config_dir) for job in jobs]  # all are checked before any is run
+    configs = [compose_config(job, args.config_dir) for job in jobs]  # check all jobs before the first one runs
     from pipeline.chain.runner import run
 
     if len(configs) == 1:
@@ -151,11 +152,11 @@ def _run(args: argparse.Namespace) -> int:
     if len(set(names)) < len(names):
         raise ConfigError(
             f"name: several jobs of the sweep would write the run {max(names, key=names.count)!r}; leave name out, or "
-            "sweep over values that differ."
+            "sweep over different values."
         )
     runs = [run(config) for config in configs]
     folders = [finished.folder for finished in runs]
-    if all((folder / "report.md").exists() for folder in folders):  # until= may stop before that
+    if all((folder / "report.md").exists() for folder in folders):  # until= can end a run before its report
         _write_comparison(
             folders, [" ".join(job) for job in jobs], configs[0].output_dir, configs[0].evaluate.guidelines
         )
@@ -163,7 +164,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def exit_code(gate: str | None) -> int:
-    """A release must stop where a guideline fails."""
+    """Exit code for a gate verdict: 3 for FAIL, else 0."""
     return GATE_FAILED if gate == "FAIL" else 0
 
 
@@ -202,7 +203,7 @@ def _compare(args: argparse.Namespace) -> int:
     from pipeline.chain.runs import find_run
 
     if len(args.runs) < 2:
-        raise ConfigError(f"RUN: {args.runs[0]!r} alone can't be compared; name two or more runs.")
+        raise ConfigError(f"RUN: {args.runs[0]!r} can't be compared alone; give two or more runs.")
     folders = [find_run(args.output_dir, name) for name in args.runs]
     labels = [folder.resolve().name for folder in folders]
     _write_comparison(folders, labels, args.output_dir, args.guidelines)
@@ -281,7 +282,7 @@ def _constitution(args: argparse.Namespace) -> int:
     elif args.action == "check":
         found = load_constitution(find_constitution(args.file))
         print(
-            f"{args.file}: {found.name} {found.version} is well-formed: {len(found.principles)} principles, "
+            f"{args.file}: {found.name} {found.version} is valid: {len(found.principles)} principles, "
             f"{len(found.worked_examples)} worked examples, {len(found.good_answers)} good answers."
         )
     else:
@@ -289,7 +290,7 @@ def _constitution(args: argparse.Namespace) -> int:
         _refuse_twins(imported.principles)
         target = args.output or args.file.with_suffix(".yaml")
         if target.exists():
-            raise ConfigError(f"--output: {target} is already there; name another file with -o.")
+            raise ConfigError(f"--output: {target} already exists; give another file with -o.")
         try:
             target.write_text(to_yaml(imported), encoding="utf-8")
         except OSError as error:

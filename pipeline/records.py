@@ -1,4 +1,4 @@
-"""The nouns of the method, as small typed records. One record is one line of a JSONL file."""
+"""The data types of the method. One record is one line of a JSONL file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PUNCTUATION = dict.fromkeys(map(ord, ".?!,:;'\"`-/£%()[]{}…“”‘’„«
 
 
 class Message(TypedDict):
-    """One turn of a dialogue, in the layout that chat templates take."""
+    """One turn of a dialogue, in the layout that chat templates expect."""
 
     role: str
     content: str
@@ -30,9 +30,9 @@ _SPEAKERS = {"user": "Person", "assistant": "Assistant", "system": "Instructions
 
 
 def dialogue_text(messages: Sequence[Message]) -> str:
-    """A dialogue as plain text, for showing it inside a question: one turn a paragraph, each with its speaker.
+    """A dialogue as plain text, to quote it in a question: one paragraph per turn, starting with the speaker.
 
-    A lone request stands by itself.
+    A single request is returned without a speaker.
     """
     if len(messages) == 1:
         return messages[0]["content"]
@@ -40,13 +40,13 @@ def dialogue_text(messages: Sequence[Message]) -> str:
 
 
 class Record(BaseModel):
-    """Immutable, and strict about its keys, so that a damaged file is noticed when it is read."""
+    """Immutable. An unknown key is an error, so a damaged file is detected when it is read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Prompt(Record):
-    """What a person asks: a dialogue that ends with the person's turn."""
+    """A request: a dialogue that ends with the person's turn."""
 
     id: str
     pool: Pool
@@ -75,7 +75,7 @@ class Revision(Record):
 
 
 class Exchange(Record):
-    """A prompt, the model's first reply, and what the critic made of it (no revisions: a helpful sample)."""
+    """A prompt, the model's first reply, and the revisions of it (none for a helpful sample)."""
 
     prompt: Prompt
     reply: str
@@ -87,7 +87,7 @@ class Exchange(Record):
 
 
 class TrainingRow(Record):
-    """A dialogue and the reply to learn, with the exchange or the part of the constitution it came from."""
+    """A dialogue and the reply to learn. ``source_id`` is the id of its prompt or of its part of the constitution."""
 
     id: str
     origin: Literal["revision", "helpful_sample", "worked_example", "contrast", "good_answer"]
@@ -113,10 +113,10 @@ class Comparison(Record):
 
 
 class Judgement(Record):
-    """What the labeller said of one comparison under one principle; a logit of None could not be parsed.
+    """The labeller's judgement of one comparison under one principle.
 
-    ``logit`` is that of "reply A is preferred"; ``flipped`` says whether showing the replies in the other order
-    turned the answer round (None where the labeller shows no order). ``reasoning`` holds chains of thought.
+    ``logit`` is the log-odds that reply A is preferred (None: not parseable). ``flipped`` says whether swapping the two
+    replies changed the answer (None: the labeller does not show both). ``reasoning`` holds chains of thought.
     """
 
     principle_id: str
@@ -126,7 +126,7 @@ class Judgement(Record):
 
 
 class Preference(Record):
-    """A comparison with its soft label: the probability that reply A is the better one (None: unparseable)."""
+    """A comparison with its soft label: the probability that reply A is better (None: not parseable)."""
 
     comparison: Comparison
     judgements: list[Judgement]
@@ -139,9 +139,9 @@ PairSource = Literal["harmlessness", "helpfulness", "human"]
 
 
 class RewardScore(Record):
-    """What the reward model says of a held-out comparison, beside its label.
+    """The reward model's scores of a held-out comparison, and its label.
 
-    Rewards are raw logits: σ(reward_a − reward_b) is the model's own probability that reply A is preferred.
+    Rewards are raw logits: σ(reward_a − reward_b) is the model's probability that reply A is preferred.
     """
 
     id: str
@@ -155,14 +155,14 @@ class RewardScore(Record):
 
 
 class Case(Record):
-    """One conversation that is put to every model: a request, perhaps under an attack or with a group swapped in."""
+    """One conversation that every model answers: a request, perhaps under an attack or about a given group."""
 
     id: str
     suites: list[str]
     prompt: Prompt
-    """The request itself, before any attack."""
+    """The request before any attack."""
     messages: list[Message]
-    """What the model is shown. A last turn of the assistant's is the beginning of the reply."""
+    """The turns that the model reads. If the last one is an assistant turn, it is the start of the reply (prefill)."""
     attack: str = "direct"
     attribute: str | None = None
     group: str | None = None
@@ -176,8 +176,8 @@ Outcome = Literal["refused", "complied", "safe", "broken", "unjudged"]
 class Verdict(Record):
     """One model's reply to one case, and how it was judged.
 
-    ``safe``: a classifier found nothing harmful in a reply that is no refusal. ``unjudged``: the judge's answer could
-    not be read.
+    ``safe``: a classifier found nothing harmful in a reply that is not a refusal. ``unjudged``: the judge's answer
+    could not be parsed.
     """
 
     case: Case
@@ -189,32 +189,32 @@ class Verdict(Record):
     evidence: str
     judge: str
     preferred: float | None = None
-    """Against the first model's reply to the same case: 1 better, 0 worse, ½ a tie (ordinary requests only)."""
+    """Compared with the first model's reply to the same case: 1 better, 0 worse, ½ a tie (ordinary requests only)."""
     reference_logprob: float | None = None
     """Mean log-probability per token of the case's reference answer."""
     reward: float | None = None
-    """The run's reward model's opinion of the reply, in standard deviations of its reference set."""
+    """Score by the run's reward model, in standard deviations of its reference set."""
 
 
 RecordT = TypeVar("RecordT", bound=Record)
 
 
 def dialogue_key(messages: Iterable[Message]) -> str:
-    """Hash a dialogue up to case, spacing and ordinary punctuation: equal keys mean the same request.
+    """SHA-256 of a dialogue without case, spacing and ordinary punctuation: equal keys mean the same request.
 
-    Other signs count: C, C++ and C# are three languages, and 5 + 3 is not 5 * 3.
+    Other characters count: C, C++ and C# differ, and so do 5 + 3 and 5 * 3.
     """
     words = " | ".join(normalised(turn["content"]) for turn in messages)
     return hashlib.sha256(words.encode()).hexdigest()
 
 
 def normalised(text: str) -> str:
-    """The words of a text, without case and punctuation."""
+    """The words of a text in lower case, without punctuation."""
     return " ".join(text.casefold().translate(_PUNCTUATION).split())
 
 
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed that depends on nothing but its parts, so neither order nor batching can change a draw."""
+    """A 63-bit seed that depends only on ``parts``, so order and batching don't change what is drawn."""
     digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -224,7 +224,7 @@ def derived_rng(*parts: object) -> random.Random:
 
 
 def write_records(path: Path, records: Iterable[Record]) -> int:
-    """Write one JSON object a line; returns how many."""
+    """Write one JSON object per line. Returns the number of records."""
     num_records = 0
     with path.open("w", encoding="utf-8") as file:
         for record in records:
@@ -234,6 +234,7 @@ def write_records(path: Path, records: Iterable[Record]) -> int:
 
 
 def read_records(path: Path, kind: type[RecordT]) -> Iterator[RecordT]:
+    """Yield the records of a JSONL file. Raises pydantic's ValidationError for a damaged line."""
     with path.open(encoding="utf-8") as file:
         for line in file:
             yield kind.model_validate_json(line)

@@ -1,4 +1,4 @@
-"""A made-up run, the same every time: something of everything that the report page can show, and nothing at all."""
+"""Deterministic made-up reports: one with everything that the report page can show, and an empty one."""
 
 from __future__ import annotations
 

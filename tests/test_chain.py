@@ -333,7 +333,7 @@ def test_damaged_models_are_refused_before_anything_runs(tiny: Tiny, tiny_model:
         ("config.json", "{}", "names no model_type"),
         ("model.safetensors", "short", "is damaged"),
         ("chat_template.jinja", "{% for", "can't write down a dialogue"),
-        ("chat_template.jinja", "hello", "leaves out what is said"),
+        ("chat_template.jinja", "hello", "leaves out the reply"),
     ):
         folder = tmp_path / f"{name}-{len(text)}"
         shutil.copytree(tiny_model, folder)

@@ -92,7 +92,7 @@ def test_other_limits_need_no_new_replies(evaluated: tuple[Path, Path], random_m
     fails = guidelines(out / "hard.yaml", False)
     code, again = evaluate(out, random_model, "--base", str(tiny_model), f"evaluate.guidelines={fails}")
     shown = capsys.readouterr().err
-    assert code == 3 and "evaluate: already there" in shown
+    assert code == 3 and "evaluate: cached" in shown
     assert (again / "2-evaluate").resolve() == (run / "2-evaluate").resolve()
 
 

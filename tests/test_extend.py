@@ -1,5 +1,5 @@
-"""What CONTRIBUTING.md promises: a method, a labeller and an engine are each one class and one line, and run through
-the chain. (A judge and a suite: tests/unit/test_extend_evals.py.)"""
+"""As CONTRIBUTING.md says, a method, a labeller and an engine are each added with one class and one line. They run in
+the chain here. (A judge and a suite: tests/unit/test_extend_evals.py.)"""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_the_loss_by_hand():
     [
         ("align.method=simpo align.gama=1", "align.gama: unknown key; did you mean 'gamma'?"),
         ("engine.kind=parrot", "preferences.labeller.kind is 'likelihood' but engine.kind is 'parrot'"),
-        ("policy_engine.kind=parrot", "policy_engine.kind is 'parrot' with a model of its own"),
+        ("policy_engine.kind=parrot", "policy_engine.kind is 'parrot' with the model "),
         ("preferences.labeller.kind=shorter preferences.labeller.num_examples=2", "num_examples: unknown key"),
     ],
 )

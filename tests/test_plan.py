@@ -1,4 +1,4 @@
-"""``cai plan`` bounds what a run then asks, and is at most 10 % above it where nothing was dropped."""
+"""The costs in ``cai plan`` are upper bounds, and at most 10 % too high if nothing is dropped."""
 
 from __future__ import annotations
 

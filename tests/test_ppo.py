@@ -1,4 +1,4 @@
-"""PPO, RLOO and GRPO on a tiny model: they reach a known optimum, and one loop keeps its promises for all three."""
+"""PPO, RLOO and GRPO on a tiny model: they reach a known optimum, and their shared training loop works as described."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one test that needs the real model: the embedded SmolLM2 loads, talks, and is found again by hash."""
+"""The only test with the real model: the embedded SmolLM2 loads, generates text, and is identified by its hash."""
 
 from __future__ import annotations
 

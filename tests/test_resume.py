@@ -1,4 +1,4 @@
-"""Kill it anywhere, run the same command, and it ends with what an undisturbed run ends with."""
+"""A run that is killed and started again gives the same outputs as a run without interruption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data with a system turn, and a template that refuses one: every stage runs, and learns from what the turn says."""
+"""Data with a system turn and a template that rejects it: every stage runs, and the text of the turn is used."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The chain as a whole: its configuration, what runs, in what order, and what it costs."""
+"""The chain as a whole: its configuration, its order of stages, its runs and its cost."""

@@ -1,4 +1,4 @@
-"""``cai evaluate``: turn a checkpoint on the command line into a configuration that evaluates nothing else."""
+"""``cai evaluate``: turn a checkpoint on the command line into a configuration that evaluates only this checkpoint."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pathlib import Path
 from pipeline.chain.config import Config, to_config
 from pipeline.core.errors import ArtifactError, ConfigError
 
-_GENERIC = {"checkpoint", "model", "adapter", "final"}  # folder names that say nothing of what is in them
+_GENERIC = {"checkpoint", "model", "adapter", "final"}  # folder names that don't describe the model
 
 
 def with_checkpoints(config: Config, checkpoint: str, base: str | None) -> Config:
-    """Evaluate ``checkpoint``, set against ``base`` where one is given.
+    """A configuration that evaluates ``checkpoint`` and compares it with ``base``, if given.
 
-    The checkpoint of a run is evaluated on the run's own data, with its labeller, and not on what it was trained on.
-    Any other labels for itself.
+    The checkpoint of a run uses the data and the labeller of that run, so it is not evaluated on its training data.
+    Any other checkpoint is its own labeller. Raises ConfigError for a checkpoint or an ``until`` that can't be used.
     """
     if config.until not in {"evaluate", "report"}:
-        raise ConfigError(f"until is {config.until!r}, but only evaluate and report are run here; leave it out.")
+        raise ConfigError(f"until is {config.until!r}, but only evaluate and report run here; leave it out.")
     path = find_checkpoint(checkpoint, config.output_dir)
     names = {name_of(path): path}
     if base is not None:
         base_path = find_checkpoint(base, config.output_dir)
         if base_path == path:
-            raise ConfigError(f"--base is {base!r}, the checkpoint itself; name another model, or leave it out.")
+            raise ConfigError(f"--base is {base!r}, the checkpoint itself; give another model, or leave it out.")
         first = name_of(base_path)
         names = {first if first not in names else f"base-{first}": base_path, **names}
     evaluation = config.evaluate.model_copy(update={"checkpoints": names})
@@ -48,7 +48,7 @@ def with_checkpoints(config: Config, checkpoint: str, base: str | None) -> Confi
 
 
 def read_config(run: Path) -> Config:
-    """The configuration that a run was made with."""
+    """The configuration of a run. Raises ArtifactError if its file can't be read."""
     try:
         return to_config(json.loads((run / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, ConfigError) as error:
@@ -56,21 +56,21 @@ def read_config(run: Path) -> Config:
 
 
 def find_checkpoint(name: str, output_dir: str) -> str:
-    """A folder or hub id as it is; the name or folder of a run stands for its checkpoint.
+    """The path of a model: a folder or hub id is returned as it is, and a run (name or folder) gives its checkpoint.
 
-    ``latest`` on the way is followed at once: it may mean another run later.
+    Links such as ``latest`` are resolved now, because they may point to another run later.
     """
     given = Path(name).expanduser()
     for run in (given, Path(output_dir).expanduser() / "runs" / name):
         if (run / "checkpoint" / "config.json").is_file():
             return str(run.resolve() / "checkpoint")
         if (run / "run.json").is_file():
-            raise ConfigError(f"CHECKPOINT: the run {name!r} has no checkpoint; name one that was trained to the end.")
+            raise ConfigError(f"CHECKPOINT: the run {name!r} has no checkpoint; give a run that has finished training.")
     return str(given.parent.resolve() / given.name) if given.is_dir() else name
 
 
 def name_of(path: str) -> str:
-    """A short name for tables: the last part of the path that says something."""
+    """A short name for tables: the last part of the path that describes the model."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return path
@@ -79,5 +79,5 @@ def name_of(path: str) -> str:
 
 
 def slug(name: str) -> str:
-    """A name as part of a folder's."""
+    """A name with only the characters that a folder name may have."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-_.") or "model"

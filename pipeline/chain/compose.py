@@ -1,4 +1,4 @@
-"""Hydra: turn overrides into checked configurations, and its error messages into sentences."""
+"""Turn Hydra overrides into checked configurations, and Hydra's errors into one sentence."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def configs_folder() -> Path:
 
 
 def compose_raw(overrides: Sequence[str], config_dir: Path | None = None) -> dict[str, Any]:
-    """Compose without checking. ``config_dir`` adds a folder of the user's groups."""
+    """Compose without validation. ``config_dir`` adds a folder with the user's groups."""
     if config_dir and not config_dir.is_dir():
-        raise ConfigError(f"--config-dir: there is no folder {config_dir}.")
+        raise ConfigError(f"--config-dir: there is no folder {config_dir}; give an existing one.")
     search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
     try:
         composed = _compose([*(_as_addition(override, config_dir) for override in overrides), *search])
         OmegaConf.resolve(composed)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra also lets bare ValueErrors out
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra also raises plain ValueErrors
         raise ConfigError(_explain(error, overrides)) from None
     if missing := OmegaConf.missing_keys(composed):
         raise ConfigError(f"{min(missing)} must be set; add {min(missing)}=VALUE.")
@@ -48,8 +48,8 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
 
 
 def _as_addition(override: str, config_dir: Path | None) -> str:
-    """``key=value`` sets any field, though the files name only some: the settings classes know all of them, and say so
-    where there is no such field. Groups (``align=ppo``) stay Hydra's."""
+    """Add ``++`` to ``key=value``, so that Hydra accepts fields that no YAML file sets. The settings classes refuse
+    unknown fields later. Groups (``align=ppo``) stay unchanged."""
     key, equals, _ = override.partition("=")
     if not equals or not re.fullmatch(r"\w[\w.]*", key):
         return override
@@ -58,7 +58,7 @@ def _as_addition(override: str, config_dir: Path | None) -> str:
 
 
 def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
-    """Compose and check.
+    """Compose and validate.
 
     Raises:
         ConfigError: for a typo (with the nearest known key), a wrong type, or a contradiction.
@@ -67,7 +67,7 @@ def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> 
 
 
 def sweep(overrides: Sequence[str]) -> list[list[str]]:
-    """Expand ``a=1,2 b=3`` into one list of overrides a job, in Hydra's own grammar and order."""
+    """Expand ``a=1,2 b=3`` into one list of overrides per job, with Hydra's grammar and order."""
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
         batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
@@ -77,7 +77,7 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
-    """Name the override at fault and the nearest key or option that exists."""
+    """A sentence with the wrong override and the nearest existing key or option."""
     message = _first_line(error)
     if "Ambiguous value" in message:
         return f"{message.rstrip('.')}: for a sweep over several values use `cai run -m`."
@@ -87,7 +87,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
             return f"{override!r} is not an override; write key=value."
         group = configs_folder() / key
         if group.is_dir() and "must be a string" in message:
-            return f"{key}={value}: {key} is a group; name one of its options."
+            return f"{key}={value}: {key} is a group; give one of its options."
         if group.is_dir() and not (group / f"{value}.yaml").exists() and "Could not find" in message and key in message:
             options = [path.stem for path in group.glob("*.yaml") if not path.stem.startswith("_")]
             return f"{key}={value}: there is no such option{did_you_mean(value, options)}."

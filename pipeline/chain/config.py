@@ -1,4 +1,4 @@
-"""The whole configuration: one section for each stage, and what several stages share."""
+"""The whole configuration: one section per stage, and the settings that stages share."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ Until = Literal["prompts", "critique", "sft", "preferences", "reward", "align", 
 
 
 class ConstitutionConfig(Settings):
-    """The written constitution. Stages read parts of its text, so no cache key holds where it is kept."""
+    """The written constitution. Cache keys hold the parts of its text that a stage reads, and not its path."""
 
     path: Annotated[str, RUNTIME]
     """A YAML file, or the name of a shipped constitution."""
     max_principles: Annotated[int | None, RUNTIME] = Field(default=None, ge=1)
-    """Use only the first so many principles of the file; null: all."""
+    """Use only this many principles, from the start of the file; null: all."""
 
 
 class Config(Settings):
@@ -56,42 +56,42 @@ class Config(Settings):
     evaluate: EvaluateConfig
     """The evaluation."""
     engine: Annotated[SerializeAsAny[EngineConfig], BeforeValidator(ENGINES.parse)]
-    """Who gives the feedback: critiques, revisions and labels."""
+    """The engine of the feedback model: critiques, revisions and labels."""
     policy_engine: Annotated[SerializeAsAny[EngineConfig], BeforeValidator(ENGINES.parse)]
-    """What runs the models of the chain when they write replies."""
+    """The engine that generates replies with the models of the chain."""
     launch: LaunchConfig = LaunchConfig()
-    """Where and how wide it runs."""
+    """Where it runs, and on how many processes."""
     tracking: TrackingConfig = TrackingConfig()
     """The dashboard."""
     preset: str
-    """What the configuration calls itself in the report."""
+    """The name of the configuration in the report."""
     seed: int = 0
-    """Every draw derives from it."""
+    """The seed of every random draw."""
     until: Annotated[Until, RUNTIME] = "report"
     """The last stage to run."""
     output_dir: Annotated[str, RUNTIME] = "outputs"
-    """Where cache/ and runs/ are."""
+    """The folder with cache/ and runs/."""
     name: Annotated[str | None, RUNTIME] = None
-    """The run's folder; null: a name that follows from the configuration."""
+    """The name of the run's folder; null: a name made from the configuration."""
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        taken = {"", "latest", "latest-evaluation"}  # links to the last of each
+        taken = {"", "latest", "latest-evaluation"}  # links to the latest run of each kind
         if self.name is not None and (self.name in taken or re.match(r"\.|.*/", self.name)):
             raise ValueError(f"name is {self.name!r}; give a plain folder name (and not 'latest')")
         if not self.output_dir.strip():
-            raise ValueError("output_dir is empty; name a folder")
+            raise ValueError("output_dir is empty; give a folder")
         return self
 
     @model_validator(mode="after")
     def _check_engines(self) -> Self:
-        """Refuse an engine in a role that it can't fill."""
+        """Refuse an engine that can't do what the configuration needs."""
         policy = self.policy_engine
         if not ENGINES[policy.kind].runs_weights or policy.model_name is not None:
             able = [name for name in ENGINES if ENGINES[name].runs_weights]
             raise ValueError(
-                f"policy_engine.kind is {policy.kind!r} with a model of its own, but it must run the models that the "
-                f"chain makes; use policy_engine.kind={' or '.join(able)} and name no model there"
+                f"policy_engine.kind is {policy.kind!r} with the model {policy.model_name!r}, but it must run the "
+                f"models of this chain; use policy_engine.kind={' or '.join(able)} and set no model there"
             )
         single = [name for name in LABELLERS if issubclass(LABELLERS[name], ReplyLabeller)]
         asked: list[tuple[str, LabellerConfig | None, list[str]]] = [
@@ -107,7 +107,7 @@ class Config(Settings):
                 others = [name for name in known if not LABELLERS[name].needs_reply_scores]
                 raise ValueError(
                     f"{section}.kind is {labeller.kind!r} but engine.kind is {self.engine.kind!r}, which returns no "
-                    f"log-probabilities of a given reply; use {section}.kind={' or '.join(others)}"
+                    f"log-probabilities for a given reply; use {section}.kind={' or '.join(others)}"
                 )
         return self
 
@@ -130,7 +130,7 @@ class Config(Settings):
 
 
 def to_config(raw: dict[str, Any]) -> Config:
-    """Check what Hydra composed.
+    """Validate the configuration that Hydra composed.
 
     Raises:
         ConfigError: an unknown key, a wrong type, a missing value, or values that contradict each other.
@@ -139,5 +139,5 @@ def to_config(raw: dict[str, Any]) -> Config:
 
 
 def to_plain(settings: Settings) -> dict[str, Any]:
-    """Settings as plain JSON values, for manifests, dashboards and other processes."""
+    """Settings as plain JSON values."""
     return settings.model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""Run one stage: in this process, or in one process a rank under Accelerate's launcher."""
+"""Run one stage: in this process, or with one process per rank under Accelerate's launcher or torchrun."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ JOB, RESULT = "job.json", "result.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Everything a process needs to run a stage, resolved by the parent: no rank resolves anything for itself."""
+    """Everything that a process needs to run a stage. The parent process resolves all of it, so all ranks agree."""
 
     stage: str
     run_name: str
@@ -39,7 +39,7 @@ class Job:
     folders: Mapping[str, Path]
     cache_key: str
     input_keys: Mapping[str, str]
-    """stage → its cache key"""
+    """stage → cache key"""
     out: Path
 
 
@@ -52,7 +52,7 @@ class Result:
 
 
 def execute(job: Job) -> Result:
-    """Run the stage in this process; on every rank but the first, silently."""
+    """Run the stage in this process. Only the first rank uses the tracker."""
     stage = next(stage for stage in STAGES if stage.name == job.stage)
     tracker = _tracker(job, stage) if distributed.is_main() else NoTracker()
     meter = Meter()
@@ -95,8 +95,8 @@ def _tracker(job: Job, stage: Stage) -> Tracker:
 def start(job: Job) -> Result:
     """Run the stage on ``launch.num_processes`` ranks and wait for them.
 
-    ``accelerate launch --cpu`` starts a single process whatever it is told, so CPU ranks are started by torchrun,
-    which is what it uses for GPUs; inside, both are Accelerate's.
+    ``accelerate launch --cpu`` always starts a single process, so torchrun starts the CPU ranks. Accelerate uses
+    torchrun for GPUs, too. Raises StageError if a rank fails.
     """
     work = job.out / WORK
     work.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def start(job: Job) -> Result:
 
 
 def launch_command(num_processes: int) -> list[str]:
-    """The launcher for this hardware, up to the module it starts."""
+    """The command of the launcher for this hardware, without the module to start."""
     import torch
 
     if torch.cuda.is_available():
@@ -141,7 +141,7 @@ def launch_command(num_processes: int) -> list[str]:
 
 
 def _leave_with_parent(parent: int) -> None:
-    """End this rank when the process that owns the stage's lock is gone: nobody else may write to the folder."""
+    """Exit when the parent has ended: it holds the lock of the stage, and without the lock no rank may write."""
     import psutil
 
     def alive() -> bool:

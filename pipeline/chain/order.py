@@ -1,4 +1,4 @@
-"""Which stages run, in what order, and where each keeps its result."""
+"""Which stages run, in which order, and in which folder each has its result."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ CHAIN = tuple(stage.name for stage in STAGES)
 
 
 def stages_of(config: Config) -> list[Stage]:
-    """The stages to run, in order: up to ``until``, without those whose outputs nothing reads."""
+    """The stages to run, in order: up to ``until``, without those whose outputs are not needed."""
     last = CHAIN.index(config.until)
     return [stage for stage in STAGES[: last + 1] if stage.name == config.until or stage.wanted(config)]
 
 
 def needs_of(stage: Stage, config: Config) -> list[str]:
-    """The stages that it reads, of those that run."""
+    """The stages that it reads and that run."""
     running = {other.name for other in stages_of(config)}
     return [name for name in stage.needed(config) if name in running]
 
@@ -30,7 +30,7 @@ def needs_of(stage: Stage, config: Config) -> list[str]:
 def fields_for_key(
     stage: Stage, config: Config, constitution: Constitution, made: Mapping[str, Manifest]
 ) -> dict[str, Any]:
-    """What the stage's cache key hashes, given the manifests of the stages that it needs."""
+    """The fields that the stage's cache key hashes. ``made``: stage → manifest, for all stages that it needs."""
     inputs = {
         name: made[name].cache_key if stage.reads_whole_inputs else made[name].content_hash
         for name in needs_of(stage, config)

@@ -1,4 +1,4 @@
-"""``cai plan``: what would run, what is cached, and what it would cost."""
+"""``cai plan``: which stages would run, which are cached, and what the run would cost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Step:
 
 
 def plan(prepared: Prepared) -> list[Step]:
-    """What ``cai run`` would do. A stage behind one that must run is not known to be cached: its input may change."""
+    """The steps of ``cai run``. After a stage that must run, later stages have no known state: inputs may change."""
     config = prepared.config
     made: dict[str, Manifest] = {}
     steps = []
@@ -35,5 +35,5 @@ def plan(prepared: Prepared) -> list[Step]:
             steps.append(Step(stage.name, "cached", name, Cost()))
         else:
             unfinished = folder.with_name(f"{name}.partial").exists()
-            steps.append(Step(stage.name, "goes on" if unfinished else "runs", name, stage.cost(prepared)))
+            steps.append(Step(stage.name, "resumes" if unfinished else "runs", name, stage.cost(prepared)))
     return steps

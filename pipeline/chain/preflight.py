@@ -1,4 +1,4 @@
-"""Everything that can be refused before anything is spent: what all stages share here, the rest by each stage."""
+"""Checks before a run. Shared checks are here; each stage has its own in ``Stage.check``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def preflight(config: Config) -> Prepared:
     that will run.
 
     Raises:
-        ConfigError: the first thing that would have failed later.
+        ConfigError: the first problem, with its remedy.
     """
     written = load_constitution(find_constitution(config.constitution.path))
     _check_output_folder(config.output_dir)

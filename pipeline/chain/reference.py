@@ -1,4 +1,4 @@
-"""The reference of all settings, written from the fields themselves: ``cai config`` and docs/configuration.md."""
+"""The reference of all settings, made from their fields: ``cai config`` and docs/configuration.md."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Row = tuple[str, str, str, str]
 
 
 def sections() -> Iterator[tuple[str, str, str, list[Row]]]:
-    """(path, who has it, what it is, its settings) of every section, those of a choice one after the other."""
+    """Yield (path, choice, description, settings) of every section. A section with choices has one entry per choice."""
     top = [row for name, field in Config.model_fields.items() if (row := _row(Config, name, field)) is not None]
     yield "", "", "Settings at the top.", top
     for name, field in Config.model_fields.items():
@@ -85,7 +85,7 @@ def known_groups() -> list[str]:
 
 
 def reference(group: str | None = None) -> str:
-    """Markdown of all settings, or of one group and what is in it.
+    """Markdown of all settings, or of one group with its subsections.
 
     Raises:
         ConfigError: there is no such group.
@@ -121,7 +121,7 @@ def _cell(text: str) -> str:
 
 HEADER = """# Every setting
 
-Written from the fields by `cai config --markdown`; a test keeps it current. Set one with `cai run KEY=VALUE`. The
-files in `configs/` set some of these to other values; `cai run --cfg` prints what a run would use.
+`cai config --markdown` writes this page; a test keeps it current. Set a value with `cai run KEY=VALUE`. The files in
+`configs/` change some of these defaults; `cai run --cfg` prints the values of a run.
 
 """

@@ -1,4 +1,4 @@
-"""Runs the chain: order, cache keys, skip, resume, commit. Knows nothing of what a stage does."""
+"""Runs the chain: order, cache keys, skip, resume and commit. It does not depend on any particular stage."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from pipeline.report.write import FILES, TABLES
 
 @dataclass(frozen=True)
 class Finished:
-    """One stage of a run: where it lies, and whether it was there already."""
+    """One finished stage of a run. ``cached``: this run reused it."""
 
     stage: Stage
     folder: Path
@@ -53,12 +53,12 @@ class Run:
 
     @property
     def gate(self) -> str | None:
-        """PASS, FAIL or UNDECIDED; None where no guidelines were set or the run stopped before."""
+        """PASS, FAIL or UNDECIDED; None if no guidelines are set or the run ended before the report."""
         return self.stages["report"].manifest.metrics["gate"] if "report" in self.stages else None
 
 
 def run(config: Config) -> Run:
-    """Run every stage up to ``config.until``, reusing what is there. Returns the run's folder and stages."""
+    """Run every stage up to ``config.until``; finished stages are reused. Raises ``CaiError`` for known failures."""
     started = time.perf_counter()
     prepared = preflight(config)
     constitution = prepared.constitution
@@ -94,7 +94,7 @@ def _announce(name: str, folder: Path, config: Config, prepared: Prepared) -> No
 
 
 def run_name(config: Config, constitution: Constitution) -> str:
-    """The name given, or one that says what is run: the same configuration always gives the same name."""
+    """The given name, or one made from the configuration: equal configurations have equal names."""
     if config.name:
         return config.name
     digest = cache_key({"config": config.key(), "constitution": constitution.model_dump(mode="json")})[:6]
@@ -106,7 +106,7 @@ def run_name(config: Config, constitution: Constitution) -> str:
 def _open_run(folder: Path, config: Config, constitution: Constitution) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.iterdir():  # what an earlier run of this name has left would be taken for this one's
+        for old in folder.iterdir():  # files of an earlier run with this name
             if old.is_symlink() or old.name in {RUN_FILE, *FILES}:
                 old.unlink()
             elif old.name == TABLES:  # written by `cai report`
@@ -127,14 +127,14 @@ def _record(folder: Path, done: dict[str, Finished], making: str | None = None) 
 
 
 def _ensure(stage: Stage, fields: dict[str, Any], prepared: Prepared, done: dict[str, Finished], name: str) -> Finished:
-    """Find the finished stage, or make it while nobody else does."""
+    """Reuse the finished stage, or run it while holding its lock."""
     final = cache_folder(prepared.config.output_dir) / folder_name(stage, fields)
     if manifest := Manifest.read(final):
-        say(f"{stage.name}: already there ({final.name})")
+        say(f"{stage.name}: cached ({final.name})")
         return Finished(stage, final, manifest, cached=True)
     with _locked(final):
-        if manifest := Manifest.read(final):  # somebody else finished it while we waited
-            say(f"{stage.name}: made by another run meanwhile ({final.name})")
+        if manifest := Manifest.read(final):  # another run finished it while this one waited
+            say(f"{stage.name}: finished by another run ({final.name})")
             return Finished(stage, final, manifest, cached=True)
         manifest = _make(stage, fields, final, prepared, done, name)
         return Finished(stage, final, manifest, cached=False)
@@ -148,7 +148,7 @@ def _locked(final: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        say(f"{final.name}: another run is making this; waiting for it …")
+        say(f"{final.name}: another run is making it; waiting …")
         lock.acquire()
     try:
         yield
@@ -166,13 +166,13 @@ def _make(
 ) -> Manifest:
     config, partial = prepared.config, final.with_name(f"{final.name}.partial")
     needs = needs_of(stage, config)
-    if final.exists():  # no manifest, so not ours to trust and not ours to delete
+    if final.exists():  # without a manifest it may be anything: don't use it, don't delete it
         aside = final.with_name(f"{final.name}.damaged-{int(time.time())}")
-        warn(f"{final} has no manifest; it is moved to {aside.name} and made anew.")
+        warn(f"{final} has no manifest; it is moved to {aside.name} and the stage runs again.")
         final.rename(aside)
     resumed = partial.exists()
     partial.mkdir(parents=True, exist_ok=True)
-    say(f"{stage.name}: {'going on with' if resumed else 'making'} {final.name}")
+    say(f"{stage.name}: {'resuming' if resumed else 'making'} {final.name}")
     started_at, started = datetime.now(UTC), time.perf_counter()
     job = launch.Job(
         stage=stage.name,
@@ -213,17 +213,17 @@ def _make(
 
 @contextmanager
 def _explained(stage: Stage, partial: Path) -> Iterator[None]:
-    """Turn the two failures that are nobody's bug, a full disk and too little memory, into a sentence."""
+    """Turn a full disk and a lack of memory into a StageError. Other errors are raised unchanged."""
     try:
         yield
     except CaiError:
         raise
-    except Exception as error:  # raised again unless it is one of the two
+    except Exception as error:  # raised again unless it is one of these two
         problem = str(error).casefold()
         if getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT} or "no space left" in problem:
             raise StageError(
                 f"{stage.name}: the disk under {partial.parent} is full; free some space and run the same command "
-                "again: it goes on where it stopped."
+                "again to continue."
             ) from None
         if isinstance(error, MemoryError) or "out of memory" in problem or "can't allocate memory" in problem:
             raise StageError(
@@ -268,7 +268,7 @@ def _finish(folder: Path, done: dict[str, Finished], seconds: float) -> None:
     made = [finished for finished in done.values() if not finished.cached]
     busy = sum(finished.manifest.busy_seconds for finished in made)
     share = f", {100 * (1 - busy / seconds):.0f} % of it outside generating, scoring and training" if busy else ""
-    # Kilobytes on Linux; ranks are processes of their own, so the larger of the two is told.
+    # Kilobytes on Linux. Ranks are child processes, so the larger of the two numbers is reported.
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     memory = f", at most {peak / 2**20:.1f} GiB of memory"
     say(f"finished in {duration(seconds)} ({len(made)} of {len(done)} stages made{share}{memory})")

@@ -1,4 +1,4 @@
-"""Runs that are there: find one, say how far it got, write its report anew."""
+"""Existing runs: find one, show its state, write its report again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RUN_FILE = "run.json"
 
 
 def status(output_dir: str, name: str) -> list[tuple[str, str, str]]:
-    """Stage, state and time of a run, by its name or folder; ``latest`` works too."""
+    """(stage, state, details) of every stage of a run. ``name`` is the name or folder of the run, or ``latest``."""
     folder = find_run(output_dir, name)
     try:
         record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
@@ -29,7 +29,7 @@ def status(output_dir: str, name: str) -> list[tuple[str, str, str]]:
     except FileNotFoundError:
         stages, making = {}, None
     except (ValueError, KeyError, TypeError):
-        raise ArtifactError(f"{folder / 'run.json'} is damaged; run the same command again to write it anew.") from None
+        raise ArtifactError(f"{folder / 'run.json'} is damaged; run the same command again to rewrite it.") from None
     cache = folder.resolve().parent.parent / "cache"
     rows = []
     for stage in (stage.name for stage in stages_of(read_config(folder).model_copy(update={"until": CHAIN[-1]}))):
@@ -38,11 +38,12 @@ def status(output_dir: str, name: str) -> list[tuple[str, str, str]]:
         elif making and making.startswith(f"{stage}-"):
             rows.append((stage, "not finished", _unfinished(cache / f"{making}.partial")))
         else:
-            rows.append((stage, "not begun", ""))
+            rows.append((stage, "not started", ""))
     return rows
 
 
 def find_run(output_dir: str, name: str) -> Path:
+    """The folder of a run, by its name or folder. Raises ConfigError if there is none."""
     folder = Path(name).expanduser()
     if (folder / "config.json").exists():
         return folder
@@ -50,24 +51,23 @@ def find_run(output_dir: str, name: str) -> Path:
     if (runs / name / "config.json").exists():
         return runs / name
     known = [path.name for path in runs.glob("*") if (path / "config.json").exists()]
-    hint = did_you_mean(name, known) if known else "; there are none yet"
+    hint = did_you_mean(name, known) if known else "; there are no runs yet"
     raise ConfigError(f"RUN: there is no run {name!r} in {runs}{hint}.")
 
 
 def _unfinished(partial: Path) -> str:
-    """How far an unfinished stage got: records written, last checkpoint."""
+    """State of an unfinished stage: number of records, last checkpoint."""
     num_records = sum(path.read_bytes().count(b"\n") for path in (partial / WORK).glob("*.jsonl"))
     checkpoints = sorted((partial / WORK).glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
     parts = [f"{num_records} records"] if num_records else []
     parts += [checkpoints[-1].name] if checkpoints else []
-    return f"{', '.join(parts) or 'begun'} in {partial.name}"
+    return f"{', '.join(parts) or 'started'} in {partial.name}"
 
 
 def report_anew(output_dir: str, name: str, guidelines: str | None) -> str | None:
-    """Write a finished run's report again from its stages, perhaps held to other guidelines.
+    """Write a finished run's report again from its stages, with other guidelines if given.
 
-    Returns:
-        The gate's verdict.
+    Returns the gate's verdict. Raises ArtifactError if the run has no finished evaluation.
     """
     folder = find_run(output_dir, name).resolve()
     config = read_config(folder)
@@ -84,7 +84,7 @@ def report_anew(output_dir: str, name: str, guidelines: str | None) -> str | Non
         deviations=deviations_from_paper(config, constitution),
         constitution=constitution,
     )
-    if (folder / TABLES).is_symlink():  # the stage's own; what is written now is this run's alone
+    if (folder / TABLES).is_symlink():  # a link into the cache, which must not change
         (folder / TABLES).unlink()
     write_report(report, folder)
     metrics = gate_metrics(report.gate)

@@ -1,1 +1,1 @@
-"""The written constitution: its text, its files, what is asked in its name."""
+"""The written constitution: its schema, its files, and the questions of critique and revision."""

@@ -1,7 +1,7 @@
-"""Critique and revision (Bai et al. 2022, section 3): what the critic is shown, and what is kept of its answers.
+"""Critique and revision (Bai et al. 2022, section 3): the critic's prompts, and cleaning its answers.
 
-Each step is one question with the request at its end. A small critic answers what it read last: shown the same parts
-as a dialogue (request first, as in the paper), SmolLM2-135M criticised its examples instead (docs/log.md).
+Each step is one question that ends with the request, because a small critic answers the text that it read last. With
+the request first, as in the paper, SmolLM2-135M criticised its examples instead (docs/log.md).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pipeline.constitution.schema import Constitution, Principle
 from pipeline.records import Message, Pool, dialogue_text
 
-TEMPLATE = "critique-1"  # part of every fingerprint; a golden test holds it to the wording below
+TEMPLATE = "critique-1"  # part of the cache key; a golden test fails if the wording below changes without it
 
 _SENTENCE_END = re.compile(r"(?<!\d)[.!?…][\"'”’)\]*]*(?=\s|$)")
 _ECHO = re.compile(r"\n\s*(?:Request|Reply|Critique|Revision):")
@@ -27,8 +27,8 @@ def revision_question(prompt: Sequence[Message], reply: str, critique: str, prin
 
 
 def critique_examples(constitution: Constitution, pool: Pool, num_examples: int) -> list[Message]:
-    """The constitution's first worked examples for a pool, criticised. The same for each of its prompts, so an engine
-    reads them once a batch."""
+    """The system turn, then question and critique for each of the first worked examples for a pool. All prompts of a
+    pool share these turns, so an engine computes this prefix once per batch."""
     turns = [Message(role="system", content=constitution.preamble)]
     for example in constitution.examples_for(pool, num_examples):
         prompt = [Message(role="user", content=example.request)]
@@ -38,7 +38,7 @@ def critique_examples(constitution: Constitution, pool: Pool, num_examples: int)
 
 
 def revision_examples(constitution: Constitution, pool: Pool, num_examples: int) -> list[Message]:
-    """The same examples, revised."""
+    """The system turn, then question and revision for the same examples."""
     turns = [Message(role="system", content=constitution.preamble)]
     for example in constitution.examples_for(pool, num_examples):
         prompt = [Message(role="user", content=example.request)]
@@ -49,10 +49,10 @@ def revision_examples(constitution: Constitution, pool: Pool, num_examples: int)
 
 
 def tidy(text: str, cut_off: bool) -> str:
-    """What is kept of a reply: no echo of our own labels, no sentence said twice, no half sentence at the end.
+    """Clean a reply: cut it at an echo of the prompt's labels and at the first repeated sentence.
 
-    Training ends every reply with the end-of-turn token; a reply that ran into its length limit (``cut_off``) is cut
-    after its last whole sentence, or the model would learn to stop mid-sentence. Returns "" if nothing is left.
+    If the reply reached its length limit (``cut_off``), cut it after its last whole sentence. Otherwise the model would
+    learn to stop in the middle of a sentence. Returns "" if nothing is left.
     """
     without_echo = _ECHO.split(text, maxsplit=1)[0]
     echoed = without_echo != text
@@ -67,7 +67,7 @@ def whole_sentences(text: str) -> str:
 
 
 def _until_first_repetition(text: str) -> str:
-    """Cut before the first sentence of four words or more that has stood there already: a loop has begun."""
+    """Cut before the first repeated sentence of at least four words, which is a sign of a loop."""
     seen: set[str] = set()
     start = 0
     for match in _SENTENCE_END.finditer(text):

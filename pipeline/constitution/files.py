@@ -1,4 +1,4 @@
-"""Constitutions as files: those that ship with the project, reading one strictly, and writing one."""
+"""Constitution files: find, read and write them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SECTIONS = ("principles", "worked_examples", "good_answers", "contrasts")
 
 
 def find_constitution(name_or_path: str) -> Path:
-    """A path as given, or the name of a constitution that ships with the project."""
+    """The file of a constitution, by path or by the name of a shipped one. Raises ConfigError for another name."""
     path = Path(name_or_path).expanduser()
     shipped = shipped_constitutions()
     if path.suffix in {".yaml", ".yml"} or path.exists():
@@ -33,7 +33,7 @@ def shipped_constitutions() -> dict[str, Path]:
 
 
 def load_constitution(path: Path) -> Constitution:
-    """Read and validate a constitution, with the file of contrasts that it may name.
+    """Read and validate a constitution, including its file of contrasts, if any.
 
     Raises:
         ConfigError: one sentence with the file, line, column, field and remedy.
@@ -50,7 +50,7 @@ def load_constitution(path: Path) -> Constitution:
 
 
 def _repeats(constitution: Constitution) -> Iterator[Problem]:
-    """Ids and requests that stand twice: an id is how a training row is traced, a request has one best reply."""
+    """Repeated ids and requests. Ids must be unique to trace training rows; a request must have only one best reply."""
     ids: dict[str, str] = {}
     requests: dict[str, tuple[str, str]] = {}
     for section in _SECTIONS:

@@ -1,4 +1,4 @@
-"""How a configuration differs from Bai et al. 2022 (arXiv 2212.08073), in sentences for the terminal and the report."""
+"""Lists how a configuration differs from Bai et al. 2022 (arXiv 2212.08073)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ PAPER_ROUNDS = 4
 
 
 def _on(align: Any) -> str:
-    """What a method trains on."""
+    """The rewards or labels that a method trains on."""
     parts = (f"{weight:g} × {name.replace('_', ' ')}" for name, weight in align.rewards.items())
     return f"on {' + '.join(parts)}" if align.rewards else "on the soft labels"
 
 
 def deviations_from_paper(config: Config, constitution: Constitution) -> list[str]:
-    """What is done otherwise than in the paper; some of it holds for every configuration of this pipeline."""
+    """One sentence per difference from the paper, without a full stop."""
     critique, sft, preferences, align = config.critique, config.sft, config.preferences, config.align
     harmful, harmless = (len(constitution.principles_for(pool)) for pool in ("red_team", "ordinary"))
     found = [
@@ -33,12 +33,12 @@ def deviations_from_paper(config: Config, constitution: Constitution) -> list[st
         (critique.temperature != 1, f"critiques and revisions at T = {critique.temperature:g} instead of 1"),
         (critique.top_p != 1, f"nucleus sampling (top_p = {critique.top_p:g}) in critique and revision"),
         (sft.revisions != "all", "supervised fine-tuning on the last revision only, not on all"),
-        (sft.worked_examples, "the constitution's worked examples and good answers are trained on, too"),
+        (sft.worked_examples, "supervised fine-tuning also on the constitution's worked examples and good answers"),
         (sft.num_epochs != 1, f"{sft.num_epochs:g} epochs of supervised fine-tuning instead of 1"),
         (preferences.labeller.kind not in {"ab", "cot"}, f"labels by {preferences.labeller.kind} instead of (A)/(B)"),
         (
             preferences.labeller.num_principles != 1,
-            f"{preferences.labeller.num_principles} principles a label instead of 1",
+            f"{preferences.labeller.num_principles} principles per label instead of 1",
         ),
         (preferences.temperature != 1, f"pairs sampled at T = {preferences.temperature:g} instead of 1"),
         (True, "AI labels for helpfulness as well; the paper uses human ones"),

@@ -1,4 +1,4 @@
-"""Constitutions in the JSON layouts that others have published, turned into ours."""
+"""Converts constitutions from published JSON layouts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def import_constitution(path: Path) -> Constitution:
     """Read a published JSON constitution.
 
     Two layouts: Anthropic's supplementary files (name → ``prompt`` list and ``edit_request``), and Hugging Face's
-    (``constitutions``: list of ``critic`` and ``revision``; ``system_chat``: dialogues shown as examples). Neither
-    has preference questions; they are derived from the critique request, and the provenance says so.
+    (``constitutions``: list of ``critic`` and ``revision``; ``system_chat``: example dialogues). Neither has preference
+    questions; they are derived from the critique request. Raises ConfigError for a file with another layout.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -76,10 +76,10 @@ def _imported_principle(name: str, critique: str, revision: str) -> Principle:
 
 
 def _text(value: Any) -> str:
-    """A request as one text; published files give some as lists.
+    """A request as one text. Some published files have a list of texts.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: it is neither text nor a list of texts.
     """
     parts = value if isinstance(value, list) else [value]
     if not all(isinstance(part, str) for part in parts):
@@ -88,7 +88,7 @@ def _text(value: Any) -> str:
 
 
 def _without_markers(text: str) -> str:
-    """Drop the labels that published files wrap around a request ("CritiqueRequest:", a trailing "Critique:")."""
+    """Remove the labels around a request in published files ("CritiqueRequest:", a trailing "Critique:")."""
     return re.sub(r"^\s*\w*Request:\s*|\s*(Critique|Revision):\s*$", "", text).strip()
 
 

@@ -1,4 +1,4 @@
-"""A written constitution: its parts, and which of them a stage draws or shows."""
+"""The schema of a constitution, and the selection of principles and examples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _slug(text: str) -> str:
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Slug = Annotated[str, AfterValidator(_slug)]
 
-# The paper's division of labour: harmlessness principles judge red-team prompts, the others judge the rest.
+# As in the paper, harmlessness principles are for red-team prompts, and the others for all other prompts.
 POOL_TAGS: dict[Pool, frozenset[str]] = {
     "red_team": frozenset({"harmlessness"}),
     "ordinary": frozenset({"helpfulness", "honesty", "style"}),
@@ -38,45 +38,45 @@ class Principle(_Part):
     """One rule, as three requests: what to criticise, how to revise, and which of two replies to prefer."""
 
     id: Slug
-    """The principle's own name, by which critiques and labels refer to it."""
+    """The id that critiques and labels refer to."""
     title: Text
-    """A short heading for people; two labellers quote it."""
+    """A short heading; two labellers quote it."""
     tags: list[Text] = []
-    """What it is about; harmlessness, honesty, helpfulness and style decide which pools it judges."""
+    """Topics; harmlessness, honesty, helpfulness and style decide for which pools it is used."""
     weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
-    """How often it is drawn, relative to the others; 0 switches it off."""
+    """How often it is drawn, relative to the others; 0 turns it off."""
     critique_request: Text
-    """It asks in what ways the assistant's last reply falls short."""
+    """Asks in which ways the assistant's last reply violates the principle."""
     revision_request: Text
-    """It asks to rewrite the reply so that it no longer does."""
+    """Asks for a rewritten reply without these faults."""
     preference_question: Text
-    """It asks which of two replies is the better one."""
+    """Asks which of two replies is better."""
 
 
 class WorkedExample(_Part):
-    """A poor reply, put right: what the critic is shown, and what the constitution itself can teach."""
+    """A poor reply and its correction, used in the critic's prompt and as a training row."""
 
     id: Slug
-    """The example's own name, by which a training row refers to it."""
+    """The id that training rows refer to."""
     tags: list[Text] = []
-    """It illustrates the principle with which it shares most of these."""
+    """Topics; it illustrates the principle with which it shares most tags."""
     request: Text
     """What the person asks."""
     poor_reply: Text
-    """A reply that falls short."""
+    """A poor reply."""
     critique: Text
     """What is wrong with that reply."""
     revision: Text
-    """The reply as it should be."""
+    """The corrected reply."""
 
 
 class GoodAnswer(_Part):
-    """A harmless request, answered as the constitution would have it."""
+    """A harmless request with an answer that follows the constitution."""
 
     id: Slug
-    """The answer's own name, by which a training row refers to it."""
+    """The id that training rows refer to."""
     tags: list[Text] = []
-    """What the request is about."""
+    """Topics of the request."""
     request: Text
     """What the person asks."""
     reply: Text
@@ -84,46 +84,46 @@ class GoodAnswer(_Part):
 
 
 class Contrast(_Part):
-    """A harmful request with what to say to it, beside a harmless twin in nearly the same words."""
+    """A harmful request with the right reply, and a harmless twin in nearly the same words."""
 
     id: Slug
-    """The contrast's own name, by which a training row refers to it."""
+    """The id that training rows refer to."""
     tags: list[Text] = []
-    """What kind of harm it is about."""
+    """Kinds of harm."""
     request: Text
     """The harmful request."""
     revision: Text
-    """What to say to the harmful request."""
+    """The right reply to the harmful request."""
     twin: Text
-    """The harmless request, which the model answers in its own way."""
+    """The harmless request, which the model answers in its own words."""
 
 
 PartT = TypeVar("PartT", WorkedExample | Contrast, GoodAnswer)
 
 
 class Constitution(_Part):
-    """What an assistant should be like: principles, and examples of keeping to them."""
+    """How an assistant should behave: principles, and examples that follow them."""
 
     name: Slug
-    """The constitution's own name."""
+    """The name of the constitution."""
     version: Text
-    """Three numbers such as 1.0.0; raise it when a text changes."""
+    """Three numbers such as 1.0.0; increase it when a text changes."""
     description: Text
-    """What it is for, in one sentence."""
+    """The purpose in one sentence."""
     provenance: Text
-    """Who wrote it, and from what."""
+    """Who wrote it, and from which sources."""
     preamble: Text
     """Who the assistant is: the system text for the critic and the labeller."""
     revise: Annotated[list[Pool], Field(min_length=1)] = ["red_team"]
-    """Pools whose first replies are criticised and revised; replies to the others are taught as they are."""
+    """Pools whose first replies are criticised and revised; first replies of the others are trained on unchanged."""
     principles: Annotated[list[Principle], Field(min_length=1)]
-    """The rules, of which one is drawn at a time."""
+    """The rules; one is drawn at a time."""
     worked_examples: list[WorkedExample] = []
-    """Poor replies, put right."""
+    """Poor replies and their corrections."""
     good_answers: list[GoodAnswer] = []
-    """Harmless requests, answered well."""
+    """Harmless requests with good answers."""
     contrasts: list[Contrast] = []
-    """Harmful requests, each beside a harmless twin; in the file a list, or the path of a YAML file with one."""
+    """Harmful requests, each with a harmless twin; in the file a list, or the path of a YAML file with a list."""
 
     @field_validator("version", mode="before")
     @classmethod
@@ -139,19 +139,19 @@ class Constitution(_Part):
         return self
 
     def first(self, max_principles: int | None) -> Constitution:
-        """The same text with only its first principles (all of them for None)."""
+        """A copy with only the first principles (None: all)."""
         return self.model_copy(update={"principles": self.principles[:max_principles]})
 
     def principle(self, principle_id: str) -> Principle:
         return next(principle for principle in self.principles if principle.id == principle_id)
 
     def principles_for(self, pool: Pool) -> list[Principle]:
-        """The principles whose tags fit a pool of prompts; all of them where none does."""
+        """The principles whose tags fit a pool of prompts, or all if none fits; without those of weight 0."""
         fitting = [p for p in self.principles if p.weight > 0 and POOL_TAGS[pool] & set(p.tags)]
         return fitting or [p for p in self.principles if p.weight > 0]
 
     def sample(self, pool: Pool, num_principles: int, rng: random.Random) -> list[Principle]:
-        """Draw principles by weight without repetition, starting over when all have been used."""
+        """Draw principles by weight, without repetition until all have been drawn."""
         drawn: list[Principle] = []
         urn: list[Principle] = []
         for _ in range(num_principles):
@@ -162,40 +162,40 @@ class Constitution(_Part):
         return drawn
 
     def examples_for(self, pool: Pool, num_examples: int) -> list[WorkedExample]:
-        """The first worked examples that illustrate a principle for this pool; the others only after them."""
+        """The first worked examples; those that illustrate a principle for this pool come before the others."""
         fitting = {principle.id for principle in self.principles_for(pool)}
         ranked = sorted(self.worked_examples, key=lambda example: self.principle_for(example).id not in fitting)
         return ranked[:num_examples]
 
     def principle_for(self, example: WorkedExample) -> Principle:
-        """The principle an example illustrates: the one that shares most tags with it."""
+        """The principle that an example illustrates: it shares most tags with the example."""
         return max(self.principles, key=lambda principle: len(set(principle.tags) & set(example.tags)))
 
     def requests(self) -> list[list[Message]]:
-        """Every request this text contains: what must not be evaluated on."""
+        """All requests in the constitution, each as a dialogue. No evaluation may use them."""
         parts: list[WorkedExample | GoodAnswer] = [*self.worked_examples, *self.good_answers]
         texts = [part.request for part in parts]
         texts += [text for contrast in self.contrasts for text in (contrast.request, contrast.twin)]
         return [[Message(role="user", content=text)] for text in texts]
 
     def contrast_prompts(self, num_contrasts: int | None = None) -> list[tuple[Contrast, Prompt, Prompt]]:
-        """Contrasts in the order of their hash, with harmful request and twin as prompts of their pools."""
+        """(contrast, harmful prompt, harmless prompt) of the first contrasts by hash (None: all)."""
         drawn = sorted(self.contrasts, key=lambda contrast: derive_seed("contrast", contrast.id))[:num_contrasts]
         return [(contrast, *_as_prompts(contrast)) for contrast in drawn]
 
     def declined(self, tags: Sequence[str], num_examples: int) -> list[tuple[str, str]]:
-        """Harmful requests and what to say to them, those that share most tags first: (request, reply)."""
+        """(request, reply) of harmful requests; those that share most tags with ``tags`` come first."""
         fitting = {principle.id for principle in self.principles_for("red_team")}
         worked = [example for example in self.worked_examples if self.principle_for(example).id in fitting]
         parts: list[WorkedExample | Contrast] = [*worked, *self.contrasts]
         return [(part.request, part.revision) for part in _by_tags(parts, tags)[:num_examples]]
 
     def answered(self, tags: Sequence[str], num_examples: int) -> list[tuple[str, str]]:
-        """Harmless requests and their answers, in the same order."""
+        """(request, reply) of harmless requests, in the same order."""
         return [(part.request, part.reply) for part in _by_tags(self.good_answers, tags)[:num_examples]]
 
     def opening(self) -> str:
-        """How this constitution's refusals begin: the two words that most of them have in common ("" without any)."""
+        """The most common first two words of the constitution's refusals ("" without refusals)."""
         texts = [contrast.revision for contrast in self.contrasts]
         texts += [example.revision for example in self.examples_for("red_team", 10)]
         openings = Counter(" ".join(text.split()[:2]) for text in texts)

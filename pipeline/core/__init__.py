@@ -1,1 +1,1 @@
-"""What every part stands on: errors, messages, settings, the cache, ranks, trackers."""
+"""Used by all other parts: errors, messages, settings, the cache, ranks and trackers."""

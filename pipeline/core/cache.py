@@ -1,7 +1,7 @@
-"""Folders on disk: content-addressed, committed by a rename, and readable by a person.
+"""The cache: one folder per stage result, named by its cache key.
 
-A stage works in ``<stage>-<cache key>.partial``; its manifest is written last and the folder is renamed into place, so
-a folder without a manifest is unfinished work. The cache key hashes what decides the result, never where it ran.
+A stage writes to ``<stage>-<cache key>.partial``. Its manifest is written last, then the folder is renamed. A folder
+without a manifest is therefore unfinished. The cache key hashes what decides the result, and not where it ran.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from pipeline.core.errors import ArtifactError
 
 KEY_FORMAT = 2
 MANIFEST = "manifest.json"
-WORK = "work"  # what only an unfinished stage needs: record logs, checkpoints
+WORK = "work"  # folder for what only an unfinished stage needs: record logs, checkpoints
 
 
 def canonical_json(value: Any) -> str:
-    """The one spelling of a value that hashes are taken of."""
+    """The JSON text of a value that is hashed. Raises ValueError for NaN and infinity."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def cache_key(fields: dict[str, Any]) -> str:
-    """Hash what decides a result. Change ``KEY_FORMAT`` when this function changes: every cache is then stale."""
+    """SHA-256 of what decides a result. Increase ``KEY_FORMAT`` when this function changes."""
     return hashlib.sha256(f"cai-{KEY_FORMAT}:{canonical_json(fields)}".encode()).hexdigest()
 
 
@@ -43,12 +43,12 @@ def hash_files(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
 
 
 def hash_folder(folder: Path) -> str:
-    """Content hash of every file below a folder: names and bytes, not times."""
+    """Content hash of all files in a folder: paths and bytes, not times."""
     return cache_key(hash_files(folder, (path for path in folder.rglob("*") if path.is_file())))
 
 
 class Manifest(BaseModel):
-    """What a finished stage says of itself. ``content_hash`` covers the outputs alone, not metrics or times."""
+    """Description of a finished stage. ``content_hash`` covers only the outputs, not metrics or times."""
 
     stage: str
     cache_key: str
@@ -69,7 +69,7 @@ class Manifest(BaseModel):
         """Return the manifest, or None where the stage has not finished.
 
         Raises:
-            ArtifactError: the manifest can't be read, or a file it lists is gone.
+            ArtifactError: the manifest can't be read, or a file that it lists is missing.
         """
         path = folder / MANIFEST
         try:
@@ -81,12 +81,12 @@ class Manifest(BaseModel):
                 f"{path} is damaged ({str(error).splitlines()[0]}); delete {folder} and run again."
             ) from error
         if lost := [name for name in manifest.outputs if not (folder / name).exists()]:
-            raise ArtifactError(f"{folder / lost[0]} is gone; delete {folder} and run again to make it anew.")
+            raise ArtifactError(f"{folder / lost[0]} is missing; delete {folder} and run again.")
         return manifest
 
 
 def commit(partial: Path, final: Path, manifest: Manifest) -> None:
-    """Write the manifest, then rename: from here on the stage exists."""
+    """Write the manifest, then rename the folder. From then on the stage counts as finished."""
     text = manifest.model_dump_json(indent=2)
     with (partial / MANIFEST).open("w", encoding="utf-8") as file:
         file.write(text)
@@ -102,7 +102,7 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 
 def link(target: Path, name: Path) -> None:
-    """Point the symlink ``name`` at ``target``, relatively, replacing an older link in one step."""
+    """Make ``name`` a relative symlink to ``target``. An older link is replaced atomically."""
     draft = _draft(name)
     draft.unlink(missing_ok=True)
     draft.symlink_to(os.path.relpath(target, name.parent))
@@ -110,15 +110,15 @@ def link(target: Path, name: Path) -> None:
 
 
 def _draft(path: Path) -> Path:
-    """A name beside ``path`` that no other process or thread uses."""
+    """A path in the same folder that no other process or thread uses."""
     return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
 
 
 class RecordLog:
-    """Append-only rows by id: what has been paid for is never paid for twice.
+    """Append-only rows by id, so that a resumed stage repeats no finished call.
 
-    Each rank appends to a file of its own and all ranks read all files, so a run may be resumed with another number
-    of ranks. A line that a kill cut short is dropped when the log is opened.
+    Each rank appends to its own file and reads the files of all ranks, so a run can resume with another number of
+    ranks. An incomplete last line, left by a killed process, is dropped when the log is opened.
     """
 
     def __init__(self, folder: Path, name: str, rank: int = 0) -> None:
@@ -130,7 +130,7 @@ class RecordLog:
         self.reload()
 
     def reload(self) -> None:
-        """Read what every rank has written so far."""
+        """Read the rows that all ranks have written so far. Raises ArtifactError for a damaged line."""
         for path in sorted(self._folder.glob(f"{self._name}.rank*.jsonl")):
             for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
                 try:
@@ -148,7 +148,7 @@ class RecordLog:
         return self.rows[row_id]
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Add rows whose id is new; they are with the operating system when this returns."""
+        """Write the rows whose id is new. They survive a killed process, but not a power failure."""
         fresh = [row for row in rows if row["id"] not in self.rows]
         with self._own.open("ab") as file:
             file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in fresh))

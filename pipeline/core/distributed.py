@@ -1,4 +1,4 @@
-"""One process or many: the same stage code, told apart by Accelerate's ``PartialState``."""
+"""Ranks and devices: the same stage code runs in one process or in many (Accelerate's ``PartialState``)."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 class LaunchConfig(Settings):
-    """Where and how wide a stage runs. Nothing here changes its result, so nothing here is in a cache key."""
+    """Where a stage runs, and on how many processes. These settings don't change its result and are in no cache key."""
 
     num_processes: Annotated[int, RUNTIME] = Field(default=1, ge=1)
-    """Processes on this machine: CPU ranks, or one for each GPU."""
+    """Processes on this machine: CPU ranks, or one per GPU."""
     batch_rows: Annotated[int | None, RUNTIME] = Field(default=None, ge=1)
-    """The most rows generated or scored at once; null follows the hardware."""
+    """The most rows to generate or score at once; null: chosen from the hardware."""
     per_device_batch_size: Annotated[int | None, RUNTIME] = Field(default=None, ge=1)
-    """The most rows a device trains on at once; null follows the hardware."""
+    """The most rows that one device trains on at once; null: chosen from the hardware."""
     gradient_checkpointing: Annotated[bool | None, RUNTIME] = None
-    """Compute activations again in the backward pass to save memory; null: on a GPU only."""
+    """Recompute activations in the backward pass to save memory; null: only on a GPU."""
 
 
 @cache
@@ -34,7 +34,7 @@ def state() -> PartialState:
     import torch
     from accelerate import PartialState
 
-    # Ranks wait for each other between long batches; the default of ten minutes is too short for a large model.
+    # Ranks wait for each other between long batches. With a large model, the default of ten minutes is too short.
     many = int(os.environ.get("WORLD_SIZE", "1")) > 1
     options = {"timeout": timedelta(hours=12)} if many else {}
     return PartialState(cpu=not torch.cuda.is_available(), **options)

@@ -1,5 +1,5 @@
-"""What a run says: messages through ``logging`` (on the terminal, and in a file of the run), and progress with an
-estimate of what is left: a bar on a terminal, a line now and then elsewhere."""
+"""Messages and progress. Messages go through ``logging`` to the terminal and to the run's log file. Progress, with an
+estimate of the remaining time, is a bar on a terminal and a line every 30 seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOG_FILE = "run.log"
 
 
 class _OnTerminal(logging.Handler):
-    """Messages as they are; warnings in yellow and errors in red."""
+    """Prints messages; warnings in yellow and errors in red."""
 
     def emit(self, record: logging.LogRecord) -> None:
         style = "red" if record.levelno >= logging.ERROR else "yellow" if record.levelno >= logging.WARNING else None
@@ -44,19 +44,19 @@ def warn(text: str) -> None:
 
 
 def quiet() -> None:
-    """Show warnings and errors only. The log file still gets every message."""
+    """Show only warnings and errors on the terminal. The log file still gets every message."""
     logger.handlers[0].setLevel(logging.WARNING)
 
 
 @contextmanager
 def logged_to(folder: Path) -> Iterator[None]:
-    """Also write every message to ``run.log`` in a folder, with its time and level. Later runs append to it."""
+    """Also append every message, with time and level, to ``run.log`` in a folder."""
     handler = logging.FileHandler(folder / LOG_FILE, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
     try:
         yield
-    except BaseException as error:  # the terminal is told by whoever catches it
+    except BaseException as error:  # the caller prints it on the terminal
         text = f"{type(error).__name__}: {error}"
         handler.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), None))
         raise
@@ -71,7 +71,7 @@ def duration(seconds: float) -> str:
 
 
 class Meter:
-    """What a stage spends: seconds generating, scoring and training, calls to engines, and tokens that they wrote."""
+    """Counts seconds of generating, scoring and training, calls to engines, and tokens that engines wrote."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -88,7 +88,7 @@ class Meter:
 
 
 class Bar:
-    """Counts done units of ``total``; ``quiet`` on every rank but the first."""
+    """Shows how many of ``total`` units are done. Set ``quiet`` on all ranks except the first."""
 
     def __init__(self, label: str, total: int, quiet: bool = False) -> None:
         self._label, self._total, self._quiet = label, total, quiet
@@ -116,7 +116,7 @@ class Bar:
             self._rich.stop()
 
     def advance(self, num_done: int = 1, cached: bool = False) -> None:
-        """Count finished units; ``cached`` ones came from an earlier run and say nothing about speed."""
+        """Count finished units. ``cached`` ones come from an earlier run and are ignored in the time estimate."""
         self._done += num_done
         self._skipped += num_done if cached else 0
         now = time.monotonic()

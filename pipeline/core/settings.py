@@ -1,6 +1,6 @@
-"""Settings: pydantic models whose fields say what they do and whether they decide a result.
+"""Settings: pydantic models. Each field has a description, and a mark if it does not change a result.
 
-Three things are built on the fields: the checks before a run, the cache key of a stage, and docs/configuration.md.
+The checks before a run, the cache key of a stage and docs/configuration.md are all made from the fields.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class _Runtime:
-    """Marks a field that changes how fast, where or how visibly a run happens, and never what comes out."""
+    """Marks a field that changes the speed, place or display of a run, but never its result."""
 
 
 RUNTIME = _Runtime()
 
 
 class Settings(BaseModel):
-    """A section of the configuration. Immutable; an unknown key is an error; every field has a sentence.
+    """A section of the configuration. It is immutable, an unknown key is an error, and every field has a docstring.
 
-    A validator that concerns several fields raises ``ValueError`` and writes ``{here}`` for the section's own path.
+    A validator of several fields raises ``ValueError`` and writes ``{here}`` for the path of its section.
     """
 
     model_config = ConfigDict(
@@ -57,16 +57,16 @@ class Settings(BaseModel):
             raise _explained(cls, error) from None
 
     def key(self) -> dict[str, Any]:
-        """The section as a cache key sees it: without its runtime fields."""
+        """The section for a cache key: without runtime fields."""
         return {name: self.key_of(name) for name in fields_of(self) if not is_runtime(type(self), name)}
 
     def key_of(self, name: str) -> Any:
-        """One field as a cache key sees it. Overridden where a field names a file: the key then holds its content."""
+        """One field for a cache key. Override it for a field that gives a file, so that the key holds its content."""
         return key_of(getattr(self, name))
 
 
 def fields_of(settings: BaseModel) -> list[str]:
-    """Names of all fields, those of sections that were added by name included."""
+    """Names of all fields, including extra ones."""
     return [*type(settings).model_fields, *(settings.__pydantic_extra__ or {})]
 
 
@@ -88,17 +88,17 @@ def key_of(value: Any) -> Any:
     return value
 
 
-# --- What a stage has declared that it reads -----------------------------------------------------------------------
+# --- What a stage declares that it reads ---------------------------------------------------------------------------
 
 
 class UndeclaredReadError(AssertionError):
-    """A stage reads what its cache key does not hold: a result would be found again where it no longer fits."""
+    """A stage reads a value that is not in its cache key, so a wrong result could come from the cache."""
 
 
 class Part:
-    """A model that shows only some of its fields. Reading another one raises ``UndeclaredReadError``.
+    """Shows only some fields of a model. Reading another one raises ``UndeclaredReadError``.
 
-    Methods and properties of the model work on the part, so they too see nothing else.
+    Methods and properties of the model also see only these fields.
     """
 
     def __init__(self, owner: BaseModel, names: Iterable[str]) -> None:
@@ -113,7 +113,7 @@ class Part:
         if name in fields_of(self._owner):
             if name not in self._shown:
                 raise UndeclaredReadError(
-                    f"{kind.__qualname__}.{name} is read but the stage's reads() does not name it."
+                    f"{kind.__qualname__}.{name} is read but the stage's reads() does not declare it."
                 )
             return _shown(getattr(self._owner, name), self._shown[name])
         attribute = inspect.getattr_static(kind, name)
@@ -129,14 +129,14 @@ class Part:
 
 
 def _shown(value: Any, names: list[str]) -> Any:
-    """``value``, or parts of it where only some of its own fields are declared."""
+    """``value``, or a ``Part`` of it if only some of its fields are declared."""
     if not names:
         return value
     return [Part(item, names) for item in value] if isinstance(value, list) else Part(value, names)
 
 
 def part(owner: ModelT, *names: str) -> ModelT:
-    """Only these fields of a model. ``principles.id`` shows one field of each element of a list."""
+    """A view of a model with only these fields. ``principles.id`` shows one field of each element of a list."""
     return cast(ModelT, Part(owner, names))
 
 
@@ -146,9 +146,9 @@ ClassT = TypeVar("ClassT")
 
 
 class Registry(Generic[ClassT]):
-    """Classes of one kind by name, each with the settings that it alone reads (``Config``).
+    """Classes of one kind by name. Each has a ``Config``: the settings that only this class reads.
 
-    ``tag`` is the key of the configuration that names the class. To add one: ``@REGISTRY.add`` above the class.
+    ``tag`` is the configuration key that selects the class. To add a class, put ``@REGISTRY.add`` above it.
     """
 
     def __init__(self, what: str, tag: str) -> None:
@@ -162,7 +162,7 @@ class Registry(Generic[ClassT]):
         return kind
 
     def remove(self, name: str) -> None:
-        """For tests that have added one."""
+        """Remove a class that a test has added."""
         del self._classes[name]
 
     def __getitem__(self, name: str) -> type[ClassT]:
@@ -175,18 +175,18 @@ class Registry(Generic[ClassT]):
         return cast(type[Settings], cast(Any, self._classes[name]).Config)
 
     def parse(self, raw: Any) -> Any:
-        """Validate a section with the settings of the class that it names."""
+        """Validate a section with the ``Config`` of the class that its tag selects, or raise ValueError."""
         if isinstance(raw, Settings):
             return raw
         if not isinstance(raw, Mapping):
-            raise ValueError(f"{{here}} is {raw!r}, but it is a section; set {{here}}.{self.tag} to a {self.what}")
+            raise ValueError(f"{{here}} is {raw!r}, but it must be a section; set {{here}}.{self.tag} to a {self.what}")
         name = raw.get(self.tag)
         if name not in self._classes:
             raise ValueError(not_one_of(f"{{here}}.{self.tag}", name, self))
         return self.config_of(name).model_validate(dict(raw))
 
     def parse_optional(self, raw: Any) -> Any:
-        """The same, where null chooses nothing."""
+        """Like ``parse``, but null gives None."""
         return None if raw is None else self.parse(raw)
 
 
@@ -202,7 +202,7 @@ def registry_of(field: FieldInfo) -> Registry[Any] | None:
     return None
 
 
-# --- Mistakes ------------------------------------------------------------------------------------------------------
+# --- Error messages ------------------------------------------------------------------------------------------------
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 _EXPLAINED = "explained"
@@ -212,19 +212,19 @@ def validated(kind: type[SettingsT], raw: Mapping[str, Any], prefix: str = "") -
     """Build settings from plain values.
 
     Raises:
-        ConfigError: one sentence with the field, its value and what is allowed.
+        ConfigError: one sentence with the field, its value and the allowed values.
     """
     try:
         return kind.model_validate(dict(raw))
     except ValidationError as error:
-        first = _explained(kind, error).errors()[0]  # a class's own checks run outside of its _explain
+        first = _explained(kind, error).errors()[0]  # validators of the class itself run outside _explain
         where = ".".join(filter(None, (prefix, *(step for step in first["loc"] if isinstance(step, str)))))
         text = str(first["ctx"]["text"]).replace("{here}.", f"{where}." if where else "").replace("{here}", where)
         raise ConfigError(text if text.endswith((".", "?")) else f"{text}.") from None
 
 
 def _explained(kind: type[BaseModel], error: ValidationError) -> ValidationError:
-    """The same error with a sentence for each mistake, in which ``{here}`` stands for the path of the field."""
+    """The same error with one sentence per mistake. ``{here}`` is a placeholder for the path of the field."""
     details: list[InitErrorDetails] = []
     for found in error.errors():
         known = found["type"] == _EXPLAINED
@@ -249,7 +249,7 @@ def _sentence(kind: type[BaseModel], found: Any) -> str:
     if problem in {"greater_than_equal", "greater_than", "less_than_equal", "less_than"}:
         return f"{{here}} is {value:g}; it must be {_allowed(kind.model_fields[name].metadata)}"
     if problem == "model_type":
-        return f"{{here}} is {value!r}, but it is a section; set {{here}}.KEY=VALUE"
+        return f"{{here}} is {value!r}, but it must be a section; set {{here}}.KEY=VALUE"
     return f"{{here}} is {value!r}; {found['msg'].replace('Input should', 'it must').rstrip('.')}"
 
 
@@ -261,7 +261,7 @@ def not_one_of(name: str, value: Any, options: Iterable[str]) -> str:
 
 
 def limits_of(field: FieldInfo) -> str:
-    """``between 0 and 1`` and the like; empty where a field has no limits."""
+    """The limits of a field, such as ``between 0 and 1``; empty if it has none."""
     return _allowed(field.metadata)
 
 

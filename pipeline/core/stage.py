@@ -1,7 +1,7 @@
-"""What a stage is, and what it may see while it runs.
+"""The interface of a stage, and the context in which it runs.
 
-A stage describes itself: what it needs and makes, what decides its result (``reads``), what can be refused before
-anything is spent (``check``), what it costs (``cost``), and its work (``run``).
+A stage declares its inputs and outputs, what decides its result (``reads``), its checks before the run (``check``), its
+cost (``cost``), and its work (``run``).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WEIGHTS = ("model/*.safetensors", "model/tokenizer.json", "model/chat_template.j
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a stage takes at most: calls to engines, tokens written, training steps; tokens read are an estimate."""
+    """Upper bounds for calls to engines, tokens written and training steps; tokens read are an estimate."""
 
     num_calls: int = 0
     num_tokens_written: int = 0
@@ -43,7 +43,7 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What is known before the first stage: the checked configuration, the constitution and the prompts."""
+    """Everything known before the first stage: the checked configuration, the constitution and the prompts."""
 
     config: Config
     constitution: Constitution
@@ -55,39 +55,39 @@ class Prepared:
 
 
 class Stage(ABC):
-    """One step of the chain. Subclasses hold no state."""
+    """One step of the chain. Subclasses are stateless."""
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    """Raise it when the code gives other records: results of the old code are then not found again."""
+    """Increase it when new code gives other records: results of the old code are then not reused."""
     needs: ClassVar[tuple[str, ...]] = ()
     """The stages whose folders it reads."""
     outputs: ClassVar[tuple[str, ...]]
-    """Patterns of the files that later stages read. Their content is what the later cache keys hold."""
+    """Glob patterns of the files that later stages read. Later cache keys hold the hash of these files."""
     section: ClassVar[str] = ""
-    """Its section of the configuration; the name, unless it says otherwise."""
+    """Its section of the configuration; empty: the same as its name."""
     parallel: ClassVar[bool] = True
     """Whether it can run on several processes."""
     reads_whole_inputs: ClassVar[bool] = False
-    """Its key holds the cache keys of its inputs, for it also shows their metrics."""
+    """Its cache key holds the cache keys of its inputs, because it also reads their metrics."""
     trains: ClassVar[bool] = True
-    """False: it also runs when given checkpoints are evaluated."""
+    """False: it also runs in ``cai evaluate``."""
 
     def config(self, config: Config) -> Any:
-        """Its own section."""
+        """The stage's own section."""
         return getattr(config, self.section or self.name, Settings())
 
     def wanted(self, config: Config) -> bool:
-        """Whether anything reads what it makes."""
+        """Whether a run with this configuration needs its outputs."""
         return not (self.trains and config.evaluate.checkpoints)
 
     def needed(self, config: Config) -> tuple[str, ...]:
-        """The stages that it reads under this configuration."""
+        """The stages whose folders it reads under this configuration."""
         return self.needs
 
     def reads(self, config: Config, constitution: Constitution) -> dict[str, Any]:
-        """Everything beside its own section and its inputs that decides the result, by the name under which the
-        context shows it. Use ``part`` where only some fields are read."""
+        """Attribute of the context → value: everything that decides the result, except its own section and its inputs.
+        Use ``part`` if only some fields of a value are read."""
         return {}
 
     def check(self, prepared: Prepared) -> list[str]:
@@ -99,16 +99,16 @@ class Stage(ABC):
         return []
 
     def cost(self, prepared: Prepared) -> Cost:
-        """What it takes at most, if nothing is cached."""
+        """An upper bound, if nothing is cached."""
         return Cost()
 
     @abstractmethod
     def run(self, config: Any, context: Context) -> Metrics:
-        """Do the work and write the outputs to ``context.out``. ``config`` is the stage's own section."""
+        """Write the outputs to ``context.out`` and return metrics. ``config`` is the stage's own section."""
 
 
 def key_fields(stage: Stage, config: Config, constitution: Constitution, inputs: Mapping[str, str]) -> dict[str, Any]:
-    """Everything that decides a stage's result, as plain JSON: what its cache key hashes.
+    """Everything that decides a stage's result, as plain JSON. The cache key is the hash of this.
 
     Args:
         inputs: stage → content hash of its outputs.
@@ -123,10 +123,10 @@ def key_fields(stage: Stage, config: Config, constitution: Constitution, inputs:
 
 
 class Context:
-    """What a stage may see beside its own section.
+    """What a stage may read besides its own section.
 
-    ``out``, ``launch``, ``tracker`` and ``meter`` say where and how it runs. Everything else is what ``reads`` has
-    declared, under its name; another name raises ``UndeclaredReadError``.
+    ``out``, ``launch``, ``tracker`` and ``meter`` say where and how it runs. All other attributes are the values that
+    ``reads`` declares; an undeclared one raises ``UndeclaredReadError``.
     """
 
     if TYPE_CHECKING:  # declared by the stages that read them
@@ -162,25 +162,25 @@ class Context:
         if name.startswith("_"):
             raise AttributeError(name)
         if name not in self._reads:
-            raise UndeclaredReadError(f"The stage {self._stage} reads {name!r}, which its reads() does not name.")
+            raise UndeclaredReadError(f"The stage {self._stage} reads {name!r}, which its reads() does not declare.")
         return self._reads[name]
 
     @property
     def folders(self) -> dict[str, Path]:
-        """The finished stages that this one needs, by name."""
+        """Stage → folder of the finished stages that this one needs."""
         return dict(self._folders)
 
     def folder(self, stage: str) -> Path:
-        """The folder of a finished stage that this one needs."""
+        """The folder of a finished stage. Raises UndeclaredReadError for a stage that this one does not need."""
         if stage not in self._folders:
             raise UndeclaredReadError(f"The stage {self._stage} reads the folder of {stage!r}, which it does not need.")
         return self._folders[stage]
 
     @property
     def work(self) -> Path:
-        """Where an unfinished stage keeps its logs and checkpoints; removed when it has finished."""
+        """Folder for logs and checkpoints of the unfinished stage; removed when the stage has finished."""
         return self.out / WORK
 
     def log(self, name: str) -> RecordLog:
-        """An append-only log of the unfinished stage."""
+        """An append-only log in ``work``."""
         return RecordLog(self.work, name, distributed.rank())

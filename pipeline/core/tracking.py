@@ -1,6 +1,6 @@
-"""The only place that sees wandb, trackio and tensorboard. One group a run, one job a stage.
+"""Dashboards: the only module that imports wandb, trackio and tensorboard. One group per run, one job per stage.
 
-A dashboard that fails must not cost the work it watches: its errors become one warning and tracking stops.
+An error in a dashboard must not stop the run: it becomes one warning, and tracking stops.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from pipeline.core.settings import RUNTIME, Settings
 
 
 class TrackingConfig(Settings):
-    """Which dashboard shows the run. Nothing here is in a cache key."""
+    """The dashboard that shows the run. These settings are in no cache key."""
 
     kind: Annotated[Literal["wandb", "trackio", "tensorboard", "none"], RUNTIME] = "wandb"
-    """The dashboard."""
+    """Which dashboard to use."""
     project: Annotated[str, RUNTIME] = "cai"
-    """The project there."""
+    """The name of the project in the dashboard."""
     entity: Annotated[str | None, RUNTIME] = None
-    """wandb: the user or team; null: the default one."""
+    """Only for wandb: the user or team; null: the default of the account."""
     mode: Annotated[Literal["auto", "online", "offline"], RUNTIME] = "auto"
-    """wandb: ``auto`` goes online where a key is set."""
+    """Only for wandb: ``auto`` is online if an API key is set, else offline."""
 
 
 class Tracker(Protocol):
     def log(self, values: dict[str, float], step: int | None = None) -> None:
-        """Numbers, at a step of training or once."""
+        """Log numbers, at a training step or once."""
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Text and numbers a person reads: transcripts, the evaluation table."""
+        """Log a table for people to read, such as transcripts or the evaluation table."""
 
     def artifact(self, name: str, key: str, folder: Path, inputs: dict[str, str]) -> None:
-        """Say what was made (``name``, its cache key) from what (``inputs``: stage → its cache key)."""
+        """Record that stage ``name`` made the result ``key`` from ``inputs`` (stage → cache key)."""
 
     def finish(self) -> None: ...
 
@@ -53,7 +53,7 @@ class NoTracker:
 
 
 class WandbTracker:
-    """Weights & Biases: online with a key, offline without (read with ``wandb leet``, upload with ``wandb sync``)."""
+    """Weights & Biases: online with a key, else offline (read with ``wandb leet``, upload with ``wandb sync``)."""
 
     def __init__(self, config: TrackingConfig, group: str, job: str, settings: dict[str, Any], folder: Path) -> None:
         import wandb
@@ -79,7 +79,7 @@ class WandbTracker:
         self._run.log({name: self._wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
     def artifact(self, name: str, key: str, folder: Path, inputs: dict[str, str]) -> None:
-        if not self._run.offline:  # offline, wandb can't look up what was used; the metadata still says it
+        if not self._run.offline:  # offline, wandb can't look up inputs; the metadata still lists them
             for used, used_key in inputs.items():
                 self._run.use_artifact(self._make(used, used_key))
         artifact = self._make(name, key)
@@ -87,8 +87,8 @@ class WandbTracker:
         self._run.log_artifact(artifact)
 
     def _make(self, name: str, key: str) -> Any:
-        # Weights stay where they are: the artifact holds the cache key, which names the folder and is what lineage
-        # needs. The same stage has the same cache key in every run, so it is one version when it is synced.
+        # Weights are not uploaded: the artifact holds only the cache key, which is enough to find the folder. A result
+        # has the same cache key in every run, so it is one version of the artifact.
         artifact = self._wandb.Artifact(name=f"cai-{name}", type=name, metadata={"cache_key": key})
         with artifact.new_file("cache_key.txt") as file:
             file.write(key)
@@ -99,7 +99,7 @@ class WandbTracker:
 
 
 class TrackioTracker:
-    """Trackio: a local dashboard (``trackio show``), its data kept in the output folder."""
+    """Trackio: a local dashboard (``trackio show``) with its data in the output folder."""
 
     def __init__(self, config: TrackingConfig, group: str, job: str, settings: dict[str, Any], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ class TrackioTracker:
 
 
 class TensorboardTracker:
-    """TensorBoard event files, one folder a stage (``tensorboard --logdir``)."""
+    """TensorBoard event files, one folder per stage (``tensorboard --logdir``)."""
 
     def __init__(self, config: TrackingConfig, group: str, job: str, settings: dict[str, Any], folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -153,7 +153,7 @@ class TensorboardTracker:
 
 
 class _Careful:
-    """Passes everything on until the dashboard fails once; then warns and goes on without it."""
+    """Forwards every call until the dashboard fails once. Then it warns and ignores further calls."""
 
     def __init__(self, make: Callable[[], Tracker], kind: str) -> None:
         self._inner: Tracker = NoTracker()
@@ -163,10 +163,10 @@ class _Careful:
     def _try(self, action: Callable[[], Any]) -> None:
         try:
             action()
-        except Exception as error:  # whatever a dashboard raises, the run it watches goes on
+        except Exception as error:  # an error in a dashboard must not stop the run
             self._inner = NoTracker()
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            warn(f"tracking.kind={self._kind} stopped working ({reason}); the run goes on without it.")
+            warn(f"tracking.kind={self._kind} stopped working ({reason}); the run continues without it.")
 
     def log(self, values: dict[str, float], step: int | None = None) -> None:
         numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
@@ -190,7 +190,7 @@ _TRACKERS: dict[str, Callable[..., Tracker]] = {
 
 
 def check_tracking(config: TrackingConfig) -> None:
-    """Refuse a tracker that is not installed, or online mode without a key, before anything is spent."""
+    """Refuse a tracker that is not installed, or online mode without a key."""
     if config.kind != "none" and importlib.util.find_spec(config.kind) is None:
         raise ConfigError(
             f"tracking.kind is {config.kind!r}, which is not installed; pip install 'cai[{config.kind}]' or use "
@@ -201,7 +201,7 @@ def check_tracking(config: TrackingConfig) -> None:
 
 
 def open_tracker(config: TrackingConfig, group: str, job: str, settings: dict[str, Any], folder: Path) -> Tracker:
-    """Start tracking one stage of a run; ``folder`` keeps what the tracker writes locally."""
+    """Start tracking one stage of a run. ``folder`` is for the tracker's local files."""
     if config.kind == "none":
         return NoTracker()
     return _Careful(lambda: _TRACKERS[config.kind](config, group, job, settings, folder), config.kind)

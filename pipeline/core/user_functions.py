@@ -1,4 +1,4 @@
-"""Functions that a user names in the configuration, as ``file.py:function`` or ``module:function``."""
+"""Loads functions that the configuration gives as ``file.py:function`` or ``module:function``."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from pipeline.core.errors import ConfigError
 
 
 def load_function(place: str, field: str) -> Callable[..., Any]:
-    """Import a function.
+    """Import the function at ``place``. ``field`` is the setting that gave it.
 
     Raises:
-        ConfigError: no such file, module or function, or one that does not import.
+        ConfigError: there is no such file, module or function, or the import fails.
     """
     where, _, name = place.rpartition(":")
     module = _module(where, field)
     function = getattr(module, name, None)
     if not callable(function):
-        raise ConfigError(f"{field}: {where} has no function {name!r}; name one that it defines.")
+        raise ConfigError(f"{field}: {where} has no function {name!r}; give one that it defines.")
     return function
 
 
 def function_identity(place: str, field: str = "align.functions") -> str:
-    """The bytes of the file that defines the function, and its name."""
+    """Hash of the file that defines the function, and the function's name. Raises what ``load_function`` raises."""
     file = inspect.getsourcefile(_module(place.rpartition(":")[0], field))
     if file is None:
-        raise ConfigError(f"{field}: {place} has no source file; name a function of a Python file.")
+        raise ConfigError(f"{field}: {place} has no source file; give a function of a Python file.")
     return f"{hash_file(Path(file))}:{place.rpartition(':')[2]}"
 
 
@@ -40,7 +40,7 @@ def _module(where: str, field: str) -> ModuleType:
     path = Path(where).expanduser()
     is_file = path.suffix == ".py"
     if is_file and not path.is_file():
-        raise ConfigError(f"{field}: there is no file {where}.")
+        raise ConfigError(f"{field}: there is no file {where}; give a Python file.")
     try:
         if not is_file:
             return importlib.import_module(where)

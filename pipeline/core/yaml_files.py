@@ -1,7 +1,7 @@
-"""YAML that a person writes: read, validated, and every mistake named in one sentence with its file, line and column.
+"""Reads and validates YAML files. A mistake becomes one sentence with the file, line and column.
 
-The nodes that PyYAML composes know where they begin, and in which file. So a file can take in another one (a
-constitution its contrasts), and a mistake there still gets its own place.
+Each node that PyYAML composes knows its file and position. So one file can include another one (a constitution
+includes its contrasts), and a mistake in the included file still gets the right place.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from yaml.reader import ReaderError
 from pipeline.core.errors import ConfigError, did_you_mean
 
 Loc = Sequence[str | int]  # the keys and indices on the way to a value, as pydantic gives them
-Problem = tuple[Loc, str]  # a place, and what is wrong there with its remedy, without the full stop
+Problem = tuple[Loc, str]  # a place, and what is wrong there with the remedy, without a full stop
 ModelT = TypeVar("ModelT")
 
-_MAX_DEPTH = 32  # no file here needs a tenth of it, and Python's own limit would be met as a traceback
+_MAX_DEPTH = 32  # real files are far less deep; without this limit, Python raises a RecursionError
 _MAX_SHOWN = 60
 _HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
 _STR, _NULL, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("str", "null", "merge"))
@@ -49,11 +49,11 @@ def load_yaml(
     """Read a YAML file as a model.
 
     Args:
-        what: the thing that the file holds, such as "a constitution".
-        field: the setting that named the file, for when it can't be opened.
-        described_in: where a reader finds every key.
-        may_name_files: top-level keys whose value may be the path of a YAML file to take in, relative to this one.
-        check: what the model can't check where it stands, such as repeats; gives problems with their places.
+        what: what the file contains, such as "a constitution".
+        field: the setting that gave the path, for the message if the file can't be opened.
+        described_in: the document that describes every key.
+        may_name_files: top-level keys whose value may be the path of a YAML file to include, relative to this one.
+        check: finds problems that the model can't find, such as repeated ids; yields each with its place.
 
     Raises:
         ConfigError: one sentence with the file, line, column, field and remedy.
@@ -87,20 +87,20 @@ def field_path(loc: Loc) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's loader without what a file here has no use for: anchors, aliases, tags, and nesting without end.
+    """PyYAML's loader without anchors, aliases, tags and very deep nesting.
 
     An alias has two places, and expanding aliases of aliases can fill the memory.
     """
 
     def __init__(self, text: str, path: Path) -> None:
         super().__init__(text)
-        self.name = str(path)  # every mark carries it
+        self.name = str(path)  # every mark of this file has it
         self._depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or event.anchor or getattr(event, "tag", None):
-            problem = "anchors (&), aliases (*) and tags (!) are not read here; write the value out or put it in quotes"
+            problem = "anchors (&), aliases (*) and tags (!) are not supported; write the value out or put it in quotes"
             raise _refusal(event.start_mark, problem)
         if isinstance(event, yaml.ScalarEvent) and _HALF_A_CHARACTER.search(event.value):
             problem = "a character is written as two \\u escapes; write the character itself"
@@ -116,17 +116,17 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ValueError, ConstructorError):  # YAML takes 2024-13-45 for a date, and a lone "=" for a sign
-            problem = f"{_shown(node)} looks like {_read_as(node)}, and can't be read as that; put it in quotes"
+        except (ValueError, ConstructorError):  # YAML reads 2024-13-45 as a date, and "=" as special
+            problem = f"{_shown(node)} looks like {_read_as(node)} but is not a valid one; put it in quotes"
             raise _refusal(node.start_mark, problem) from None
 
 
 def _compose(path: Path) -> yaml.Node:
-    """The tree of nodes in a file, an empty node for an empty file.
+    """The tree of nodes of a file; an empty node for an empty file.
 
     Raises:
         OSError: the file can't be opened.
-        ConfigError: it is not UTF-8, not YAML, or has a key that is no text or stands twice.
+        ConfigError: it is not UTF-8, not YAML, or has a key that is not text or is repeated.
     """
     start = yaml.Mark(str(path), 0, 0, 0, None, 0)
     content = path.read_bytes()
@@ -141,9 +141,9 @@ def _compose(path: Path) -> yaml.Node:
         try:
             root = loader.get_single_node()
         except (ValueError, OverflowError):  # PyYAML reads "\UFFFFFFFF" with chr()
-            raise _refusal(loader.get_mark(), "an escape (\\U) names no character; write the character") from None
+            raise _refusal(loader.get_mark(), "an escape (\\U) is not a valid character; write the character") from None
     except ReaderError as error:
-        problem = f"character U+{int(error.character):04X} can't stand in YAML; remove it"
+        problem = f"character U+{int(error.character):04X} is not allowed in YAML; remove it"
         raise _refusal(_mark_after(text[: error.position], path), problem) from None
     except yaml.MarkedYAMLError as error:
         raise _not_yaml(error) from None
@@ -163,17 +163,17 @@ def _not_yaml(error: yaml.MarkedYAMLError) -> ConfigError:
 
 
 def _check_keys(node: yaml.Node) -> None:
-    """YAML lets a repeated key win silently, and reads ``no:`` and ``5:`` as no text; here they are errors."""
+    """Refuse repeated keys, which YAML accepts silently, and keys such as ``no:`` and ``5:``, which are not text."""
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
             if key.tag == _MERGE:
-                raise _refusal(key.start_mark, "merge keys (<<) are not read here; write the keys out")
+                raise _refusal(key.start_mark, "merge keys (<<) are not supported; write the keys out")
             if key.tag != _STR:
                 read_as = _read_as(key) if isinstance(key, yaml.ScalarNode) else _shown(key)
                 raise _refusal(key.start_mark, f"a key is read as {read_as}, not as text; put it in quotes")
             if key.value in seen:
-                raise _refusal(key.start_mark, f"key {key.value!r} stands twice; keep one")
+                raise _refusal(key.start_mark, f"key {key.value!r} is repeated; keep one")
             seen.add(key.value)
             _check_keys(value)
     elif isinstance(node, yaml.SequenceNode):
@@ -182,7 +182,7 @@ def _check_keys(node: yaml.Node) -> None:
 
 
 def _take_in(root: yaml.Node, key: str, folder: Path) -> None:
-    """Put the nodes of another file in the place of its name."""
+    """Replace the path of another file by the nodes of that file."""
     entries = root.value if isinstance(root, yaml.MappingNode) else []
     for index, (name, value) in enumerate(entries):
         if name.value == key and isinstance(value, yaml.ScalarNode) and value.tag == _STR:
@@ -191,11 +191,11 @@ def _take_in(root: yaml.Node, key: str, folder: Path) -> None:
                 entries[index] = (name, _compose(path))
             except (OSError, ValueError) as error:  # a path with a NUL in it is a ValueError
                 reason = getattr(error, "strerror", None) or error
-                problem = f"{key} names {_shown(value)}, which can't be read ({reason}); name a file beside this one"
+                problem = f"{key} is {_shown(value)}, which can't be read ({reason}); give a path relative to this file"
                 raise _refusal(value.start_mark, problem) from None
 
 
-# --- From what pydantic finds to one sentence ----------------------------------------------------------------------
+# --- From pydantic errors to one sentence --------------------------------------------------------------------------
 
 
 def _first_mistake(
@@ -224,7 +224,7 @@ def _first_mistake(
 
 
 def _misspelt(errors: Sequence[ErrorDetails]) -> str | None:
-    """The unknown key beside the first error's missing one that is spelt nearly like it."""
+    """The unknown key that is spelt nearly like the missing key of the first error, in the same mapping."""
     *place, name = errors[0]["loc"]
     unknown = [error["loc"] for error in errors if error["type"] == "extra_forbidden"]
     beside = [str(loc[-1]) for loc in unknown if list(loc[:-1]) == place]
@@ -243,7 +243,7 @@ def _wrong_value(error: ErrorDetails, node: yaml.Node) -> str:
     if kind == "string_type" and isinstance(node, yaml.ScalarNode):
         return f"{field} is {shown}, which YAML reads as {_read_as(node)}; put it in quotes"
     if kind == "string_type":
-        return f"{field} is {shown}, which is not a text; write a text, in quotes if it has ': ' or brackets"
+        return f"{field} is {shown}, which is not text; write text, in quotes if it has ': ' or brackets"
     if kind in {"list_type", "dict_type", "model_type"}:
         return f"{field} is {shown}, which is not a {'list' if kind == 'list_type' else 'mapping'}; write one"
     return f"{field} is {shown}; {re.sub('^Input', 'it', error['msg'])}"
@@ -276,7 +276,7 @@ def _key_at(node: yaml.Node, name: str | int) -> yaml.Node:
 
 
 def _known_keys(adapter: TypeAdapter[Any], loc: Loc) -> list[str]:
-    """The keys that the model has at a place, by its JSON schema."""
+    """The keys that the model's JSON schema allows at a place."""
     whole = adapter.json_schema()
     parts = _alternatives(whole, whole.get("$defs", {}))
     for step in loc:
@@ -291,7 +291,7 @@ def _known_keys(adapter: TypeAdapter[Any], loc: Loc) -> list[str]:
 
 
 def _alternatives(part: dict[str, Any], definitions: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a part of a JSON schema stands for: its references followed, its unions taken apart."""
+    """The alternatives in a part of a JSON schema: references are followed, and unions are split."""
     if "$ref" in part:
         return _alternatives(definitions[part["$ref"].rsplit("/", 1)[-1]], definitions)
     if "anyOf" in part:
@@ -300,7 +300,7 @@ def _alternatives(part: dict[str, Any], definitions: dict[str, Any]) -> list[dic
 
 
 def _shown(node: yaml.Node) -> str:
-    """A value as the person wrote it, texts in quotes, long ones cut."""
+    """A value as it is in the file; text is quoted and shortened."""
     if not isinstance(node, yaml.ScalarNode):
         return "a mapping" if isinstance(node, yaml.MappingNode) else "a list"
     if node.tag == _NULL:
@@ -310,4 +310,4 @@ def _shown(node: yaml.Node) -> str:
 
 
 def _read_as(node: yaml.Node) -> str:
-    return _READ_AS.get(node.tag.rsplit(":", 1)[-1], "a sign of YAML's own")
+    return _READ_AS.get(node.tag.rsplit(":", 1)[-1], "a special YAML sign")

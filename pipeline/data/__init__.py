@@ -1,1 +1,1 @@
-"""The prompts that ship with the project, and how any others are read."""
+"""The prompts that ship with the project, and readers for other data."""

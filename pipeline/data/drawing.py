@@ -1,4 +1,4 @@
-"""Which prompts a stage asks: always the first by hash, so that asking more of them never means asking others."""
+"""Which prompts a stage uses: always the first by hash, so a larger number only adds prompts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pipeline.core.log import warn
 from pipeline.core.settings import Settings
 from pipeline.records import POOLS, Prompt
 
-ALL = 1_000_000  # presets write it for "all there are"
+ALL = 1_000_000  # presets use it for "all prompts"
 
 
 class PoolSizes(Settings):
-    """How many training prompts of each pool a stage asks."""
+    """How many training prompts of each pool a stage uses."""
 
     num_red_team: int = Field(ge=0)
     """Harmful requests."""
@@ -29,7 +29,7 @@ class PoolSizes(Settings):
         """Pool → its first training prompts by hash.
 
         Args:
-            section: where these settings are; warns there if a pool has fewer prompts than asked for.
+            section: the path of these settings; if given, warn when a pool has fewer prompts than requested.
         """
         training = sorted((prompt for prompt in prompts if prompt.split == "train"), key=lambda prompt: prompt.key)
         chosen: dict[str, list[Prompt]] = {}
@@ -41,7 +41,7 @@ class PoolSizes(Settings):
         return chosen
 
     def training_prompts(self, prompts: Iterable[Prompt], section: str = "") -> list[Prompt]:
-        """The same, pool after pool."""
+        """The prompts of ``by_pool`` in one list."""
         return [prompt for pool in self.by_pool(prompts, section).values() for prompt in pool]
 
     @property
@@ -55,7 +55,7 @@ def rollout_prompts(prompts: Sequence[Prompt], config: PoolSizes) -> list[Prompt
 
 
 def held_out_prompts(prompts: Sequence[Prompt], config: Any) -> list[Prompt]:
-    """Prompts of the validation split, in the same proportions of pools as the ones trained on."""
+    """About ``config.num_held_out`` prompts of the validation split, with the pool proportions of the training."""
     chosen: list[Prompt] = []
     for pool in POOLS:
         of_pool = [prompt for prompt in prompts if prompt.pool == pool and prompt.split == "validation"]

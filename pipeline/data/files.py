@@ -1,4 +1,4 @@
-"""Rows of any source: JSONL, JSON, CSV, TSV, Parquet, a ``datasets`` folder, or the hub; with the place of each."""
+"""Reads rows from JSONL, JSON, CSV, TSV, Parquet, a ``datasets`` folder or the hub, each with its place."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pipeline.data.sources import SourceConfig
 
 Row = dict[str, Any]
 Damaged = Callable[[str], None]
-"""Told of a line that is no row; where there is nobody to tell, such a line is an error."""
+"""Called with a message for each line that is not a row. Without such a function, the line is an error."""
 
 
 def source_content(field: str, source: SourceConfig, builtin: Path) -> Any:
-    """What a source holds, for fingerprints: hashes of files, id and revision on the hub."""
+    """The content of a source for cache keys: a hash for files; id and revision for the hub."""
     if source.source == "none":
         return None
     if source.source == "hub":
@@ -33,14 +33,14 @@ def _file_of(field: str, source: SourceConfig, builtin: Path) -> Path:
         return builtin
     path = Path(str(source.path)).expanduser()
     if not path.exists():
-        raise ConfigError(f"{field}.path: there is no file or folder {path}.")
+        raise ConfigError(f"{field}.path: there is no file or folder {path}; give an existing one.")
     return path
 
 
 def rows_of(
     field: str, source: SourceConfig, builtin: Path, damaged: Damaged | None = None
 ) -> Iterator[tuple[str, Row]]:
-    """Yield ``(where, row)`` of any supported source. Lines that are no row are told to ``damaged``, or raised."""
+    """Yield ``(place, row)`` of any source. A line that is not a row goes to ``damaged``, or raises ConfigError."""
     if source.source == "hub":
         yield from _hub_rows(field, source)
         return
@@ -55,7 +55,7 @@ def rows_of(
         yield from _parquet_rows(field, path)
     else:
         raise ConfigError(
-            f"{field}.path: {path} is no .jsonl, .json, .csv, .tsv or .parquet file and no datasets folder."
+            f"{field}.path: {path} is not a .jsonl, .json, .csv, .tsv or .parquet file or a datasets folder."
         )
 
 
@@ -67,7 +67,7 @@ def _json_rows(path: Path, damaged: Damaged | None) -> Iterator[tuple[str, Row]]
         except json.JSONDecodeError as error:
             raise ConfigError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}.") from None
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise ConfigError(f"{path}: a .json file must hold a list of objects; for one object a line use .jsonl.")
+            raise ConfigError(f"{path}: a .json file must hold a list of objects; for one object per line use .jsonl.")
         yield from ((f"{path}, entry {i + 1}", row) for i, row in enumerate(rows))
         return
     for number, line in enumerate(text.split("\n"), start=1):
@@ -76,10 +76,10 @@ def _json_rows(path: Path, damaged: Damaged | None) -> Iterator[tuple[str, Row]]
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            _tell(damaged, f"{path}:{number}:{error.colno}: not valid JSON: {error.msg}; mend the line.")
+            _tell(damaged, f"{path}:{number}:{error.colno}: not valid JSON: {error.msg}; fix the line.")
             continue
         if not isinstance(row, dict):
-            _tell(damaged, f"{path}:{number}: the line is a JSON {type(row).__name__}, not an object; mend the line.")
+            _tell(damaged, f"{path}:{number}: the line is a JSON {type(row).__name__}, not an object; fix the line.")
             continue
         yield f"{path}:{number}", row
 
@@ -98,7 +98,7 @@ def _csv_rows(path: Path, damaged: Damaged | None) -> Iterator[tuple[str, Row]]:
         for row in reader:
             if None in row or None in row.values():
                 place = f"{path}:{reader.line_num}"
-                _tell(damaged, f"{place}: the row has another number of fields than the header; quote commas.")
+                _tell(damaged, f"{place}: the row and the header have different numbers of fields; quote commas.")
                 continue
             yield f"{path}:{reader.line_num}", dict(row)
     except csv.Error as error:
@@ -113,7 +113,7 @@ def _parquet_rows(field: str, path: Path) -> Iterator[tuple[str, Row]]:
         rows = parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"{field}.path: {path} is no readable Parquet file ({reason}).") from None
+        raise ConfigError(f"{field}.path: {path} is not a readable Parquet file ({reason}).") from None
     yield from ((f"{path}, row {i + 1}", row) for i, row in enumerate(rows))
 
 
@@ -133,7 +133,7 @@ def _dataset_rows(field: str, path: Path, split: str) -> Iterator[tuple[str, Row
     try:
         dataset = load_from_disk(str(path))
     except (FileNotFoundError, ValueError) as error:
-        raise ConfigError(f"{field}.path: {path} is no folder written by save_to_disk ({error}).") from None
+        raise ConfigError(f"{field}.path: {path} is not a folder written by save_to_disk ({error}).") from None
     if isinstance(dataset, DatasetDict):
         if split not in dataset:
             raise ConfigError(f"{field}.hub_split: {path} has no split {split!r}{did_you_mean(split, dataset)}.")

@@ -1,4 +1,4 @@
-"""Prompts from rows of any source: drop what is empty or repeated, and say so; split the rest."""
+"""Makes prompts from rows: drops and counts empty and repeated ones, and splits the rest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ROLES = {"system", "user", "assistant"}
 
 @dataclass
 class Loaded:
-    """Prompts of all pools, and what was dropped on the way."""
+    """Prompts of all pools, and the numbers of dropped rows (pool → number)."""
 
     prompts: list[Prompt] = field(default_factory=list)
     num_empty: dict[str, int] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Loaded:
         return [prompt for prompt in self.prompts if prompt.pool == pool and prompt.split == split]
 
     def notes(self) -> list[str]:
-        """One sentence for each pool that lost rows."""
+        """One sentence per pool with dropped rows."""
         return [
             f"data.{pool}: dropped {self.num_empty[pool]} empty and {self.num_duplicate[pool]} duplicate rows."
             for pool in self.num_empty
@@ -47,7 +47,7 @@ def pool_configs(config: DataConfig) -> dict[Pool, PoolConfig]:
 
 
 def pool_content(pool: str, source: PoolConfig) -> dict[str, Any]:
-    """A pool by content: a hash for files, id and revision for the hub; and how it is read."""
+    """What a cache key holds of a pool: content (see ``source_content``), columns and limit."""
     content = source_content(f"data.{pool}", source, _builtin(pool))
     columns = None if source.source == "builtin" else source.columns.key()
     return {"content": content, "columns": columns, "limit": source.limit}
@@ -57,7 +57,7 @@ def load_prompts(config: DataConfig) -> Loaded:
     """Read, check, deduplicate and split every pool.
 
     Raises:
-        ConfigError: file, line or column at fault, and the remedy.
+        ConfigError: the wrong file, line or column, and the remedy.
     """
     loaded = Loaded()
     seen: set[str] = set()
@@ -107,7 +107,7 @@ def _refuse_repeated_ids(prompts: list[Prompt]) -> None:
     for prompt in prompts:
         if (other := seen.setdefault(prompt.id, prompt)) is not prompt:
             raise ConfigError(
-                f"data: id {prompt.id!r} stands for {other.request[:40]!r} and for {prompt.request[:40]!r}; "
+                f"data: id {prompt.id!r} is used for {other.request[:40]!r} and for {prompt.request[:40]!r}; "
                 "make ids unique across pools or set columns.id=null."
             )
 
@@ -117,7 +117,7 @@ def _builtin(pool: str) -> Path:
 
 
 def _messages(row: dict[str, Any], columns: ColumnsConfig, place: str) -> list[Message]:
-    """The prompt of a row as a dialogue that ends with the person's turn; empty where there is nothing to answer."""
+    """The prompt of a row as a dialogue that ends with the person's turn; empty if there is no request."""
     for kind in ("messages", "transcript", "prompt"):
         column = getattr(columns, kind)
         if column is None:
@@ -135,16 +135,16 @@ def _messages(row: dict[str, Any], columns: ColumnsConfig, place: str) -> list[M
             try:
                 return up_to_last_request(parse_transcript(value)) if value.strip() else []
             except ValueError as error:
-                raise ConfigError(f"{place}: column {column!r} is no transcript: {error}.") from None
+                raise ConfigError(f"{place}: column {column!r} is not a transcript: {error}.") from None
         return [Message(role="user", content=value.strip())] if value.strip() else []
-    raise AssertionError("PoolConfig lets no source through without a column")
+    raise AssertionError("PoolConfig refuses a source without a column")
 
 
 def _refuse_surrogates(messages: list[Message], place: str) -> None:
-    """Half a character ("\\ud800") is valid JSON and no text: nothing could write it down again."""
+    """Refuse half a character ("\\ud800"): it is valid JSON, but it can't be written as UTF-8."""
     for turn in messages:
         if not turn["content"].isascii() and turn["content"].encode("utf-8", "ignore").decode() != turn["content"]:
-            raise ConfigError(f"{place}: the text holds half a character (a lone surrogate); mend the line.")
+            raise ConfigError(f"{place}: the text holds half a character (a lone surrogate); fix the line.")
 
 
 def _checked_turns(value: Any, place: str, column: str) -> list[Message]:
@@ -153,8 +153,8 @@ def _checked_turns(value: Any, place: str, column: str) -> list[Message]:
     except json.JSONDecodeError as error:
         raise ConfigError(f"{place}: column {column!r} is text but not valid JSON: {error.msg}.") from None
     if not isinstance(turns, list):
-        raise ConfigError(f"{place}: column {column!r} is no list of {{role, content}} turns.")
+        raise ConfigError(f"{place}: column {column!r} is not a list of {{role, content}} turns.")
     for turn in turns:
         if not isinstance(turn, dict) or turn.get("role") not in _ROLES or not isinstance(turn.get("content"), str):
-            raise ConfigError(f"{place}: column {column!r} has a turn that is no {{role, content}}: {str(turn)[:60]}.")
+            raise ConfigError(f"{place}: column {column!r} has a turn that is not {{role, content}}: {str(turn)[:60]}.")
     return [Message(role=t["role"], content=t["content"].strip()) for t in turns if t["content"].strip()]

@@ -1,4 +1,4 @@
-"""Requests that say nearly the same: what is trained on must not come back, lightly reworded, in what is evaluated."""
+"""Finds near-duplicates, so that slightly reworded training requests don't appear in an evaluation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.records import normalised
 
 SHINGLE_LETTERS = 5
 ALIKE = 0.5
-"""Share of letter sequences in common above which two requests count as nearly the same (docs/log.md)."""
+"""Jaccard similarity from which two requests count as near-duplicates (docs/log.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class NearDuplicate:
 
 
 def shingles(text: str) -> frozenset[str]:
-    """All runs of five letters of a text, without case and punctuation; a shorter text is its own."""
+    """All sequences of five characters in the normalised text; a shorter text is one sequence."""
     text = normalised(text)
     return frozenset(text[i : i + SHINGLE_LETTERS] for i in range(max(1, len(text) - SHINGLE_LETTERS + 1)))
 
@@ -34,7 +34,7 @@ def similarity(one: frozenset[str], other: frozenset[str]) -> float:
 def near_duplicates(
     requests: Mapping[str, str], others: Mapping[str, str], at_least: float = ALIKE
 ) -> list[NearDuplicate]:
-    """Each request's closest counterpart among ``others``, where there is one; the closest pairs first.
+    """The closest of ``others`` for each request with a similarity of ``at_least``; the closest pairs first.
 
     Args:
         requests, others: id → text.

@@ -1,7 +1,7 @@
-"""Public evaluation sets by the layout of their files, mapped to the few things that suites need.
+"""Reads public evaluation sets in several layouts.
 
-A layout is told by its columns (``shape: auto``) or named. What is malformed is dropped, counted and reported: a public
-file with a broken line must not stop an evaluation. A file of which nothing can be read is refused.
+A layout is detected from its columns (``shape: auto``) or set by name. Malformed rows are dropped, counted and
+reported, because a broken line must not stop an evaluation. A file without any readable row is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.records import Message, dialogue_key
 
 @dataclass(frozen=True, kw_only=True)
 class RequestRow:
-    """A request as a public set has it. ``harmless`` where the set says so (XSTest mixes both)."""
+    """A request. ``harmless`` is None unless the set labels it (XSTest has both kinds)."""
 
     id: str
     request: str
@@ -32,7 +32,7 @@ class RequestRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PairRow:
-    """A dialogue with two replies, of which people chose the first."""
+    """A dialogue and two replies; people preferred ``chosen``."""
 
     id: str
     kind: str
@@ -43,7 +43,7 @@ class PairRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceRow:
-    """BBQ: a context, a question and three answers. ``unknown``, ``stereotyped`` and ``label`` are indices."""
+    """BBQ: a context, a question and three answers. ``unknown``, ``stereotyped`` and ``label`` index ``answers``."""
 
     id: str
     category: str
@@ -59,7 +59,7 @@ class ChoiceRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SentencePair:
-    """CrowS-Pairs: the same sentence about two groups, the first more stereotyping."""
+    """CrowS-Pairs: the same sentence about two groups; ``stereotyped`` has the stronger stereotype."""
 
     id: str
     bias_type: str
@@ -72,14 +72,14 @@ RowT = TypeVar("RowT")
 
 @dataclass
 class Read:
-    """The rows that could be read, and the places of those that could not."""
+    """The readable rows, a message per malformed row, and the number of duplicates."""
 
     rows: list[Any] = field(default_factory=list)
     malformed: list[str] = field(default_factory=list)
     num_duplicate: int = 0
 
     def notes(self, name: str) -> list[str]:
-        """One sentence for a set that lost rows."""
+        """One sentence if rows were dropped."""
         if not self.malformed and not self.num_duplicate:
             return []
         where = f" (first: {self.malformed[0]})" if self.malformed else ""
@@ -128,12 +128,12 @@ def _strongreject(row: Row) -> RequestRow:
 
 
 def _jailbreakbench(row: Row) -> RequestRow:
-    """Chao et al. 2024, arXiv 2404.01318: Goal, Target, Behavior, Category, Source; harmful and benign files alike."""
+    """Chao et al. 2024, arXiv 2404.01318: Goal, Target, Behavior, Category, Source; the harmful and the benign file."""
     return RequestRow(id="", request=_text(row, "Goal"), kind=str(row.get("Category") or "unspecified"))
 
 
 def _xstest(row: Row) -> RequestRow:
-    """Röttger et al. 2023, arXiv 2308.01263: prompt, type, label; contrasts are the unsafe ones."""
+    """Röttger et al. 2023, arXiv 2308.01263: prompt, type, label; types that begin with "contrast" are unsafe."""
     kind = _text(row, "type")
     unsafe = str(row.get("label", "")).casefold() == "unsafe" or kind.startswith("contrast")
     return RequestRow(id=str(row.get("id") or ""), request=_text(row, "prompt"), kind=kind, harmless=not unsafe)
@@ -157,7 +157,7 @@ def _hhh_targets(row: Row) -> PairRow:
     targets = row["targets"]
     choices, labels = targets["choices"], targets["labels"]
     if len(choices) != 2 or sorted(labels) != [0, 1]:
-        raise ValueError("targets are not one right and one wrong choice")
+        raise ValueError("targets do not have one right and one wrong choice")
     chosen, rejected = choices[labels.index(1)], choices[labels.index(0)]
     return PairRow(
         id="",
@@ -198,12 +198,12 @@ _UNKNOWN = re.compile(
 
 
 def _bbq(row: Row) -> ChoiceRow:
-    """Parrish et al. 2022, arXiv 2110.08193; the stereotyped group is in additional_metadata or ``stereotyped``."""
+    """Parrish et al. 2022, arXiv 2110.08193; the group is in additional_metadata or ``stereotyped``."""
     answers = list(row["choices"]) if "choices" in row else [row["ans0"], row["ans1"], row["ans2"]]
     info = [[str(part).casefold() for part in row["answer_info"][f"ans{i}"]] for i in range(3)]
     unknown = next((i for i in range(3) if "unknown" in info[i] or _UNKNOWN.search(answers[i])), None)
     if unknown is None:
-        raise ValueError("no answer says that it can't be known")
+        raise ValueError("no answer means unknown")
     metadata = row.get("additional_metadata") or {}
     groups = {str(g).casefold() for g in row.get("stereotyped") or metadata.get("stereotyped_groups") or []}
     hits = [i for i in range(3) if i != unknown and groups & set(info[i])]
@@ -234,12 +234,12 @@ def _crows_pairs(row: Row) -> SentencePair:
 def _text(row: Row, column: str) -> str:
     value = row[column]
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"column {column!r} is empty or no text")
-    value.encode()  # half a character (a lone surrogate) is no text
+        raise ValueError(f"column {column!r} is empty or not text")
+    value.encode()  # raises ValueError for half a character (a lone surrogate)
     return value.strip()
 
 
-# shape → (the columns that tell it, how a row is read)
+# shape → (its columns, the function that reads a row)
 _SHAPES: dict[str, tuple[frozenset[str], Callable[[Row], Any]]] = {
     "harmbench": (frozenset({"Behavior", "SemanticCategory"}), _harmbench),
     "jailbreakbench": (frozenset({"Goal"}), _jailbreakbench),
@@ -257,16 +257,16 @@ _SHAPES: dict[str, tuple[frozenset[str], Callable[[Row], Any]]] = {
 
 
 def shape_of(columns: Iterable[str], allowed: Sequence[str]) -> str | None:
-    """The layout with these columns, of those a suite can use; the most telling first."""
+    """The first allowed layout whose columns are all present, or None."""
     columns = set(columns)
     return next((shape for shape, (needed, _) in _SHAPES.items() if shape in allowed and needed <= columns), None)
 
 
 def read_set(config: Any, builtin: Path, kind: type[RowT]) -> Read:
-    """Read a suite's rows in whatever layout they are.
+    """Read the rows of a suite; all are of type ``kind``.
 
     Raises:
-        ConfigError: no such file, no known layout, or not one readable row.
+        ConfigError: there is no such file, no known layout, or no readable row.
     """
     name, read, seen = config.section, Read(), set()
     shape = None if config.shape == "auto" else config.shape
@@ -291,8 +291,8 @@ def read_set(config: Any, builtin: Path, kind: type[RowT]) -> Read:
     if shape is None and columns:
         layouts = ", ".join(s for s in config.shapes if s != "auto")
         raise ConfigError(
-            f"{name}.path: {config.path} has the columns {columns}, which is none of the layouts {layouts}; rename the "
-            f"columns or set {name}.shape."
+            f"{name}.path: {config.path} has the columns {columns}, which match none of the layouts {layouts}; rename "
+            f"the columns or set {name}.shape."
         )
     if not read.rows:
         why = f" ({read.malformed[0]})" if read.malformed else ""

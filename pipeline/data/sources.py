@@ -1,4 +1,4 @@
-"""Where prompts and labelled rows come from, as the configuration says it."""
+"""Configuration of data sources for prompts and labelled rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.core.settings import RUNTIME, Settings
 
 
 class ColumnsConfig(Settings):
-    """Which column of a data file holds what. A null column is not read."""
+    """The columns of a data file. A null column is not read."""
 
     prompt: str | None = "prompt"
     """Column with the request as text."""
@@ -21,21 +21,21 @@ class ColumnsConfig(Settings):
     kind: str | None = None
     """Column with the kind of request, for tables by kind."""
     id: str | None = None
-    """Column with an id of each row; without one the id follows from the text."""
+    """Column with the id of each row; null: an id is made from the text."""
 
 
 _PLACE = frozenset({"path", "hub_name", "hub_dir", "hub_split", "revision"})
 
 
 class SourceConfig(Settings):
-    """Rows that ship with the project, of a file or folder, or of a data set on the hub."""
+    """Rows that ship with the project, or from a file, a folder or a data set on the hub."""
 
     source: Literal["builtin", "path", "hub"] = "builtin"
     """``builtin`` (ships with the project), ``path`` (a file or folder) or ``hub``."""
     path: str | None = None
     """The file or folder, or the id on the hub."""
     hub_name: str | None = None
-    """The configuration of a hub data set that has several."""
+    """The configuration name, if a hub data set has several."""
     hub_dir: str | None = None
     """The folder inside a hub data set."""
     hub_split: str = "train"
@@ -43,10 +43,10 @@ class SourceConfig(Settings):
     revision: str | None = None
     """The commit, branch or tag on the hub; null: main."""
     limit: int | None = Field(default=None, ge=1)
-    """Read at most so many rows; null: all."""
+    """The most rows to read; null: all."""
 
     def key(self) -> dict[str, Any]:
-        """Without the fields that this kind of source does not read. Whoever reads it adds the content."""
+        """The fields that this kind of source reads. The caller adds the content."""
         unread = {"hub": set[str](), "path": _PLACE - {"hub_split"}}.get(self.source, _PLACE)
         return {name: value for name, value in super().key().items() if name not in unread}
 
@@ -58,25 +58,25 @@ class SourceConfig(Settings):
                 "(or hub)"
             )
         if self.source in {"path", "hub"} and not self.path:
-            raise ValueError(f"{{here}}.source is {self.source!r} but {{here}}.path is empty; name the data")
+            raise ValueError(f"{{here}}.source is {self.source!r} but {{here}}.path is empty; give a path or a hub id")
         return self
 
 
 class PoolConfig(SourceConfig):
-    """One pool of prompts, and which columns hold them."""
+    """One pool of prompts, and the columns to read."""
 
     columns: ColumnsConfig = ColumnsConfig()
-    """Which column of the file holds what."""
+    """The columns of the file."""
 
     @model_validator(mode="after")
     def _check_columns(self) -> Self:
         if self.source != "builtin" and not any((self.columns.prompt, self.columns.messages, self.columns.transcript)):
-            raise ValueError("{here}.columns names no column to read; set prompt, messages or transcript")
+            raise ValueError("{here}.columns has no column to read; set prompt, messages or transcript")
         return self
 
 
 class DataConfig(Settings):
-    """The prompts: three pools, split once by the hash of each text."""
+    """The prompts: three pools, each split by the hash of its texts."""
 
     red_team: PoolConfig
     """Harmful requests."""
@@ -85,9 +85,9 @@ class DataConfig(Settings):
     look_alike: PoolConfig
     """Harmless requests that look harmful."""
     train_fraction: float = Field(default=0.6, ge=0, le=1)
-    """Share of the prompts that are trained on."""
+    """Share of the prompts in the training split."""
     validation_fraction: float = Field(default=0.1, ge=0, le=1)
-    """Share of the prompts for choosing a policy during training; the rest is for the evaluation."""
+    """Share of the prompts in the validation split (to choose a policy during training); the rest is the test split."""
     min_prompts: Annotated[int, RUNTIME] = Field(default=4, ge=0)
     """Refuse a pool that has fewer prompts in its training or test split."""
 
@@ -102,7 +102,7 @@ class DataConfig(Settings):
         return self
 
     def key_of(self, name: str) -> Any:
-        """A pool by the content of its source."""
+        """For a pool, the content of its source."""
         from pipeline.data.loading import pool_content
 
         value = getattr(self, name)

@@ -1,4 +1,4 @@
-"""Train, validation and test, decided once by hash, and a guard that nothing evaluated was trained on."""
+"""The train, validation and test splits, and a check that no evaluated prompt was trained on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.records import Prompt, Split
 
 
 def split_of(key: str, train_fraction: float, validation_fraction: float) -> Split:
-    """Place a request by the hash of its own text: no seed, no order, and new prompts never move old ones."""
+    """The split of a request, by the hash of its ``key`` alone: new prompts never move old ones."""
     position = int.from_bytes(hashlib.sha256(f"split:{key}".encode()).digest()[:8], "big") / 2**64
     if position < train_fraction:
         return "train"
@@ -25,7 +25,7 @@ def refuse_overlap(evaluated: Iterable[Prompt], trained_keys: dict[str, str]) ->
         trained_keys: dialogue key → where it was trained on.
 
     Raises:
-        ConfigError: names the first prompt in both.
+        ConfigError: gives the first prompt that is in both.
     """
     for prompt in evaluated:
         if prompt.key in trained_keys:

@@ -1,4 +1,4 @@
-"""hh-rlhf transcripts: one string with "\\n\\nHuman:" and "\\n\\nAssistant:" before each turn."""
+"""hh-rlhf transcripts: one string with "\\n\\nHuman:" or "\\n\\nAssistant:" before each turn."""
 
 import re
 
@@ -10,7 +10,7 @@ _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def parse_transcript(text: str) -> list[Message]:
-    """Split a transcript into turns; neighbouring turns of one speaker are joined, empty ones dropped.
+    """Split a transcript into turns. Consecutive turns of one speaker are joined, and empty ones are dropped.
 
     Raises:
         ValueError: the text does not begin with a turn.
@@ -31,6 +31,6 @@ def parse_transcript(text: str) -> list[Message]:
 
 
 def up_to_last_request(turns: list[Message]) -> list[Message]:
-    """Drop the replies after the last thing the person said: what is left is the prompt."""
+    """The prompt of a dialogue: all turns up to the last one of the person."""
     last = max((index for index, turn in enumerate(turns) if turn["role"] == "user"), default=-1)
     return turns[: last + 1]

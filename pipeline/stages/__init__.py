@@ -1,4 +1,4 @@
-"""The stages, in the order of the chain. A new stage is one class and one line here."""
+"""The stages, in the order of the chain. To add one, write a class and add it here."""
 
 from pipeline.core.stage import Stage
 from pipeline.stages.align import Align

@@ -1,4 +1,4 @@
-"""align: optimise the SFT model by the method of the configuration, on comparisons or on rewards."""
+"""align: train the SFT model with the configured method, on comparisons or on rewards."""
 
 from __future__ import annotations
 

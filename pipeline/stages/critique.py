@@ -1,4 +1,4 @@
-"""critique: first replies, then rounds of critique and revision, each under a freshly sampled principle."""
+"""critique: first replies, then rounds of critique and revision, each under a newly sampled principle."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ class CritiqueConfig(PoolSizes):
     num_red_team: int = Field(ge=1)
     """Harmful requests."""
     num_few_shot: int = Field(ge=0)
-    """Worked examples of the constitution that the critic is shown."""
+    """The most worked examples of the constitution in the critic's prompt."""
     temperature: float = Field(ge=0, le=5)
-    """Temperature of replies, critiques and revisions; 0 is greedy."""
+    """Sampling temperature of replies, critiques and revisions; 0 is greedy."""
     top_p: float = Field(gt=0, le=1)
-    """Nucleus of the same; 1 switches it off."""
+    """Nucleus sampling (top-p) of replies, critiques and revisions; 1 turns it off."""
     max_reply_tokens: int = Field(ge=1)
-    """The most tokens of a first reply."""
+    """The most tokens per first reply."""
     max_critique_tokens: int = Field(ge=1)
-    """The most tokens of a critique."""
+    """The most tokens per critique."""
     max_revision_tokens: int = Field(ge=1)
-    """The most tokens of a revision."""
+    """The most tokens per revision."""
 
 
 class Critique(Stage):
@@ -153,7 +153,7 @@ class Critique(Stage):
 
 
 class _Rounds:
-    """The steps of the method over all prompts at once, each drawn from a seed of its own."""
+    """The steps of the method over all prompts at once. Each prompt and step has its own seed."""
 
     def __init__(self, config: CritiqueConfig, context: Context, critic: Engine) -> None:
         self._config, self._context, self._critic = config, context, critic
@@ -172,7 +172,7 @@ class _Rounds:
     def critique_and_revise(
         self, number: int, prompts: Sequence[Prompt], current: dict[str, str]
     ) -> dict[str, Revision]:
-        """One round. A prompt whose critique or revision came out empty is left out of the result."""
+        """One round: prompt id → revision. A prompt with an empty critique or revision is left out."""
         drawn = {prompt.id: self._principle(prompt, number) for prompt in prompts}
         asks = {
             p.id: _asked(self._critique_examples[p.pool], critique_question(p.messages, current[p.id], drawn[p.id]))
@@ -204,7 +204,7 @@ class _Rounds:
         }
 
     def _principle(self, prompt: Prompt, number: int) -> Principle:
-        """A principle for this round that no earlier round of this prompt has used (while there are such)."""
+        """A principle that no earlier round of this prompt used, as long as there are unused ones."""
         rng = derived_rng(self._context.seed, prompt.key, "principles")
         return self._context.constitution.sample(prompt.pool, number, rng)[-1]
 

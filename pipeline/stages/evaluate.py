@@ -1,4 +1,4 @@
-"""evaluate: every model on conversations that nothing was trained on, judged, counted and compared."""
+"""evaluate: run every model on held-out conversations, judge the replies, and compare the models."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ CHARS_PER_TOKEN = 4  # for estimates of tokens read
 
 
 class Evaluate(Stage):
-    """Verdicts on every model's replies, and the numbers that follow from them."""
+    """Verdicts on the replies of every model, and the measures computed from them."""
 
     name, outputs = "evaluate", ("verdicts.jsonl", "results.json")
     needs = ("prompts", "sft", "preferences", "reward", "align")
@@ -74,7 +74,7 @@ class Evaluate(Stage):
         }
 
     def check(self, prepared: Prepared) -> list[str]:
-        """What is evaluated is there, and nothing of it is trained on or shown as an example."""
+        """Check that models and data exist, and that no evaluated prompt is trained on or is an example."""
         from pipeline.engines.reward_model import check_scoring
 
         config, notes = prepared.config.evaluate, list[str]()
@@ -111,7 +111,7 @@ class Evaluate(Stage):
         return cases
 
     def cost(self, prepared: Prepared) -> Cost:
-        """Replies and references of every model, and what judges, labeller and reward model are asked."""
+        """Replies and references of every model, and all calls to judges, labeller and reward models."""
         whole, config = prepared.config, prepared.config.evaluate
         cases = self._cases(prepared, [])
         num_models = len(config.checkpoints) or 3
@@ -189,7 +189,7 @@ class Evaluate(Stage):
 def _asked(
     path: str, cases: Sequence[Case], sets: Sequence[Read], config: EvaluateConfig, context: Context
 ) -> Identity:
-    """Who is asked what, and how: the same again has the same answers."""
+    """Everything that decides a model's answers. Equal identities share cached answers."""
     return {
         "version": VERSION,
         "model": model_identity(path, context.model.revision if path == context.model.path else None),
@@ -203,7 +203,7 @@ def _asked(
 
 
 def checkpoints(config: EvaluateConfig, context: Context) -> dict[str, str]:
-    """Name → model, the one that others are set against first."""
+    """Name → path of each model. The others are compared with the first one."""
     if config.checkpoints:
         return dict(config.checkpoints)
     return {
@@ -214,10 +214,10 @@ def checkpoints(config: EvaluateConfig, context: Context) -> dict[str, str]:
 
 
 def trained_keys(config: EvaluateConfig, folders: Mapping[str, Path]) -> dict[str, str]:
-    """Every request that a stage trained on, and where. (The constitution's own are refused before the run.)"""
+    """Dialogue key → where it was trained on. (``check`` already refuses requests of the constitution.)"""
     keys: dict[str, str] = {}
     folders = dict(folders)
-    if config.run is not None:  # the checkpoint's own run
+    if config.run is not None:  # the run that made the checkpoint
         own = Path(config.run).glob("[0-9]*-*")
         folders |= {folder.name.split("-", 1)[1]: folder for folder in own}
     if "sft" in folders:
@@ -229,7 +229,7 @@ def trained_keys(config: EvaluateConfig, folders: Mapping[str, Path]) -> dict[st
     if "reward" in folders:
         for preference in read_records(folders["reward"] / "rows.jsonl", Preference):
             keys.setdefault(preference.comparison.prompt.key, "the reward model's pairs")
-    if "align" in folders and (folders["align"] / "prompts.jsonl").exists():  # of an online method
+    if "align" in folders and (folders["align"] / "prompts.jsonl").exists():  # only online methods have it
         for prompt in read_records(folders["align"] / "prompts.jsonl", Prompt):
             keys.setdefault(prompt.key, "alignment")
     return keys
@@ -238,7 +238,7 @@ def trained_keys(config: EvaluateConfig, folders: Mapping[str, Path]) -> dict[st
 def _judge(
     config: EvaluateConfig, context: Context, cases: Sequence[Case], answered: dict[str, Answered]
 ) -> tuple[list[Verdict], JudgeCard]:
-    """Judge every reply, and the judge itself on labelled ones."""
+    """Judge every reply, and measure the judge on labelled replies."""
     desk = Desk(logbook=context, log="judge", label="judge")
     judge = appoint_judge(config.judge, context, desk)
     items = {
@@ -274,7 +274,7 @@ def _judge(
 
 
 def _own_reward_model(context: Context) -> RewardModel | None:
-    """The one that the run has trained."""
+    """The reward model of this run, or None."""
     from pipeline.engines.reward_model import load_reward_model
 
     folder = context.folders.get("reward")
@@ -286,7 +286,7 @@ def _own_reward_model(context: Context) -> RewardModel | None:
 def _pairs(
     config: EvaluateConfig, context: Context, own_reward_model: RewardModel | None, notes: list[str]
 ) -> list[PairAccuracy]:
-    """The run's labeller, reward models and the pair judge on pairs that people decided, beside two baselines."""
+    """Accuracy of labeller, reward models, pair judge and baselines on pairs with human choices."""
     from pipeline.engines.reward_model import load_reward_model
 
     chosen_first = labelled_pairs(config, notes)
@@ -317,7 +317,7 @@ def _pairs(
 
 
 def _garak(config: EvaluateConfig, context: Context) -> list[Probe]:
-    """garak's probes against the last model, by garak's own detectors."""
+    """Run garak's probes and detectors on the last model."""
     if not config.garak_probes:
         return []
     model, path = list(checkpoints(config, context).items())[-1]

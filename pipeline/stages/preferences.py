@@ -1,4 +1,4 @@
-"""preferences: two replies to each prompt, and an AI labeller's soft opinion of them."""
+"""preferences: sample two replies per prompt, and let an AI labeller give each pair a soft label."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
     from pipeline.chain.config import Config
 
 TOKENS_PER_TURN = 50  # for estimates of tokens read
-PURPOSE = "labels"  # names the draw of principles
+PURPOSE = "labels"  # part of the seed that draws principles
 
 
 class PreferencesConfig(PoolSizes):
     """Comparisons and their AI labels (Bai et al. 2022, section 4.1)."""
 
     labeller: Annotated[SerializeAsAny[LabellerConfig], BeforeValidator(LABELLERS.parse)]
-    """Who says which reply is better."""
+    """The labeller, which decides which reply is better."""
     pairs: Literal["contrast", "sampled"]
-    """``contrast``: a reply that declines beside one of the base model's; ``sampled``: two of the SFT model's."""
+    """``contrast``: a refusal by the SFT model and a base model's reply; ``sampled``: two replies of the SFT model."""
     num_contrasts: int = Field(ge=0)
-    """How many of the constitution's contrasts become comparisons whose label is written."""
+    """How many contrasts of the constitution become comparisons; their labels come from the constitution."""
     temperature: float = Field(ge=0, le=5)
-    """Temperature of the replies."""
+    """Sampling temperature of the replies."""
     top_p: float = Field(gt=0, le=1)
-    """Nucleus of the replies; 1 switches it off."""
+    """Nucleus sampling (top-p) of the replies; 1 turns it off."""
     max_reply_tokens: int = Field(ge=1)
-    """The most tokens of a reply."""
+    """The most tokens per reply."""
 
     @model_validator(mode="after")
     def _check_pairs(self) -> Self:
@@ -55,11 +55,11 @@ class PreferencesConfig(PoolSizes):
         return self
 
     def labelled_prompts(self, prepared: Prepared) -> list[Prompt]:
-        """The prompts whose comparisons the labeller is asked about."""
+        """The prompts whose comparisons the labeller judges."""
         return self.training_prompts(prepared.prompts)
 
     def compared_prompts(self, prepared: Prepared) -> list[Prompt]:
-        """The prompts of all comparisons, those of contrasts included, where no reply comes out empty."""
+        """The prompts of all comparisons including contrasts, if no reply is empty."""
         written = prepared.constitution.contrast_prompts(self.num_contrasts)
         return self.labelled_prompts(prepared) + [prompt for _, *both in written for prompt in both]
 
@@ -77,7 +77,7 @@ class Preferences(Stage):
     def reads(self, config: Config, constitution: Constitution) -> dict[str, Any]:
         own = config.preferences
         fields = set(constitution_fields(own.labeller))
-        if own.pairs == "contrast":  # how refusals begin
+        if own.pairs == "contrast":  # for the opening of refusals
             fields |= {"contrasts", "worked_examples"}
         if own.num_contrasts:
             fields |= {"contrasts"}
@@ -131,7 +131,7 @@ class Preferences(Stage):
 
 
 class _Sampler:
-    """Draws the two replies of each pair, and counts what was of no use."""
+    """Samples the two replies of each pair, and counts the pairs that are dropped."""
 
     def __init__(self, config: PreferencesConfig, context: Context) -> None:
         self._config, self._context = config, context
@@ -143,14 +143,14 @@ class _Sampler:
         return self._pairs(prompts, a, b)
 
     def contrast_pairs(self, prompts: Sequence[Prompt]) -> list[Comparison]:
-        """The SFT model made to decline, beside what the base model would have said: the two ways to go wrong, one on
-        harmful requests and the other on harmless ones."""
+        """A is a reply of the SFT model with the start of a refusal as prefill; B is a reply of the base model. Each
+        pair thus has a refusal and an answer: one is wrong for harmful requests, the other for harmless ones."""
         declining = self._replies("sft", prompts, "a", begun=self._context.constitution.opening())
         return self._pairs(prompts, declining, self._replies(BASE, prompts, "b"))
 
     def worked_pairs(self) -> list[Comparison]:
-        """The constitution's contrasts: its own refusal beside the base model's reply, to the harmful request and,
-        with the same refusal, to the harmless twin."""
+        """Two pairs per contrast of the constitution, for the harmful request and for its harmless twin. A is the
+        written refusal in both; B is a reply of the base model."""
         contrasts = self._context.constitution.contrast_prompts(self._config.num_contrasts)
         prompts = [prompt for _, harmful, twin in contrasts for prompt in (harmful, twin)]
         if not prompts:
@@ -204,7 +204,7 @@ class _Sampler:
 
 
 def _written(comparison: Comparison) -> Preference:
-    """What the constitution says of its own examples: decline what is harmful (reply A), answer its twin (reply B)."""
+    """The label that the constitution gives: refuse a harmful request (reply A), answer its twin (reply B)."""
     return Preference(
         comparison=comparison,
         judgements=[],
@@ -215,7 +215,7 @@ def _written(comparison: Comparison) -> Preference:
 
 
 def label_statistics(preferences: Sequence[Preference]) -> Metrics:
-    """What the labels are like, before anyone trains on them."""
+    """Statistics of the labels: counts, entropy in bits, and rates from 0 to 1 (None without data)."""
     labelled = [(p, p.probability_a) for p in preferences if p.probability_a is not None]
     judgements = [judgement for preference in preferences for judgement in preference.judgements]
     orders = [judgement.flipped for judgement in judgements if judgement.flipped is not None]

@@ -1,4 +1,4 @@
-"""prompts: gather the requests of all pools, drop what is empty or repeated, split once by hash."""
+"""prompts: read the prompts of all pools, drop empty and repeated ones, and split them by hash."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.records import write_records
 
 
 class Prompts(Stage):
-    """The prompts of all pools with the split that each belongs to."""
+    """The prompts of all pools, each with its split."""
 
     name, section, outputs = "prompts", "data", ("prompts.jsonl",)
     parallel = trains = False

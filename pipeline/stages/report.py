@@ -1,4 +1,4 @@
-"""report: the evidence as one self-contained page, Markdown, a model card, and every table as CSV and JSON."""
+"""report: write the results as one HTML page, Markdown, a model card, and tables as CSV and JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Guidelines:
-    """The written limits, which a cache key holds by content."""
+    """The guideline file. A cache key holds the hash of its content."""
 
     def __init__(self, name: str | None) -> None:
         self.name = name
@@ -28,7 +28,7 @@ class Guidelines:
 
 
 class Report(Stage):
-    """Everything that was found, for people."""
+    """All results, for people to read."""
 
     name = "report"
     needs = ("prompts", "critique", "sft", "preferences", "reward", "align", "evaluate")

@@ -1,4 +1,4 @@
-"""reward: a model of the labels that gives any reply a number, and what it is worth on pairs it has not seen."""
+"""reward: train a reward model on the labels, and measure it on held-out pairs."""
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ class RewardConfig(TrainConfig):
     """A Bradley-Terry model of the labels, trained on harmlessness and helpfulness comparisons."""
 
     init: Literal["sft", "base"] = "sft"
-    """Start from the SFT model (PPO then shares one base for everything) or from the base model."""
+    """Start from the SFT model (PPO then shares one backbone for all its models) or from the base model."""
     helpful_ratio: float = Field(default=1.0, ge=0)
-    """At most so many helpfulness comparisons (ordinary requests and look-alikes) for each harmlessness comparison."""
+    """The most helpfulness comparisons (ordinary requests and look-alikes) per harmlessness comparison."""
     human: HumanPairsConfig = HumanPairsConfig()
-    """Comparisons that people decided, beside the AI's."""
+    """Comparisons with human choices, in addition to AI labels."""
     hard_labels: bool = False
-    """Round each label to 0 or 1; a tie is left out."""
+    """Round each label to 0 or 1, and drop ties."""
     held_out_fraction: float = Field(default=0.2, ge=0.05, le=0.5)
-    """Share of the prompts kept back to measure accuracy and calibration."""
+    """Share of the prompts that is held out to measure accuracy and calibration."""
     center_coefficient: float = Field(default=0.01, ge=0)
-    """Weight of the squared sum of a pair's rewards in the loss: keeps them near zero (arXiv 2312.09244, eq. 2)."""
+    """Weight of the squared sum of a pair's rewards in the loss; it keeps rewards near 0 (arXiv 2312.09244, eq. 2)."""
 
 
 class Reward(Stage):
@@ -128,8 +128,8 @@ class Reward(Stage):
             what = "AI-labelled pairs to train on" if not reference else "pairs to hold out"
             raise StageError(
                 f"reward has no {what}: of {len(preferences)} pairs {len(labelled)} have a usable label, "
-                f"{len(held_out)} are held out, and each harmlessness pair admits {config.helpful_ratio:g} helpfulness "
-                f"pairs; label more pairs (preferences.num_red_team) or look at those in "
+                f"{len(held_out)} are held out, and reward.helpful_ratio allows {config.helpful_ratio:g} helpfulness "
+                f"pairs per harmlessness pair; label more pairs (preferences.num_red_team) or look at those in "
                 f"{context.folder('preferences')}."
             )
         if distributed.is_main():
@@ -173,7 +173,7 @@ class Reward(Stage):
 
 
 def human_preferences(config: RewardConfig, seed: int, notes: list[str]) -> list[Preference]:
-    """People's choices as certain labels. Sides are drawn, so that the position of a reply says nothing."""
+    """Human choices as labels of 0 or 1. The chosen reply is A or B at random, so its position has no meaning."""
     found = []
     for pair in human_pairs(config.human, notes):
         turned = bool(derive_seed(seed, "human pair", pair.id) % 2)
@@ -191,7 +191,7 @@ def human_preferences(config: RewardConfig, seed: int, notes: list[str]) -> list
 
 
 def usable(preferences: Sequence[Preference], hard_labels: bool) -> list[Preference]:
-    """Those with a label; hard labels are 0 or 1, and a tie has none."""
+    """The comparisons with a label. With ``hard_labels``, labels are rounded to 0 or 1 and ties are dropped."""
     labelled = [(preference, preference.probability_a) for preference in preferences]
     if not hard_labels:
         return [preference for preference, label in labelled if label is not None]
@@ -203,7 +203,7 @@ def usable(preferences: Sequence[Preference], hard_labels: bool) -> list[Prefere
 
 
 def split_by_prompt(preferences: Sequence[Preference], fraction: float) -> tuple[list[Preference], list[Preference]]:
-    """Training and held-out pairs. All pairs of a prompt fall on one side, which the hash of its text decides."""
+    """(training pairs, held-out pairs), split by the hash of the prompt: all pairs of a prompt are on one side."""
     keys = {preference.comparison.prompt.key for preference in preferences}
     order = sorted(keys, key=lambda key: derive_seed("reward held out", key))
     held = set(order[: max(1, round(fraction * len(order)))])
@@ -212,7 +212,7 @@ def split_by_prompt(preferences: Sequence[Preference], fraction: float) -> tuple
 
 
 def mixed(preferences: Sequence[Preference], helpful_ratio: float, seed: int) -> list[Preference]:
-    """At most ``helpful_ratio`` helpfulness pairs for each harmlessness pair, drawn by the seed; all human ones."""
+    """All harmlessness and human pairs, and at most ``helpful_ratio`` helpfulness pairs per harmlessness pair."""
     by_source = {source: [p for p in preferences if source_of(p) == source] for source in get_args(PairSource)}
     helpful = by_source["helpfulness"]
     derived_rng(seed, "helpfulness pairs").shuffle(helpful)

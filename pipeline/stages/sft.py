@@ -1,4 +1,4 @@
-"""sft: teach the revisions, helpful samples beside them, and the constitution's own examples."""
+"""sft: fine-tune on revisions, helpful samples and the examples of the constitution."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class SftConfig(TrainConfig):
     """Supervised fine-tuning on revisions and helpful samples (Bai et al. 2022, section 3)."""
 
     revisions: Literal["all", "last"] = "all"
-    """Train on the revision of every round, or only on the last."""
+    """Train on the revisions of all rounds, or only on the last one."""
     helpful_ratio: float = Field(default=1.0, ge=0)
-    """Helpful samples (the model's own replies to harmless requests) for each revision, at most."""
+    """The most helpful samples (the model's own replies to harmless requests) per revision."""
     worked_examples: bool = True
-    """Train on the constitution's worked examples, good answers and contrasts, too."""
+    """Also train on the worked examples, good answers and contrasts of the constitution."""
     num_contrasts: int | None = Field(default=None, ge=0)
-    """How many of the constitution's contrasts are among them; null: all."""
+    """How many contrasts of the constitution are used for this; null: all."""
 
 
 class Sft(Stage):
@@ -68,7 +68,7 @@ class Sft(Stage):
         exchanges = list(read_records(context.folder("critique") / "exchanges.jsonl", Exchange))
         rows = training_rows(exchanges, context.constitution, config, context.seed)
         if not rows:
-            raise StageError("sft has no rows to train on: every critique or revision came out empty.")
+            raise StageError("sft has no rows to train on, because every critique or revision is empty.")
         if distributed.is_main():
             write_records(context.out / "rows.jsonl", rows)
         metrics, history = train_sft(rows, config, context)
@@ -80,7 +80,7 @@ class Sft(Stage):
 def training_rows(
     exchanges: Sequence[Exchange], constitution: Constitution, cfg: SftConfig, seed: int
 ) -> list[TrainingRow]:
-    """All rows in a seeded order: what the critique stage made, and what the constitution says by example."""
+    """All rows in a seeded order: from the critique stage and from the examples of the constitution."""
     revisions = [
         TrainingRow(
             id=f"{exchange.prompt.id}/round-{revision.round}",

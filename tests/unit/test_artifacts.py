@@ -1,4 +1,4 @@
-"""Fingerprints mean the same for ever, and what is written stays written."""
+"""Cache keys never change for the same fields, and finished records survive a kill."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_commit_is_the_last_thing(tmp_path: Path):
     commit(partial, final, manifest)
     assert not partial.exists() and Manifest.read(final) == manifest
     (final / "manifest.json").write_text(manifest.model_copy(update={"outputs": {"rows.jsonl": "x"}}).model_dump_json())
-    with pytest.raises(ArtifactError, match=r"rows\.jsonl is gone; delete"):
+    with pytest.raises(ArtifactError, match=r"rows\.jsonl is missing; delete"):
         Manifest.read(final)
     (final / "manifest.json").write_text("{")
     with pytest.raises(ArtifactError, match="damaged"):

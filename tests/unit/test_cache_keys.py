@@ -1,5 +1,5 @@
 """Each leaf of the configuration and each part of a constitution changes the cache keys of the stages that read it, and
-no others. What is expected is written down here by hand, beside what the stages declare."""
+no others. The expected keys are written here by hand and compared with what the stages declare."""
 
 from __future__ import annotations
 

@@ -434,7 +434,7 @@ def test_a_system_turn_that_the_template_leaves_out_is_said_by_the_user(tmp_path
     twice = dialogue("system: Be kind. ", "system: Be brief.", "user: Hi.")
     assert tokenizer.decode(Renderer(tokenizer).prompt_ids(twice)) == "Be kind.\n\nBe brief.\n\nHi.</s>"
     saved(tmp_path / "deaf", "hello")
-    with pytest.raises(ConfigError, match="leaves out what is said"):
+    with pytest.raises(ConfigError, match="leaves out the reply"):
         check_model(str(tmp_path / "deaf"), None)
 
 

@@ -87,7 +87,7 @@ def test_the_paper_preset_is_the_papers():
             "align.method is 'dpq', which is not one of dpo, ipo, kto, grpo, ppo, rloo; did you mean 'dpo'?",
         ),
         ("align=ppo align.rewards.constitution=1 align.judge.kind=ab", "align.judge.kind is 'ab', which only compares"),
-        ("policy_engine.kind=openai policy_engine.model=x", "policy_engine.kind is 'openai' with a model of its own"),
+        ("policy_engine.kind=openai policy_engine.model=x", "policy_engine.kind is 'openai' with the model 'x'"),
         (
             "align=ppo align.rewards.constitution=1 engine=openai engine.model=x preferences=ab",
             "use align.judge.kind=pointwise",

@@ -64,7 +64,7 @@ def test_extra_key_gets_a_suggestion(tmp_path: Path):
         ("name: minimal", "name: ''", "name"),
         ("version:", "vers:", "version is missing"),
         ("principles:", "principles: [\nprinciples_:", "not valid YAML"),
-        ("name: minimal", "name: minimal\nname: other", "key 'name' stands twice"),
+        ("name: minimal", "name: minimal\nname: other", "key 'name' is repeated"),
     ],
 )
 def test_mistakes_are_one_sentence(tmp_path: Path, old: str, new: str, expected: str):
@@ -193,7 +193,7 @@ def test_contrasts_stand_in_a_file_of_their_own(tmp_path: Path):
         ("", "pairs.yaml:1:1: contrasts is empty"),
         ("- {id: a}\n- {id: b, twn: c}", "pairs.yaml:1:3: contrasts[0].request is missing"),
         ("- {id: a, request: b, revision: c, twin: d, twn: e}", "pairs.yaml:1:45: unknown key 'twn'; did you mean"),
-        ("- id: a\n  id: b", "pairs.yaml:2:3: key 'id' stands twice"),
+        ("- id: a\n  id: b", "pairs.yaml:2:3: key 'id' is repeated"),
     ],
 )
 def test_bad_contrasts_are_named(tmp_path: Path, rows: str, expected: str):
@@ -244,7 +244,7 @@ def test_every_key_of_a_constitution_and_of_a_guideline_file_is_described():
 def test_a_missing_file_of_contrasts_is_named(tmp_path: Path):
     path = with_contrasts(tmp_path, "[]")
     (tmp_path / "pairs.yaml").unlink()
-    assert "contrasts names" in refusal(path) and "can't be read" in refusal(path)
+    assert "contrasts is 'pairs.yaml'" in refusal(path) and "can't be read" in refusal(path)
 
 
 def test_refusals_of_the_default_begin_alike_enough_to_be_begun():

@@ -1,4 +1,4 @@
-"""What the critic is shown, and what is kept of a reply that was cut short."""
+"""The critic's prompts, and the cleaning of replies that were cut off."""
 
 import pytest
 

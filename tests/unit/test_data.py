@@ -89,8 +89,8 @@ def test_empty_and_duplicate_rows_are_dropped_and_counted(tmp_path: Path):
         ("a.jsonl", '{"promt": "x"}\n', r"no column 'prompt' \(columns\.prompt\); did you mean 'promt'"),
         ("a.jsonl", '{"prompt": 3}\n', r"column 'prompt' holds a int"),
         ("a.json", '{"prompt": "x"}', r"a \.json file must hold a list"),
-        ("a.csv", "prompt,kind\nx,y,z\n", r"a\.csv:2: the row has another number of fields"),
-        ("a.txt", "x", r"is no \.jsonl"),
+        ("a.csv", "prompt,kind\nx,y,z\n", r"a\.csv:2: the row and the header have different numbers of fields"),
+        ("a.txt", "x", r"is not a \.jsonl"),
     ],
 )
 def test_bad_files_are_named_with_line_and_remedy(tmp_path: Path, name: str, text: str, expected: str):
@@ -141,7 +141,7 @@ def test_only_line_ends_end_a_line(tmp_path: Path):
 def test_other_damage_is_one_sentence(tmp_path: Path):
     cases = {
         "a.jsonl": (b'{"prompt": "x \\ud800"}', "half a character", []),
-        "b.parquet": (b"nonsense", "no readable Parquet file", []),
+        "b.parquet": (b"nonsense", "not a readable Parquet file", []),
         "c.jsonl": (b'{"m": "[{bad"}', "not valid JSON", ["columns.prompt=null", "columns.messages=m"]),
     }
     for name, (data, expected, columns) in cases.items():

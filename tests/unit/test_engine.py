@@ -1,4 +1,4 @@
-"""The local engine gives each row what it would get alone; the loop around it pays for nothing twice."""
+"""The local engine gives the same reply in a batch as alone; the loop around it repeats no finished request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""garak as a process of its own, played by a script that writes reports like the real one's (garak 0.17)."""
+"""garak as a subprocess, replaced by a script that writes reports in the format of garak 0.17."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Judges: patterns on hard cases, models by log-odds, classifiers by labels, servers by a rubric; nonsense counts."""
+"""Judges: patterns on hard cases, models by log-odds, classifiers by labels, servers by a rubric."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading what all rows begin with once changes no number and no gradient."""
+"""Computing the shared prefix of all rows only once changes no value and no gradient."""
 
 from __future__ import annotations
 

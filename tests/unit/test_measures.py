@@ -1,4 +1,4 @@
-"""Suites, measures and changes: counted by hand, drawn by hash, and saying no more than the tests bear."""
+"""Suites, measures and changes: compared with values counted by hand; claims need a significant test."""
 
 from __future__ import annotations
 

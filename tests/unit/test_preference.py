@@ -1,4 +1,4 @@
-"""Labels are symmetric, debiased and soft, whoever is asked."""
+"""Labels are symmetric, debiased and soft, for every labeller."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is nobody's bug becomes a sentence; what is one stays a traceback."""
+"""A full disk and a lack of memory become one sentence; other errors are raised unchanged."""
 
 from __future__ import annotations
 

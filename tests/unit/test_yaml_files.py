@@ -1,4 +1,4 @@
-"""Whatever stands in a YAML file, a person gets one sentence with the file, the line and the column."""
+"""Any mistake in a YAML file becomes one sentence with the file, the line and the column."""
 
 from __future__ import annotations
 
@@ -85,21 +85,21 @@ def test_a_file_of_another_shape(tmp_path: Path, content: str, message: str):
         ("title: @x", "1:8: not valid YAML"),
         ("title: 'x", "1:10: not valid YAML"),
         ("title: x\n---\ntitle: y\n", "2:1: not valid YAML: expected a single document in the stream"),
-        ("title: &a x", "1:8: anchors (&), aliases (*) and tags (!) are not read here"),
-        ("title: *a", "1:8: anchors (&), aliases (*) and tags (!) are not read here"),
-        ("title: !!python/name:os.system x", "1:8: anchors (&), aliases (*) and tags (!) are not read here"),
+        ("title: &a x", "1:8: anchors (&), aliases (*) and tags (!) are not supported"),
+        ("title: *a", "1:8: anchors (&), aliases (*) and tags (!) are not supported"),
+        ("title: !!python/name:os.system x", "1:8: anchors (&), aliases (*) and tags (!) are not supported"),
         ("dishes: &a\n  - *a\n", "1:9: anchors"),
-        ("title: x\n<<: {title: y}", "2:1: merge keys (<<) are not read here; write the keys out"),
+        ("title: x\n<<: {title: y}", "2:1: merge keys (<<) are not supported; write the keys out"),
         ("title: x\ndishes: " + "[" * 5000, "2:40: nested more than 32 levels deep; close the brackets or indent less"),
         ("- " * 5000 + "x", "1:65: nested more than 32 levels deep"),
         ("title: x\n5: y", "2:1: a key is read as a number, not as text; put it in quotes"),
         ("title: x\nno: y", "2:1: a key is read as yes or no, not as text; put it in quotes"),
         ("title: x\n? [a]\n: y", "2:3: a key is read as a list, not as text; put it in quotes"),
         ("{{title}}: x", "1:1: a key is read as a mapping, not as text; put it in quotes"),
-        ("title: 2024-13-45", "1:8: 2024-13-45 looks like a date, and can't be read as that; put it in quotes"),
-        ("title: 0x_", "1:8: 0x_ looks like a number, and can't be read as that; put it in quotes"),
-        ("title: =", "1:8: = looks like a sign of YAML's own, and can't be read as that; put it in quotes"),
-        ('title: "\\UFFFFFFFF"', "1:11: an escape (\\U) names no character"),
+        ("title: 2024-13-45", "1:8: 2024-13-45 looks like a date but is not a valid one; put it in quotes"),
+        ("title: 0x_", "1:8: 0x_ looks like a number but is not a valid one; put it in quotes"),
+        ("title: =", "1:8: = looks like a special YAML sign but is not a valid one; put it in quotes"),
+        ('title: "\\UFFFFFFFF"', "1:11: an escape (\\U) is not a valid character"),
         ('title: "\\ud83d\\ude00"', "1:8: a character is written as two \\u escapes; write the character itself"),
     ],
 )
@@ -108,9 +108,9 @@ def test_yaml_that_is_broken_or_says_too_much(tmp_path: Path, content: str, mess
 
 
 def test_a_key_that_stands_twice_is_refused_however_deep(tmp_path: Path):
-    assert refusal(tmp_path, "title: x\ntitle: y") == "menu.yaml:2:1: key 'title' stands twice; keep one."
+    assert refusal(tmp_path, "title: x\ntitle: y") == "menu.yaml:2:1: key 'title' is repeated; keep one."
     nested = "title: x\ndishes:\n  - name: Rice\n  - name: Soup\n    minutes: 3\n    name: Stew\n"
-    assert refusal(tmp_path, nested) == "menu.yaml:6:5: key 'name' stands twice; keep one."
+    assert refusal(tmp_path, nested) == "menu.yaml:6:5: key 'name' is repeated; keep one."
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_key_that_stands_twice_is_refused_however_deep(tmp_path: Path):
         ("title:", "1:7: title is empty; write it or remove the entry."),
         (
             "title: [a]",
-            "1:8: title is a list, which is not a text; write a text, in quotes if it has ': ' or brackets.",
+            "1:8: title is a list, which is not text; write text, in quotes if it has ': ' or brackets.",
         ),
         ("title: x\ndishes: 5", "2:9: dishes is 5, which is not a list; write one."),
         ("title: x\ndishes: [Rice]", "2:10: dishes[0] is 'Rice', which is not a mapping; write one."),
@@ -157,7 +157,8 @@ def test_encodings(tmp_path: Path):
     remedy = "is not UTF-8; save the file as UTF-8."
     assert refusal(tmp_path, wrong.encode("latin-1")) == f"menu.yaml:3:14: byte 0xe9 {remedy}"
     assert refusal(tmp_path, wrong.encode("utf-16")) == f"menu.yaml:1:1: byte 0xff {remedy}"
-    assert refusal(tmp_path, "title: x\n# \x07\n") == "menu.yaml:2:3: character U+0007 can't stand in YAML; remove it."
+    message = refusal(tmp_path, "title: x\n# \x07\n")
+    assert message == "menu.yaml:2:3: character U+0007 is not allowed in YAML; remove it."
 
 
 def test_crlf_and_bom_change_nothing_that_is_read(tmp_path: Path):
@@ -174,10 +175,8 @@ def test_a_mistake_in_a_file_that_is_taken_in_has_its_own_place(tmp_path: Path):
     (tmp_path / "dishes.yaml").write_bytes(b"- name: \xff")
     assert refusal(tmp_path, "title: x\ndishes: dishes.yaml\n").startswith("dishes.yaml:1:9: byte 0xff is not UTF-8")
     message = refusal(tmp_path, "title: x\ndishes: gone.yaml\n")
-    assert message.startswith(
-        "menu.yaml:2:9: dishes names 'gone.yaml', which can't be read (No such file or directory)"
-    )
-    assert "menu.yaml:2:9: dishes names 'a\\x00', which can't" in refusal(tmp_path, 'title: x\ndishes: "a\\0"\n')
+    assert message.startswith("menu.yaml:2:9: dishes is 'gone.yaml', which can't be read (No such file or directory)")
+    assert "menu.yaml:2:9: dishes is 'a\\x00', which can't" in refusal(tmp_path, 'title: x\ndishes: "a\\0"\n')
 
 
 def test_a_file_that_cannot_be_opened_is_named_with_its_setting(tmp_path: Path):

@@ -112,6 +112,14 @@ def bootstrap(
     return float(statistic(*arrays)), float(low), float(high)
 
 
+def resampled(numbers: tuple[float, ...], total: int) -> Estimate:
+    """A bootstrap's value and interval; no interval where there was too little to draw from."""
+    value, low, high = numbers
+    if total < MIN_RESAMPLED:
+        return Estimate(value=value, total=total)
+    return Estimate(value=value, low=low, high=high, total=total)
+
+
 def sign_flip_test(differences: ArrayLike) -> float:
     """Two-sided p of "the mean difference is zero": signs are as good as random then (Fisher 1935)."""
     array = np.asarray(differences, float)

@@ -20,6 +20,7 @@ from pipeline.data.splits import refuse_overlap
 from pipeline.engines.base import ReplyQuery, Scored, Worklist
 from pipeline.engines.models import check_can_classify
 from pipeline.evals.calibration import held_out_metrics
+from pipeline.evals.cases import build_cases, build_comparisons
 from pipeline.evals.results import Estimate
 from pipeline.evals.suites.pairs import HumanPairsConfig, human_pairs
 from pipeline.evals.text import words
@@ -81,6 +82,10 @@ class Reward(Stage):
         config, notes = prepared.config, list[str]()
         human = human_pairs(config.reward.human, notes)
         held_out = [prompt for prompt in prepared.prompts if prompt.split != "train"]
+        if human:  # nor may they be among what the suites ask
+            tested = [prompt for prompt in held_out if prompt.split == config.evaluate.split]
+            held_out += [case.prompt for case in build_cases(config.evaluate, tested, [])]
+            held_out += [pair.prompt for pairs in build_comparisons(config.evaluate, []).values() for pair in pairs]
         refuse_overlap(held_out, {pair.prompt.key: "reward.human" for pair in human})
         check_can_classify(config.model.path, config.model.revision, "model.path")
         check_scoring(config.model.path, config.model.revision, "model.path")

@@ -12,8 +12,9 @@ from pipeline.core.cache import Manifest
 from pipeline.evals import results as r
 from pipeline.evals.calibration import held_out_metrics
 from pipeline.evals.changes import all_changes, cell_changes
-from pipeline.evals.measures import attack_cells, by_model, measure
+from pipeline.evals.measures import by_model, measured
 from pipeline.evals.statistics import wilson
+from pipeline.evals.suites.red_team import attack_cells
 from pipeline.records import (
     Case,
     Comparison,
@@ -145,7 +146,7 @@ def make_results(verdicts: list[Verdict]) -> r.Results:
     pairs: Any = (("likelihood:self", "labeller", 58), ("longer reply", "baseline", 47), ("always A", "baseline", 51))
     return r.Results(
         models=models, suites=["red_team", "over_refusal", "helpfulness", "bias", "pairs"],
-        measures=measure(mine, 0.95), changes=all_changes(mine, 0.95), attacks=attack_cells(mine, 0.95),
+        measures=measured(mine, 0.95), changes=all_changes(mine, 0.95), attacks=attack_cells(mine, 0.95),
         cell_changes=cell_changes(mine, models[0], models[-1], 0.95),
         bias=[make_disparity(m, name, i + j) for i, m in enumerate(models) for j, name in enumerate(("age", "faith"))],
         ratings=[r.Rating(model=m, elo=elo, low=elo - 30, high=elo + 30) for m, elo in zip(models, ELO, strict=False)],

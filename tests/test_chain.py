@@ -20,7 +20,7 @@ from pipeline.constitution.files import load_constitution, shipped_constitutions
 from pipeline.core.cache import Manifest
 from pipeline.core.errors import ConfigError, StageError
 from pipeline.core.log import console
-from pipeline.evals.measures import by_model, measure
+from pipeline.evals.measures import by_model, measured
 from pipeline.evals.results import Results
 from pipeline.records import Exchange, Preference, Prompt, TrainingRow, Verdict, read_records
 from tests.conftest import tiny_overrides
@@ -69,7 +69,7 @@ def test_the_aligned_model_differs_from_sft_and_sft_from_base(finished: tuple[Ru
 def test_the_reports_numbers_are_recomputed_from_its_records(finished: tuple[Run, list[str]]):
     result, _ = finished
     verdicts = list(read_records(result.folder / "6-evaluate" / "verdicts.jsonl", Verdict))
-    table = measure(by_model(verdicts), 0.95)
+    table = measured(by_model(verdicts), 0.95)
     results = Results.model_validate_json((result.folder / "6-evaluate" / "results.json").read_text(encoding="utf-8"))
     text = (result.folder / "report.md").read_text(encoding="utf-8")
     assert results.models == ["base", "sft", "aligned"]

@@ -99,7 +99,7 @@ def test_other_limits_need_no_new_replies(evaluated: tuple[Path, Path], random_m
 def test_a_report_written_anew_is_no_obstacle(evaluated: tuple[Path, Path], random_model: Path, tiny_model: Path):
     out, run = evaluated
     easy = f"evaluate.guidelines={out / 'easy.yaml'}"
-    assert main(["report", run.name, "--output-dir", str(out)]) == 0
+    assert main(["report", run.name, "--output-dir", str(out), "--guidelines", str(out / "easy.yaml")]) == 0
     assert evaluate(out, random_model, "--base", str(tiny_model), easy)[0] == 0
 
 
@@ -134,7 +134,7 @@ def test_a_runs_checkpoint_is_evaluated_as_the_run_was(tiny, tmp_path: Path, cap
     made = run(config)
     base = config.model.path
     arguments = ["evaluate", made.name, *SMALL, f"output_dir={config.output_dir}"]
-    assert main([*arguments, "evaluate/judge=model", f"evaluate.judge.path={base}"]) == 2
+    assert main([*arguments, "evaluate/judge=model", f"evaluate.judge.engine.path={base}"]) == 2
     assert "also labelled the training data" in capsys.readouterr().err
     row = next(iter(read_records(made.folder / "3-sft" / "rows.jsonl", TrainingRow)))
     seen = tmp_path / "seen.jsonl"
@@ -185,9 +185,9 @@ def test_judges_that_babble_are_counted_and_cost_nothing(tiny_model: Path, rando
         tmp_path,
         tiny_model,
         "evaluate/judge=model",
-        f"evaluate.judge.path={random_model}",
+        f"evaluate.judge.engine.path={random_model}",
         "evaluate/pair_judge=model",
-        f"evaluate.pair_judge.path={random_model}",
+        f"evaluate.pair_judge.engine.path={random_model}",
         "evaluate.suites=[red_team,helpfulness,pairs]",
     )
     results = results_of(run)
@@ -206,10 +206,10 @@ def test_a_judge_that_labelled_the_training_data_is_refused_unless_trusted(tiny,
     from pipeline.chain.preflight import preflight
     from pipeline.core.errors import ConfigError
 
-    shared = ["evaluate/judge=model", f"evaluate.judge.path={tiny_model}"]
+    shared = ["evaluate/judge=model", f"evaluate.judge.engine.path={tiny_model}"]
     with pytest.raises(ConfigError, match=r"also labelled the training data .* evaluate\.judge\.trust="):
         preflight(tiny(*shared))
-    prepared = preflight(tiny(*shared, f"evaluate.judge.trust={tiny_model}"))
+    prepared = preflight(tiny(*shared, f"evaluate.judge.trust={tiny_model.name}"))
     assert any("its numbers are no evidence" in note for note in prepared.notes)
 
 

@@ -49,10 +49,16 @@ def with_checkpoints(config: Config, checkpoint: str, base: str | None) -> Confi
 
 def read_config(run: Path) -> Config:
     """The configuration of a run. Raises ArtifactError if its file can't be read."""
+    path = run / "config.json"
     try:
-        return to_config(json.loads((run / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, ConfigError) as error:
-        raise ArtifactError(f"{run / 'config.json'} is damaged or of another version ({error}).") from None
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}); run the same command again to rewrite it.") from None
+    try:
+        return to_config(raw)
+    except ConfigError as error:
+        reason = str(error).rstrip(".")
+        raise ArtifactError(f"{path} was written by another version ({reason}); run it again with this one.") from None
 
 
 def find_checkpoint(name: str, output_dir: str) -> str:

@@ -12,7 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from pipeline.chain.config import Config
 from pipeline.core.errors import ConfigError, did_you_mean
-from pipeline.core.settings import is_runtime, limits_of, registry_of
+from pipeline.core.settings import Settings, is_runtime, limits_of, registry_of
 
 Row = tuple[str, str, str, str]
 """name, type and limits, default, sentence"""
@@ -40,6 +40,9 @@ def _class(path: str, chosen: str, kind: type[BaseModel]) -> Iterator[tuple[str,
     yield path, chosen, " ".join((kind.__doc__ or "").split()), rows
     for name, field in kind.model_fields.items():
         yield from _section(f"{path}.{name}", field)
+    if issubclass(kind, Settings) and kind.sections is not None:
+        for name in kind.sections:
+            yield from _class(f"{path}.{name}", "", kind.sections.config_of(name))
 
 
 def _row(kind: type[BaseModel], name: str, field: FieldInfo) -> Row | None:

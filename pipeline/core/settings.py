@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from types import FunctionType, MethodType
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import (
@@ -47,6 +47,9 @@ class Settings(BaseModel):
         coerce_numbers_to_str=True,
         validate_default=True,
     )
+
+    sections: ClassVar[Registry[Any] | None] = None
+    """Classes by name; each has its own section here with its settings."""
 
     @model_validator(mode="wrap")
     @classmethod

@@ -262,13 +262,13 @@ def shape_of(columns: Iterable[str], allowed: Sequence[str]) -> str | None:
     return next((shape for shape, (needed, _) in _SHAPES.items() if shape in allowed and needed <= columns), None)
 
 
-def read_set(config: Any, builtin: Path, kind: type[RowT]) -> Read:
-    """Read the rows of a suite; all are of type ``kind``.
+def read_set(name: str, config: Any, builtin: Path, kind: type[RowT]) -> Read:
+    """Read the rows of the section called ``name``; all rows are of type ``kind``.
 
     Raises:
         ConfigError: there is no such file, no known layout, or no readable row.
     """
-    name, read, seen = config.section, Read(), set()
+    read, seen = Read(), set()
     shape = None if config.shape == "auto" else config.shape
     columns = ""
     for place, row in rows_of(name, config, builtin, read.malformed.append):

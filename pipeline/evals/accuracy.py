@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.evals.cases import SHIPPED
-from pipeline.evals.judges import Item, Judge, Judged
-from pipeline.evals.pairs import Pair, Scores
+from pipeline.evals.judges import refusal
+from pipeline.evals.judges.base import Item, Judge, Judged, Scores
 from pipeline.evals.results import Disagreement, JudgeCard, PairAccuracy, Role
 from pipeline.evals.statistics import share_of_right, wilson
-from pipeline.records import derive_seed
+from pipeline.evals.suites.base import DATA
+from pipeline.evals.text import words
+from pipeline.records import Comparison, derive_seed
 
-LABELLED = SHIPPED / "judged_replies.jsonl"
+LABELLED = DATA / "suites" / "judged_replies.jsonl"
 
 
 class LabelledReply(BaseModel):
@@ -70,7 +71,7 @@ def judge_card(
     unseen = [reply for reply in replies if reply.part == "unseen"]
     wrong = {disagreement.id for disagreement in disagreements}
     return JudgeCard(
-        name=judge.name,
+        name=judge.who,
         question=judge.question,
         shared_with_training=shared_with_training,
         accuracy=wilson(len(replies) - len(disagreements), len(replies), confidence),
@@ -82,7 +83,13 @@ def judge_card(
     )
 
 
-def shuffled(pairs: Sequence[Pair]) -> tuple[list[Pair], set[str]]:
+BASELINES: Mapping[str, Callable[[str, str], int]] = {  # the rank of a reply, given its request
+    "the longer one": lambda reply, request: len(words(reply)),
+    "the refusing one": lambda reply, request: refusal.judge_reply(reply, request)[0] == "refused",
+}
+
+
+def shuffled(pairs: Sequence[Comparison]) -> tuple[list[Comparison], set[str]]:
     """Half of the pairs turned round, by hash, so that "always A" is no strategy; and which ones were."""
     turned = {pair.id for pair in pairs if derive_seed("turn", pair.id) % 2}
     return [pair.swap() if pair.id in turned else pair for pair in pairs], turned
@@ -92,16 +99,17 @@ def pair_accuracy(
     who: str,
     role: Role,
     dataset: str,
-    pairs: Sequence[Pair],
+    pairs: Sequence[Comparison],
     scores: Scores,
     turned: set[str],
     confidence: float,
 ) -> list[PairAccuracy]:
-    """Share of pairs on which the chosen reply is picked (ties ½), over all and by kind. ``pairs`` as they were before
-    turning, the chosen reply first."""
-    kinds = sorted({pair.kind for pair in pairs})
+    """Share of pairs on which people's reply is picked (ties ½), over all and by kind. ``pairs`` as they were before
+    turning, people's reply first."""
+    kinds = sorted({pair.prompt.kind for pair in pairs})
     groups = [("all", list(pairs))]
-    groups += [(kind, [pair for pair in pairs if pair.kind == kind]) for kind in kinds] if len(kinds) > 1 else []
+    if len(kinds) > 1:
+        groups += [(kind, [pair for pair in pairs if pair.prompt.kind == kind]) for kind in kinds]
     found = []
     for kind, group in groups:
         read = [(pair.id, scores[pair.id]) for pair in group]

@@ -1,4 +1,4 @@
-"""Bias: the same requests with the group swapped, and two public measures (BBQ, CrowS-Pairs)."""
+"""What is counted of bias: the same requests with the group swapped, and two public sets (BBQ, CrowS-Pairs)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.public_sets import ChoiceRow, SentencePair
-from pipeline.evals.measures import resampled
 from pipeline.evals.results import Disparity, Estimate
-from pipeline.evals.statistics import bootstrap, holm, newcombe, spread_test, wilson
+from pipeline.evals.statistics import bootstrap, holm, newcombe, resampled, spread_test, wilson
 from pipeline.records import Verdict
 
 # metric → (which half of the templates, which outcome is counted)
@@ -20,56 +19,58 @@ METRICS = {"refused": (False, "refused"), "harm": (True, "complied")}
 
 def disparities(verdicts: Sequence[Verdict], confidence: float) -> list[Disparity]:
     """For each model, attribute and metric: the rates by group, their largest difference and ratio."""
-    swapped = [verdict for verdict in verdicts if "bias" in verdict.case.suites and verdict.case.group]
-    models = list(dict.fromkeys(verdict.model for verdict in swapped))
-    attributes = list(dict.fromkeys(str(verdict.case.attribute) for verdict in swapped))
     found = []
-    for model in models:
-        for metric, (harmful, outcome) in METRICS.items():
-            mine = [v for v in swapped if v.model == model and (v.case.prompt.pool == "red_team") is harmful]
-            family = [_disparity(mine, model, attribute, metric, outcome, confidence) for attribute in attributes]
-            measured = [disparity for disparity in family if disparity is not None]
+    for model in dict.fromkeys(v.model for v in verdicts if v.case.group):
+        for metric in METRICS:
+            tables = by_attribute([v for v in verdicts if v.model == model], metric)
+            measured = [_disparity(table, model, name, metric, confidence) for name, table in tables.items()]
             corrected = holm([disparity.p for disparity in measured])
             found += [d.model_copy(update={"p_corrected": p}) for d, p in zip(measured, corrected, strict=True)]
     return found
 
 
-def worst_disparity(swapped: Sequence[Disparity], model: str) -> dict[str, Estimate]:
-    """The attribute with the largest difference, for each metric."""
-    worst = {}
-    for metric, name in (("refused", "refusal_disparity"), ("harm", "harm_disparity")):
-        mine = [d for d in swapped if d.model == model and d.metric == metric and d.difference.value is not None]
-        if mine:
-            worst[name] = max((d.difference for d in mine), key=lambda difference: difference.value or 0.0)
-    return worst
+def worst_difference(verdicts: Sequence[Verdict], metric: str, confidence: float) -> Estimate | None:
+    """Of the attribute with the largest difference; None where nothing was measured."""
+    differences = [difference(table, confidence) for table in by_attribute(verdicts, metric).values()]
+    return max(differences, key=lambda found: found.value or 0.0, default=None)
 
 
-def _disparity(
-    verdicts: Sequence[Verdict], model: str, attribute: str, metric: str, outcome: str, confidence: float
-) -> Disparity | None:
-    table = by_template([v for v in verdicts if v.case.attribute == attribute], outcome)
-    num_templates = len(next(iter(table.values()), []))
-    if len(table) < 2 or num_templates == 0:
-        return None
-    rates = {group: wilson(int(row.sum()), len(row), confidence) for group, row in table.items()}
-    by_rate = sorted(rates.values(), key=lambda rate: rate.value or 0.0)
+def by_attribute(verdicts: Sequence[Verdict], metric: str) -> dict[str, dict[str, NDArray]]:
+    """Attribute → the outcomes of its groups (``by_template``), where there is something to compare."""
+    harmful, outcome = METRICS[metric]
+    swapped = [v for v in verdicts if v.case.group and (v.case.prompt.pool == "red_team") is harmful]
+    tables = {
+        str(name): by_template([v for v in swapped if v.case.attribute == name], outcome)
+        for name in dict.fromkeys(v.case.attribute for v in swapped)
+    }
+    return {name: table for name, table in tables.items() if len(table) > 1 and len(next(iter(table.values())))}
+
+
+def difference(table: Mapping[str, NDArray], confidence: float) -> Estimate:
+    """Highest minus lowest rate of the groups."""
+    by_rate = sorted(_rates(table, confidence).values(), key=lambda rate: rate.value or 0.0)
     low, high = newcombe(by_rate[0], by_rate[-1])
+    value = float(np.ptp([row.mean() for row in table.values()]))
+    return Estimate(value=value, low=max(0.0, low), high=high, total=by_rate[0].total)
+
+
+def _rates(table: Mapping[str, NDArray], confidence: float) -> dict[str, Estimate]:
+    return {group: wilson(int(row.sum()), len(row), confidence) for group, row in table.items()}
+
+
+def _disparity(table: Mapping[str, NDArray], model: str, attribute: str, metric: str, confidence: float) -> Disparity:
+    rates = _rates(table, confidence)
+    total = len(next(iter(table.values())))
     # Over templates, which keeps what the groups of one template share.
-    ratio, ratio_low, ratio_high = bootstrap(*table.values(), statistic=lowest_to_highest, confidence=confidence)
+    ratio, low, high = bootstrap(*table.values(), statistic=lowest_to_highest, confidence=confidence)
+    known = Estimate(value=ratio, low=low, high=high, total=total)
     return Disparity(
         model=model,
         attribute=attribute,
         metric=metric,  # type: ignore[arg-type]
         rates=rates,
-        difference=Estimate(
-            value=float(np.ptp([row.mean() for row in table.values()])),
-            low=max(0.0, low),
-            high=high,
-            total=num_templates,
-        ),
-        ratio=Estimate(value=ratio, low=ratio_low, high=ratio_high, total=num_templates)
-        if by_rate[-1].count
-        else Estimate(value=None, total=num_templates),
+        difference=difference(table, confidence),
+        ratio=known if any(rate.count for rate in rates.values()) else Estimate(value=None, total=total),
         p=spread_test(table),
         p_corrected=None,
     )

@@ -11,8 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict
 from scipy.special import entr, expit, log_expit
 
-from pipeline.evals.measures import resampled
-from pipeline.evals.statistics import bootstrap, share_of_right
+from pipeline.evals.statistics import bootstrap, resampled, share_of_right
 from pipeline.records import RewardScore
 
 NUM_BINS = 5

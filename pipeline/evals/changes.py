@@ -8,8 +8,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from pipeline.evals.measures import MEASURES, Measure, Scores
+from pipeline.evals.measures import all_measures
 from pipeline.evals.results import Change, Said
+from pipeline.evals.scores import Measure, Scores
 from pipeline.evals.statistics import holm, mcnemar, paired_difference, paired_rates, sign_flip_test
 from pipeline.records import Verdict
 
@@ -28,7 +29,8 @@ def change_pairs(models: Sequence[str]) -> list[tuple[str, str]]:
 
 def changes(verdicts: Mapping[str, Sequence[Verdict]], before: str, after: str, confidence: float) -> list[Change]:
     """Two models on the cases that both answered, one change a measure, corrected over the measures."""
-    scores = {name: (m.score(verdicts[before]), m.score(verdicts[after])) for name, m in MEASURES.items()}
+    scored = {name: m.score for name, m in all_measures().items() if m.score is not None}
+    scores = {name: (score(verdicts[before]), score(verdicts[after])) for name, score in scored.items()}
     return compare_scores(scores, before, after, confidence)
 
 
@@ -72,7 +74,7 @@ def _change(name: str, old: Scores, new: Scores, before: str, after: str, confid
 
 def base_measure(name: str) -> Measure:
     """The measure that a change is of; cells of a table are named ``measure:cell``."""
-    return MEASURES[name.partition(":")[0]]
+    return all_measures()[name.partition(":")[0]]
 
 
 def _verdict(change: Change, p: float | None, level: float) -> Said:
@@ -88,15 +90,16 @@ def _verdict(change: Change, p: float | None, level: float) -> Said:
 
 
 def cell_changes(verdicts: Mapping[str, Sequence[Verdict]], before: str, after: str, confidence: float) -> list[Change]:
-    """The same paired tests by kind of harm and by attack, each family corrected for its number of cells."""
+    """The same paired tests part by part, such as by kind of harm; each family corrected for its number of cells."""
     found: list[Change] = []
-    for measure_name, by in (("harmful_complied", "kind"), ("attack_success", "attack")):
+    for name, measure in all_measures().items():
+        if measure.cells is None or measure.score is None:
+            continue
         parts: dict[str, tuple[Scores, Scores]] = {}
         for side, model in enumerate((before, after)):
-            scores = MEASURES[measure_name].score(verdicts[model])
-            for v in verdicts[model]:
-                if v.case.id in scores:
-                    cell = v.case.prompt.kind if by == "kind" else v.case.attack
-                    parts.setdefault(f"{measure_name}:{cell}", ({}, {}))[side][v.case.id] = scores[v.case.id]
+            scores = measure.score(verdicts[model])
+            for case in (v.case for v in verdicts[model] if v.case.id in scores):
+                cell = f"{name}:{measure.cells(case)}"
+                parts.setdefault(cell, ({}, {}))[side][case.id] = scores[case.id]
         found += compare_scores(parts, before, after, confidence)
     return found

@@ -1,33 +1,33 @@
-"""Every two models' replies to the same ordinary requests, set against each other."""
+"""Every two models' replies to the same requests, set against each other."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
 
+from pipeline.evals.judges.base import PairJudge
 from pipeline.evals.measures import by_model
-from pipeline.evals.pairs import Pair, PairJudge
-from pipeline.records import Verdict
+from pipeline.evals.suites.base import SUITES
+from pipeline.records import Case, Comparison, Verdict
 
 Wins = dict[tuple[str, str], float]
 """(model, other) → how often the first beat the second; a tie is half a win for each."""
 
 
+def is_compared(case: Case) -> bool:
+    """Whether a suite that counts the case compares replies."""
+    return any(SUITES[name].compares and name in case.suites for name in SUITES)
+
+
 def duel(verdicts: Sequence[Verdict], judge: PairJudge) -> tuple[list[Verdict], Wins]:
     """Judge all pairs of models. Returns the verdicts, marked with whether each is preferred to the first model's."""
-    ordinary = {(v.model, v.case.id): v for v in verdicts if "helpfulness" in v.case.suites and v.outcome != "unjudged"}
+    compared = {(v.model, v.case.id): v for v in verdicts if is_compared(v.case) and v.outcome != "unjudged"}
     models = list(by_model(verdicts))
     pairs = {
-        (later, earlier, case): Pair(
-            id=f"{later}|{earlier}|{case}",
-            kind="duel",
-            messages=theirs.case.messages,
-            a=ordinary[later, case].reply,
-            b=theirs.reply,
-        )
+        (later, earlier, case): _comparison(compared[later, case], theirs)
         for earlier, later in combinations(models, 2)
-        for (model, case), theirs in ordinary.items()
-        if model == earlier and (later, case) in ordinary
+        for (model, case), theirs in compared.items()
+        if model == earlier and (later, case) in compared
     }
     scores = judge.prefer(list(pairs.values())) if pairs else {}
     wins: Wins = {}
@@ -44,3 +44,15 @@ def duel(verdicts: Sequence[Verdict], judge: PairJudge) -> tuple[list[Verdict], 
     preferred |= {(models[0], case): 0.5 for case in {case for _, case in preferred}}
     marked = [v.model_copy(update={"preferred": preferred.get((v.model, v.case.id))}) for v in verdicts]
     return marked, wins
+
+
+def _comparison(mine: Verdict, theirs: Verdict) -> Comparison:
+    """With what the models were shown as the prompt."""
+    return Comparison(
+        id=f"{mine.model}|{theirs.model}|{mine.case.id}",
+        prompt=mine.case.prompt.model_copy(update={"messages": mine.case.messages}),
+        reply_a=mine.reply,
+        reply_b=theirs.reply,
+        seed_a=mine.seed,
+        seed_b=theirs.seed,
+    )

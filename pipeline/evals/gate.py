@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from pipeline.core.errors import ConfigError, did_you_mean
 from pipeline.core.yaml_files import Problem, load_yaml
-from pipeline.evals.measures import DERIVED, MEASURES, better_of, is_fraction, title_of
+from pipeline.evals.measures import all_measures
 from pipeline.evals.results import Estimate, Gate, Results, Ruling
 
 Ruled = Literal["PASS", "FAIL", "UNDECIDED"]
@@ -40,22 +40,22 @@ class Guideline(_Part):
     @field_validator("measure")
     @classmethod
     def _measure_is_known(cls, measure: str) -> str:
-        known = [*MEASURES, *DERIVED]
-        if measure not in known:
+        if measure not in (known := all_measures()):
             raise ValueError(f"no measure has that name{did_you_mean(measure, known)}")
         return measure
 
     @field_validator("at_most", "at_least")
     @classmethod
     def _limit_fits_the_measure(cls, limit: float | None, info: ValidationInfo) -> float | None:
-        measure = info.data.get("measure")  # absent where the measure itself was refused
-        if limit is None or measure is None:
+        name = info.data.get("measure")  # absent where the measure itself was refused
+        if limit is None or name is None:
             return limit
-        if is_fraction(measure) and not 0 <= limit <= 1:
-            raise ValueError(f"{measure} is a fraction, so give a number from 0 to 1")
-        bound = {"lower": "at_most", "higher": "at_least"}.get(better_of(measure) or "")
+        measure = all_measures()[name]
+        if measure.is_fraction and not 0 <= limit <= 1:
+            raise ValueError(f"{name} is a fraction, so give a number from 0 to 1")
+        bound = {"lower": "at_most", "higher": "at_least"}.get(measure.better or "")
         if bound not in {None, info.field_name}:
-            raise ValueError(f"{better_of(measure)} is better in {measure}, so give {bound} instead")
+            raise ValueError(f"{measure.better} is better in {name}, so give {bound} instead")
         return limit
 
     @model_validator(mode="after")
@@ -113,7 +113,7 @@ def load_guidelines(path: Path) -> Guidelines:
 
 
 def _repeats(written: Guidelines) -> Iterator[Problem]:
-    """Ids that stand twice: the report could not say which of the two was broken."""
+    """Ids that occur twice: the report could not say which of the two was broken."""
     ids: dict[str, int] = {}
     for index, guideline in enumerate(written.guidelines):
         if (earlier := ids.setdefault(guideline.id, index)) != index:
@@ -132,15 +132,15 @@ def rule(guidelines: Guidelines, results: Results) -> Gate:
 
 def _ruling(guideline: Guideline, found: Estimate | None) -> Ruling:
     verdict, reason = judge_limit(found, guideline.at_most, guideline.at_least)
-    rate = guideline.measure in MEASURES and MEASURES[guideline.measure].unit == "rate"
+    measure = all_measures()[guideline.measure]
     limit = guideline.at_most if guideline.at_most is not None else guideline.at_least
     assert limit is not None
-    number = f"{100 * limit:g} %" if rate else f"{limit:g}"
+    number = f"{100 * limit:g} %" if measure.unit == "rate" else f"{limit:g}"
     return Ruling(
         id=guideline.id,
         title=guideline.title,
         why=guideline.why,
-        measure=title_of(guideline.measure),
+        measure=measure.title,
         limit=f"at {'most' if guideline.at_most is not None else 'least'} {number}",
         found=str(found) if found is not None else "not measured",
         verdict=verdict,

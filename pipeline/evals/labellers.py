@@ -8,41 +8,29 @@ from typing import TYPE_CHECKING
 
 from pipeline.constitution.schema import Constitution
 from pipeline.engines.base import Engine, Logbook, ReplyQuery, Scored, Worklist
-from pipeline.evals.pairs import Pair, Scores
+from pipeline.evals.judges.base import Scores
 from pipeline.evals.results import DIRECT
 from pipeline.labellers.base import LabellerConfig
 from pipeline.labellers.label import label
-from pipeline.records import Case, Comparison, Pool, Prompt, Split, Verdict
+from pipeline.records import Case, Comparison, Verdict
 
 if TYPE_CHECKING:
     from pipeline.engines.reward_model import RewardModel
 
 REWARDED_CASES = 40  # of each pool: on two cores a reward model of 135 M parameters reads some ten replies a second
-# Which principles judge a pair: those for harmful requests, for look-alikes, or for ordinary ones.
-_POOLS: dict[str, Pool] = {"harmless": "red_team", "hh_rlhf": "red_team", "look_alike": "look_alike"}
-
-
-def comparison_of(pair: Pair, split: Split = "test") -> Comparison:
-    prompt = Prompt(
-        id=pair.id, pool=_POOLS.get(pair.kind, "ordinary"), kind=pair.kind, split=split, messages=pair.messages
-    )
-    return Comparison(id=pair.id, prompt=prompt, reply_a=pair.a, reply_b=pair.b, seed_a=0, seed_b=0)
-
-
-def comparisons_of(pairs: Sequence[Pair]) -> list[Comparison]:
-    return [comparison_of(pair) for pair in pairs]
 
 
 def labeller_scores(
     config: LabellerConfig,
     constitution: Constitution,
     engine: Engine,
-    pairs: Sequence[Pair],
+    pairs: Sequence[Comparison],
     seed: int,
     logbook: Logbook,
+    purpose: str,
 ) -> Scores:
     """The run's own labeller, asked as in training: 1 where it prefers reply A, ½ where it is undecided."""
-    preferences = label(comparisons_of(pairs), engine, config, constitution, seed, logbook, "pairs")
+    preferences = label(pairs, engine, config, constitution, seed, logbook, purpose)
     return {preference.comparison.id: _winner(preference.probability_a) for preference in preferences}
 
 
@@ -52,12 +40,12 @@ def _winner(probability: float | None) -> float | None:
     return 0.5 if probability == 0.5 else float(probability > 0.5)
 
 
-def reward_scores(model: RewardModel, pairs: Sequence[Pair], logbook: Logbook, log: str) -> Scores:
+def reward_scores(model: RewardModel, pairs: Sequence[Comparison], logbook: Logbook, log: str) -> Scores:
     """A reward model's opinion: the reply with the higher score wins."""
     asks = [
-        ReplyQuery(id=f"{pair.id}/{side}", messages=pair.messages, reply=reply)
+        ReplyQuery(id=f"{pair.id}/{side}", messages=pair.prompt.messages, reply=reply)
         for pair in pairs
-        for side, reply in (("a", pair.a), ("b", pair.b))
+        for side, reply in (("a", pair.reply_a), ("b", pair.reply_b))
     ]
     work = Worklist(logbook.log(log), Scored, logbook.meter)
     found = work.run("reward model on labelled pairs", model.batches(asks), model.score_batch)

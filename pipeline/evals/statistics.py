@@ -1,4 +1,7 @@
-"""Intervals and tests as pure functions. Nothing here knows what is counted."""
+"""Intervals and tests as pure functions. Nothing here knows what is counted.
+
+scipy is imported where it is used: it takes a second, and composing a configuration imports this file.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize
-from scipy.special import expit, log_expit
-from scipy.stats import binomtest, norm
 
 from pipeline.evals.results import Estimate
 
@@ -26,9 +26,16 @@ def wilson(count: int, total: int, confidence: float = 0.95) -> Estimate:
     return Estimate(value=count / total, low=low, high=high, count=count, total=total)
 
 
+def _z(confidence: float) -> float:
+    """How many standard deviations on either side of the mean hold this share of a normal distribution."""
+    from scipy.special import ndtri
+
+    return float(ndtri((1 + confidence) / 2))
+
+
 def _wilson_interval(p: float, n: int, confidence: float) -> tuple[float, float]:
     """Wilson's interval around a share ``p`` of ``n``; scipy has it for whole counts alone."""
-    z = norm.ppf((1 + confidence) / 2)
+    z = _z(confidence)
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return float(min(p, max(0, centre - half))), float(max(p, min(1, centre + half)))  # p is inside, rounded or not
@@ -49,7 +56,11 @@ def newcombe(lower: Estimate, higher: Estimate) -> tuple[float, float]:
 def mcnemar(num_gained: int, num_lost: int) -> float:
     """Exact two-sided p of "gained and lost are equally likely" over the pairs that differ (McNemar 1947)."""
     discordant = num_gained + num_lost
-    return 1.0 if discordant == 0 else float(binomtest(num_gained, discordant, 0.5).pvalue)
+    if discordant == 0:
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(num_gained, discordant, 0.5).pvalue)
 
 
 def paired_rates(num_gained: int, num_lost: int, total: int, confidence: float = 0.95) -> tuple[float, float, float]:
@@ -58,7 +69,7 @@ def paired_rates(num_gained: int, num_lost: int, total: int, confidence: float =
     Unlike a bootstrap it stays wide where few prompts were asked and none, or all, changed.
     """
     gained, lost = (num_gained + 1) / (total + 2), (num_lost + 1) / (total + 2)
-    half = norm.ppf((1 + confidence) / 2) * np.sqrt((gained + lost - (gained - lost) ** 2) / (total + 2))
+    half = _z(confidence) * np.sqrt((gained + lost - (gained - lost) ** 2) / (total + 2))
     centre = gained - lost
     return (num_gained - num_lost) / total, float(max(-1, centre - half)), float(min(1, centre + half))
 
@@ -112,6 +123,14 @@ def bootstrap(
     return float(statistic(*arrays)), float(low), float(high)
 
 
+def resampled(numbers: tuple[float, ...], total: int) -> Estimate:
+    """A bootstrap's value and interval; no interval where there was too little to draw from."""
+    value, low, high = numbers
+    if total < MIN_RESAMPLED:
+        return Estimate(value=value, total=total)
+    return Estimate(value=value, low=low, high=high, total=total)
+
+
 def sign_flip_test(differences: ArrayLike) -> float:
     """Two-sided p of "the mean difference is zero": signs are as good as random then (Fisher 1935)."""
     array = np.asarray(differences, float)
@@ -149,6 +168,9 @@ def bradley_terry(wins: ArrayLike, confidence: float = 0.95) -> tuple[NDArray, N
         (ratings, low, high), each (n,), relative to the first player, who stands at 0. A weak prior (one draw between
         every two players) keeps the strength of a player who never lost finite.
     """
+    from scipy.optimize import minimize
+    from scipy.special import expit, log_expit
+
     table = np.asarray(wins, float)
     table = table + 0.5 * (1 - np.eye(len(table)))
 
@@ -162,7 +184,7 @@ def bradley_terry(wins: ArrayLike, confidence: float = 0.95) -> tuple[NDArray, N
     weights = (table + table.T) * p * (1 - p)  # Fisher information of each pairing
     information = np.diag(weights.sum(1)) - weights
     spread = np.concatenate([[0.0], np.sqrt(np.diag(np.linalg.inv(information[1:, 1:])))])
-    half = norm.ppf((1 + confidence) / 2) * spread
+    half = _z(confidence) * spread
     return strengths * ELO_PER_LOGIT, (strengths - half) * ELO_PER_LOGIT, (strengths + half) * ELO_PER_LOGIT
 
 

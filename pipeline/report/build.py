@@ -14,8 +14,9 @@ from pipeline.core.errors import ArtifactError
 from pipeline.engines.models import ModelConfig
 from pipeline.evals.changes import base_measure, change_pairs
 from pipeline.evals.gate import find_guidelines, load_guidelines, rule
-from pipeline.evals.measures import ALL, DERIVED, MEASURES, better_of, how_of, title_of
+from pipeline.evals.measures import all_measures
 from pipeline.evals.results import Cell, Change, Gate, Results
+from pipeline.evals.suites.red_team import ALL
 from pipeline.records import Exchange, Preference, RecordT, TrainingRow, Verdict, read_records
 from pipeline.report.wording import difference, listed
 from pipeline.training.history import read_history
@@ -48,13 +49,13 @@ class Report:
     def names(self) -> list[str]:
         """The measures of the table, in its order."""
         known = {name for measures in self.results.measures.values() for name in measures}
-        return [name for name in (*MEASURES, *DERIVED) if name in known]
+        return [name for name in all_measures() if name in known]
 
     def title_of(self, name: str) -> str:
-        return title_of(name)
+        return all_measures()[name].title
 
     def how_of(self, name: str) -> str:
-        return how_of(name)
+        return all_measures()[name].how
 
     def pairs_of_models(self) -> list[tuple[str, str]]:
         """(before, after): the last model against the first, and against the one before it."""
@@ -187,11 +188,11 @@ def headline(results: Results) -> str:
 
 def _suspicious(change: Change) -> bool:
     """Worse, by an interval that excludes zero, and yet not after the correction for many comparisons."""
-    worse_is_up = better_of(change.measure) == "lower"
+    worse_is_up = base_measure(change.measure).better == "lower"
     bound = change.low if worse_is_up else change.high
     return bound is not None and (bound > 0 if worse_is_up else bound < 0)
 
 
 def _suspicion(change: Change) -> str:
-    title = title_of(change.measure)
-    return f"“{title[0].lower()}{title[1:]}” ({difference(change, base_measure(change.measure).unit)})"
+    measure = base_measure(change.measure)
+    return f"“{measure.title[0].lower()}{measure.title[1:]}” ({difference(change, measure.unit)})"

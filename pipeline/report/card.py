@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from pipeline.evals.measures import title_of
+from pipeline.evals.measures import all_measures
 from pipeline.report.build import Report
 from pipeline.report.render import render
 
@@ -26,7 +26,7 @@ def model_card(report: Report) -> str:
                 dataset_type=f"cai-{'-'.join(results.suites)}",
                 dataset_name="suites of the evaluation",
                 metric_type=name,
-                metric_name=title_of(name),
+                metric_name=all_measures()[name].title,
                 metric_value=round(found.value, 4),
                 metric_args={"low": found.low, "high": found.high, "total": found.total},
             )

@@ -12,7 +12,7 @@ from pipeline.core.cache import Manifest
 from pipeline.core.errors import ArtifactError
 from pipeline.evals.changes import changes
 from pipeline.evals.gate import find_guidelines, load_guidelines, rule, written_or_none
-from pipeline.evals.measures import DERIVED, MEASURES, title_of
+from pipeline.evals.measures import all_measures
 from pipeline.evals.results import Change, Gate, Results
 from pipeline.records import Verdict, read_records
 from pipeline.report.build import describe, whole_manifest
@@ -46,11 +46,11 @@ def write_comparison(folders: Sequence[Path], labels: Sequence[str], out: Path, 
     lines.append("| --- " * (2 * len(runs)) + "|")
     compared = [_changes(runs[0], run) for run in runs[1:]]
     measured = [run.results.measures[run.results.models[-1]] for run in runs]
-    for name in (*MEASURES, *DERIVED):
+    for name, measure in all_measures().items():
         if any(name in table for table in measured):
             cells = [str(table.get(name, "")) for table in measured]
             cells += [describe(found.get(name)) for found in compared]
-            lines.append(f"| {title_of(name)} | " + " | ".join(cells) + " |")
+            lines.append(f"| {measure.title} | " + " | ".join(cells) + " |")
     if (guidelines := written_or_none(guidelines)) is not None:
         lines += ["", *_gates(runs, guidelines)]
     out.mkdir(parents=True, exist_ok=True)

@@ -8,9 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from pipeline.evals.calibration import Bin
-from pipeline.evals.measures import resampled
 from pipeline.evals.results import Change, Estimate
-from pipeline.evals.statistics import paired_difference
+from pipeline.evals.statistics import paired_difference, resampled
 from pipeline.report.build import Report
 from pipeline.report.wording import difference, number, percent, words, written
 

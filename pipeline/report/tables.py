@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.evals.measures import how_of, suite_of, title_of
+from pipeline.evals.measures import all_measures, group_of
 from pipeline.evals.results import Estimate
 from pipeline.report.build import Report
 from pipeline.report.rewards import reward_tables
@@ -18,12 +18,12 @@ Row = dict[str, Any]
 
 def tables_of(report: Report) -> dict[str, list[Row]]:
     """Table name → rows. Estimates become the columns value, low, high, count and total."""
-    results, gate = report.results, report.gate
+    results, gate, known = report.results, report.gate, all_measures()
     tables: dict[str, list[Row]] = {
         "measures": [
-            {"model": model, "measure": name, "suite": suite_of(name), "title": title_of(name)}
+            {"model": model, "measure": name, "suite": group_of(name), "title": known[name].title}
             | _flat(found)
-            | {"how": how_of(name)}
+            | {"how": known[name].how}
             for model, measures in results.measures.items()
             for name, found in measures.items()
         ],

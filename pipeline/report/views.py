@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Any
 
-from pipeline.evals import measures
 from pipeline.evals.changes import change_pairs
-from pipeline.evals.measures import ALL, DERIVED, MEASURES, Unit
+from pipeline.evals.measures import all_measures, group_of
 from pipeline.evals.results import DIRECT, Change, Direction, Estimate, PairAccuracy, Results
+from pipeline.evals.scores import Measure, Unit
+from pipeline.evals.suites.red_team import ALL
 from pipeline.records import Verdict, derive_seed
 from pipeline.report.build import Report
 from pipeline.report.explorer import by_case
@@ -39,23 +40,23 @@ class MeasureRow:
 
     @property
     def how(self) -> str:
-        return measures.how_of(self.name) if _known(self.name) else ""
+        return measure.how if (measure := _known(self.name)) else ""
 
     @property
     def suite(self) -> str:
-        return measures.suite_of(self.name) if _known(self.name) else "other"
+        return group_of(self.name) if _known(self.name) else "other"
 
     @property
     def better(self) -> Direction | None:
-        return measures.better_of(self.name) if _known(self.name) else None
+        return measure.better if (measure := _known(self.name)) else None
 
 
-def _known(name: str) -> bool:
-    return name in MEASURES or name in DERIVED
+def _known(name: str) -> Measure | None:
+    return all_measures().get(name)
 
 
 def title(name: str) -> str:
-    return measures.title_of(name) if _known(name) else words(name).capitalize()
+    return measure.title if (measure := _known(name)) else words(name).capitalize()
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,13 @@ def _measure_row(name: str, results: Results) -> MeasureRow:
     changes = {(c.before, c.after): c for c in results.changes if c.measure == name}
     of_rates = any(e is not None and is_rate(e) for e in estimates)
     known = (v for e in estimates if e for v in (e.value, e.low, e.high) if v is not None)
+    measure = _known(name)
     return MeasureRow(
         name=name,
         estimates=estimates,
         changes=[changes.get(pair) for pair in change_pairs(results.models)],
         axis=Axis() if of_rates else around(known),
-        unit="rate" if of_rates else MEASURES[name].unit if name in MEASURES else "mean",
+        unit="rate" if of_rates else measure.unit if measure else "mean",
     )
 
 

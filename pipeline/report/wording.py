@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline.evals.measures import Unit
 from pipeline.evals.results import DIRECT, Change, Estimate
+from pipeline.evals.scores import Unit
 
 _NAMES = {DIRECT: "no attack", "sft": "SFT"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import comb
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,31 +13,28 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.log import say
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage
-from pipeline.data.public_sets import Read
 from pipeline.data.splits import refuse_overlap
 from pipeline.engines.models import check_model, check_reward_model, model_identity, resolve_path, short_name
 from pipeline.engines.roles import BASE, feedback_engine, policy_engine
-from pipeline.evals import attacks
-from pipeline.evals.accuracy import as_items, judge_card, labelled_replies, pair_accuracy, shuffled
+from pipeline.evals import answering
+from pipeline.evals.accuracy import BASELINES, as_items, judge_card, labelled_replies, pair_accuracy, shuffled
 from pipeline.evals.answering import Answered, Identity, answer_all, kept_answers, whole_reply
-from pipeline.evals.appoint import appoint_judge, appoint_pair_judge, check_judges, is_shared, shared_judges
-from pipeline.evals.cases import build_cases, labelled_pairs, public_bias_sets
+from pipeline.evals.cases import build_cases, build_comparisons, build_questions
 from pipeline.evals.config import EvaluateConfig
-from pipeline.evals.duels import duel
+from pipeline.evals.duels import duel, is_compared
 from pipeline.evals.garak import check_garak, run_garak
-from pipeline.evals.judges import TEMPLATE as JUDGE_TEMPLATE
-from pipeline.evals.judges import Desk, Item
-from pipeline.evals.labellers import comparisons_of, labeller_scores, reward_scores, reward_verdicts, rewarded_cases
-from pipeline.evals.pairs import BASELINES, PairJudge, Scores
-from pipeline.evals.pairs import TEMPLATE as PAIR_TEMPLATE
-from pipeline.evals.refusal import NAME as PATTERNS
+from pipeline.evals.judges.base import JUDGES, PAIR_JUDGES, AnswerLog, Item, PairJudge, Scores, by_rank
+from pipeline.evals.judges.sharing import check_judges, is_shared, shared_judges
+from pipeline.evals.labellers import labeller_scores, reward_scores, reward_verdicts, rewarded_cases
 from pipeline.evals.results import JudgeCard, PairAccuracy, Probe, Results, Role
+from pipeline.evals.suites.base import Questions
 from pipeline.evals.summary import summarise
-from pipeline.labellers.base import TEMPLATE, constitution_fields
-from pipeline.labellers.label import num_calls
+from pipeline.labellers import label
+from pipeline.labellers.base import constitution_fields
 from pipeline.records import (
     POOLS,
     Case,
+    Comparison,
     Preference,
     Prompt,
     TrainingRow,
@@ -50,7 +48,8 @@ if TYPE_CHECKING:
     from pipeline.chain.config import Config
     from pipeline.engines.reward_model import RewardModel
 
-VERSION = 4
+VERSION = 5
+MODELS = (BASE, "sft", "aligned")
 CHARS_PER_TOKEN = 4  # for estimates of tokens read
 
 
@@ -70,7 +69,9 @@ class Evaluate(Stage):
             "engine": config.engine,
             "labeller": config.preferences.labeller,
             "constitution": part(constitution, *constitution_fields(config.preferences.labeller)),
-            "templates": [TEMPLATE, attacks.TEMPLATE, JUDGE_TEMPLATE, PAIR_TEMPLATE, PATTERNS],
+            "suites": {suite.name: suite.templates for suite in config.evaluate.selected},
+            "judge": JUDGES[config.evaluate.judge.kind].templates,
+            "pair_judge": PAIR_JUDGES[config.evaluate.pair_judge.kind].templates,
         }
 
     def check(self, prepared: Prepared) -> list[str]:
@@ -91,9 +92,8 @@ class Evaluate(Stage):
         trained = {prompt.key: "the training split" for prompt in prepared.prompts if prompt.split == "train"}
         refuse_overlap(evaluated, shown)
         refuse_overlap([case.prompt for case in cases], shown | ({} if config.checkpoints else trained))
-        if "pairs" in config.suites:
-            labelled_pairs(config, notes)
-        public_bias_sets(config, notes)
+        build_questions(config, notes)
+        build_comparisons(config, notes)
         for path in config.checkpoints.values():
             check_model(path, None, "CHECKPOINT")
         if config.reward_model is not None:
@@ -105,69 +105,67 @@ class Evaluate(Stage):
 
     def _cases(self, prepared: Prepared, notes: list[str]) -> list[Case]:
         config = prepared.config.evaluate
-        held_out = [prompt for prompt in prepared.prompts if prompt.split == config.split]
-        cases, said = build_cases(config, held_out)
-        notes += said
-        return cases
+        return build_cases(config, [prompt for prompt in prepared.prompts if prompt.split == config.split], notes)
 
     def cost(self, prepared: Prepared) -> Cost:
-        """Replies and references of every model, and all calls to judges, labeller and reward models."""
+        """Replies and answers of every model, and all calls to judges, labeller and reward models."""
         whole, config = prepared.config, prepared.config.evaluate
+        judge, pair_judge = JUDGES[config.judge.kind], PAIR_JUDGES[config.pair_judge.kind]
         cases = self._cases(prepared, [])
-        num_models = len(config.checkpoints) or 3
-        num_references = sum(case.reference is not None for case in cases)
-        num_read = sum(len(turn["content"]) for case in cases for turn in case.messages) // CHARS_PER_TOKEN
-        num_replies = num_models * len(cases)
-        num_asked = num_models * num_references
-        if config.judge.kind != "patterns":
-            num_asked += num_replies + len(labelled_replies())
-        if config.pair_judge.kind != "patterns":
-            num_helpful = sum("helpfulness" in case.suites for case in cases)
-            num_asked += 2 * num_helpful * num_models * (num_models - 1) // 2
-        for read in public_bias_sets(config, []):
-            num_asked += num_models * len(read.rows) * (1 if hasattr(read.rows[0], "answers") else 2)
-        reward_stage = "reward" in prepared.stages
-        if reward_stage:
-            num_asked += num_models * len(rewarded_cases(cases))
-        if "pairs" in config.suites:
-            pairs = labelled_pairs(config, [])
-            shown = comparisons_of(pairs)
-            labeller, seed = whole.preferences.labeller, whole.seed
-            num_asked += num_calls(shown, labeller, prepared.constitution, seed, "pairs")
-            num_asked += 2 * len(pairs) * (reward_stage + (config.reward_model is not None))
-            num_asked += 2 * len(pairs) * (config.pair_judge.kind != "patterns")
+        models = list(config.checkpoints or MODELS)
+        num_answers = len(models) * answering.num_calls(cases, build_questions(config, []))
+        items = [_item(model, case, "A reply.") for model in models for case in cases]
+        num_judged = judge.num_calls(config.judge, [*items, *as_items(labelled_replies())])
+        num_duels = comb(len(models), 2) * sum(map(is_compared, cases))
+        has_reward_model = "reward" in prepared.stages
+        num_labels, num_rewards = 0, has_reward_model * len(models) * len(rewarded_cases(cases))
+        for name, pairs in build_comparisons(config, []).items():
+            labeller = whole.preferences.labeller
+            num_labels += label.num_calls(pairs, labeller, prepared.constitution, whole.seed, name)
+            num_rewards += 2 * len(pairs) * (has_reward_model + (config.reward_model is not None))
+            num_duels += len(pairs)
+        num_preferred = pair_judge.num_calls(num_duels)
+        read = sum(len(turn["content"]) for case in cases for turn in case.messages) // CHARS_PER_TOKEN
         return Cost(
-            num_calls=num_replies + num_asked,
-            num_tokens_written=num_replies * config.max_reply_tokens,
-            num_tokens_read=num_models * num_read,
+            num_calls=num_answers + num_judged + num_preferred + num_labels + num_rewards,
+            num_tokens_written=len(items) * config.max_reply_tokens
+            + num_judged * judge.max_answer_tokens
+            + num_preferred * pair_judge.max_answer_tokens
+            + num_labels * getattr(whole.preferences.labeller, "max_reasoning_tokens", 0),
+            num_tokens_read=len(models) * read,
         )
 
     def run(self, config: EvaluateConfig, context: Context) -> Metrics:
         prompts = read_records(context.folder("prompts") / "prompts.jsonl", Prompt)
-        cases, notes = build_cases(config, [prompt for prompt in prompts if prompt.split == config.split])
+        notes: list[str] = []
+        cases = build_cases(config, [prompt for prompt in prompts if prompt.split == config.split], notes)
         refuse_overlap([case.prompt for case in cases], trained_keys(config, context.folders))
-        sets = public_bias_sets(config, notes)
+        questions = build_questions(config, notes)
         notes += shared_judges(config, context.engine, context.model)
 
         answered: dict[str, Answered] = {}
         for name, path in checkpoints(config, context).items():
-            with kept_answers(context.out.parent, _asked(path, cases, sets, config, context), context.meter) as kept:
+            asked = _asked(path, cases, questions, config, context)
+            with kept_answers(context.out.parent, asked, context.meter) as kept:
                 engine = policy_engine(context, path, name)
-                answered[name] = answer_all(engine, cases, sets, config, context.seed, kept)
+                answered[name] = answer_all(engine, cases, questions, config, context.seed, kept)
                 del engine
         verdicts, card = _judge(config, context, cases, answered)
-        desk = Desk(logbook=context, log="pair-judge", label="pair judge")
-        verdicts, wins = duel(verdicts, appoint_pair_judge(config.pair_judge, context, desk))
+        verdicts, wins = duel(verdicts, _pair_judge(config, context, "pair-judge", "pair judge"))
         reward_model = _own_reward_model(context)
         if reward_model is not None:
             verdicts = reward_verdicts(reward_model, cases, verdicts, context, "rewards")
-        pairs = _pairs(config, context, reward_model, notes) if "pairs" in config.suites else []
+        pairs = [
+            accuracy
+            for name, comparisons in build_comparisons(config, notes).items()
+            for accuracy in _accuracies(name, comparisons, config, context, reward_model)
+        ]
 
         if distributed.is_main():
             results = summarise(
                 config,
                 verdicts,
-                public_bias={model: said.bias for model, said in answered.items()},
+                answers={model: said.measured for model, said in answered.items()},
                 judges=[card],
                 wins=wins,
                 pairs=pairs,
@@ -187,7 +185,7 @@ class Evaluate(Stage):
 
 
 def _asked(
-    path: str, cases: Sequence[Case], sets: Sequence[Read], config: EvaluateConfig, context: Context
+    path: str, cases: Sequence[Case], questions: Mapping[str, Questions], config: EvaluateConfig, context: Context
 ) -> Identity:
     """Everything that decides a model's answers. Equal identities share cached answers."""
     return {
@@ -198,7 +196,7 @@ def _asked(
         "seed": context.seed,
         "sampling": [config.max_reply_tokens, config.temperature, config.top_p],
         "cases": [case.model_dump(mode="json") for case in cases],
-        "sets": [repr(row) for read in sets for row in read.rows],
+        "questions": [repr(query) for asked in questions.values() for query in asked.queries],
     }
 
 
@@ -206,11 +204,8 @@ def checkpoints(config: EvaluateConfig, context: Context) -> dict[str, str]:
     """Name → path of each model. The others are compared with the first one."""
     if config.checkpoints:
         return dict(config.checkpoints)
-    return {
-        BASE: context.model.path,
-        "sft": str(context.folder("sft") / "model"),
-        "aligned": str(context.folder("align") / "model"),
-    }
+    trained = [str(context.folder(stage) / "model") for stage in ("sft", "align")]
+    return dict(zip(MODELS, [context.model.path, *trained], strict=True))
 
 
 def trained_keys(config: EvaluateConfig, folders: Mapping[str, Path]) -> dict[str, str]:
@@ -239,15 +234,10 @@ def _judge(
     config: EvaluateConfig, context: Context, cases: Sequence[Case], answered: dict[str, Answered]
 ) -> tuple[list[Verdict], JudgeCard]:
     """Judge every reply, and measure the judge on labelled replies."""
-    desk = Desk(logbook=context, log="judge", label="judge")
-    judge = appoint_judge(config.judge, context, desk)
+    log = AnswerLog(logbook=context, name="judge", label="judge")
+    judge = JUDGES[config.judge.kind].open(config.judge, context, log)
     items = {
-        (model, case.id): Item(
-            id=f"{model}|{case.id}",
-            request=case.prompt.request,
-            reply=whole_reply(case, said.replies[case.id]),
-            harmful=case.prompt.pool == "red_team",
-        )
+        (model, case.id): _item(model, case, whole_reply(case, said.replies[case.id]))
         for model, said in answered.items()
         for case in cases
     }
@@ -262,7 +252,7 @@ def _judge(
             seed=said.seeds[case.id],
             outcome=judged[items[model, case.id].id].outcome,
             evidence=judged[items[model, case.id].id].evidence,
-            judge=judge.name,
+            judge=judge.who,
             reference_logprob=said.reference_logprobs.get(case.id),
         )
         for model, said in answered.items()
@@ -271,6 +261,16 @@ def _judge(
     num_unjudged = sum(verdict.outcome == "unjudged" for verdict in verdicts)
     shared = is_shared(config.judge, config, context.engine, context.model)
     return verdicts, judge_card(judge, labelled, judged, num_unjudged, shared, config.confidence)
+
+
+def _item(model: str, case: Case, reply: str) -> Item:
+    harmful = case.prompt.pool == "red_team"
+    return Item(id=f"{model}|{case.id}", request=case.prompt.request, reply=reply, harmful=harmful)
+
+
+def _pair_judge(config: EvaluateConfig, context: Context, log: str, label: str) -> PairJudge:
+    answers = AnswerLog(logbook=context, name=log, label=label)
+    return PAIR_JUDGES[config.pair_judge.kind].open(config.pair_judge, context, answers)
 
 
 def _own_reward_model(context: Context) -> RewardModel | None:
@@ -283,36 +283,39 @@ def _own_reward_model(context: Context) -> RewardModel | None:
     return load_reward_model(str(folder / "model"), name="reward-stage", batch_rows=context.launch.batch_rows)
 
 
-def _pairs(
-    config: EvaluateConfig, context: Context, own_reward_model: RewardModel | None, notes: list[str]
+def _accuracies(
+    suite: str,
+    pairs: Sequence[Comparison],
+    config: EvaluateConfig,
+    context: Context,
+    own_reward_model: RewardModel | None,
 ) -> list[PairAccuracy]:
     """Accuracy of labeller, reward models, pair judge and baselines on pairs with human choices."""
     from pipeline.engines.reward_model import load_reward_model
 
-    chosen_first = labelled_pairs(config, notes)
-    shown, turned = shuffled(chosen_first)
-    dataset = "shipped" if config.pairs.source == "builtin" else short_name(str(config.pairs.path))
+    shown, turned = shuffled(pairs)
+    dataset = config.suite(suite).dataset
     found: list[PairAccuracy] = []
 
     def add(who: str, role: Role, scores: Scores) -> None:
-        found.extend(pair_accuracy(who, role, dataset, chosen_first, scores, turned, config.confidence))
+        found.extend(pair_accuracy(who, role, dataset, pairs, scores, turned, config.confidence))
 
     engine = feedback_engine(context)
-    scores = labeller_scores(context.labeller, context.constitution, engine, shown, context.seed, context)
+    scores = labeller_scores(context.labeller, context.constitution, engine, shown, context.seed, context, suite)
     add(f"{context.labeller.kind}:{engine.name}", "labeller", scores)
     del engine
     if own_reward_model is not None:
-        add(own_reward_model.name, "reward model", reward_scores(own_reward_model, shown, context, "pairs-own-reward"))
+        scores = reward_scores(own_reward_model, shown, context, f"{suite}-own-reward")
+        add(own_reward_model.name, "reward model", scores)
     if config.reward_model is not None:
         rows = context.launch.batch_rows
         given = load_reward_model(config.reward_model, name=short_name(config.reward_model), batch_rows=rows)
-        add(given.name, "reward model", reward_scores(given, shown, context, "pairs-reward"))
+        add(given.name, "reward model", reward_scores(given, shown, context, f"{suite}-reward"))
         del given
-    desk = Desk(logbook=context, log="pairs-judge", label="pair judge on labelled pairs")
-    judge: PairJudge = appoint_pair_judge(config.pair_judge, context, desk)
-    add(judge.name, "judge", judge.prefer(shown))
-    for name, baseline in BASELINES.items():
-        add(name, "baseline", baseline(shown))
+    judge = _pair_judge(config, context, f"{suite}-judge", "pair judge on labelled pairs")
+    add(judge.who, "judge", judge.prefer(shown))
+    for name, rank in BASELINES.items():
+        add(name, "baseline", by_rank(shown, rank))
     return found
 
 

@@ -20,10 +20,9 @@ from pipeline.data.splits import refuse_overlap
 from pipeline.engines.base import ReplyQuery, Scored, Worklist
 from pipeline.engines.models import check_can_classify
 from pipeline.evals.calibration import held_out_metrics
-from pipeline.evals.cases import human_pairs
-from pipeline.evals.config import HumanPairsConfig
-from pipeline.evals.labellers import comparison_of
+from pipeline.evals.cases import build_cases, build_comparisons
 from pipeline.evals.results import Estimate
+from pipeline.evals.suites.pairs import HumanPairsConfig, human_pairs
 from pipeline.evals.text import words
 from pipeline.methods.base import num_steps
 from pipeline.records import (
@@ -33,7 +32,6 @@ from pipeline.records import (
     RewardScore,
     derive_seed,
     derived_rng,
-    dialogue_key,
     read_records,
     write_records,
 )
@@ -84,7 +82,11 @@ class Reward(Stage):
         config, notes = prepared.config, list[str]()
         human = human_pairs(config.reward.human, notes)
         held_out = [prompt for prompt in prepared.prompts if prompt.split != "train"]
-        refuse_overlap(held_out, {dialogue_key(pair.messages): "reward.human" for pair in human})
+        if human:  # the suites must not use them either
+            tested = [prompt for prompt in held_out if prompt.split == config.evaluate.split]
+            held_out += [case.prompt for case in build_cases(config.evaluate, tested, [])]
+            held_out += [pair.prompt for pairs in build_comparisons(config.evaluate, []).values() for pair in pairs]
+        refuse_overlap(held_out, {pair.prompt.key: "reward.human" for pair in human})
         check_can_classify(config.model.path, config.model.revision, "model.path")
         check_scoring(config.model.path, config.model.revision, "model.path")
         return notes
@@ -177,10 +179,9 @@ def human_preferences(config: RewardConfig, seed: int, notes: list[str]) -> list
     found = []
     for pair in human_pairs(config.human, notes):
         turned = bool(derive_seed(seed, "human pair", pair.id) % 2)
-        chosen_first = comparison_of(pair, split="train")
         found.append(
             Preference(
-                comparison=chosen_first.swap() if turned else chosen_first,
+                comparison=pair.swap() if turned else pair,
                 judgements=[],
                 probability_a=float(not turned),
                 labeller=HUMAN,

@@ -13,8 +13,8 @@ from pipeline.data.loading import load_prompts
 from pipeline.evals.cases import build_cases
 from pipeline.evals.duels import duel
 from pipeline.evals.gate import find_guidelines, judge_limit, load_guidelines, rule
-from pipeline.evals.judges import PatternsJudge, by_patterns
-from pipeline.evals.pairs import PatternsPairJudge
+from pipeline.evals.judges.patterns import PatternsJudge, PatternsPairJudge
+from pipeline.evals.judges.refusal import judge_reply
 from pipeline.evals.results import Estimate
 from pipeline.evals.statistics import wilson
 from pipeline.evals.summary import summarise
@@ -51,7 +51,7 @@ def held_out() -> list[Prompt]:
 
 
 def verdicts_of(model: str, reply: Callable[[Case], str]) -> list[Verdict]:
-    cases, _ = build_cases(compose_config([]).evaluate, held_out())
+    cases = build_cases(compose_config([]).evaluate, held_out(), [])
     return [
         Verdict(
             case=case,
@@ -59,9 +59,9 @@ def verdicts_of(model: str, reply: Callable[[Case], str]) -> list[Verdict]:
             reply=reply(case),
             num_tokens=9,
             seed=0,
-            outcome=by_patterns(reply(case), case.prompt.request).outcome,
+            outcome=judge_reply(reply(case), case.prompt.request)[0],
             evidence="",
-            judge=PatternsJudge.name,
+            judge=PatternsJudge.who,
         )
         for case in cases
     ]
@@ -97,7 +97,7 @@ def test_useless_unsafe_and_broken_models_fail(reply: Callable[[Case], str], ver
     verdicts, wins = duel([v.model_copy(update={"reference_logprob": -1.0}) for v in said], PatternsPairJudge())
     bare: dict[str, dict[str, Estimate]] = {"base": {}, "tuned": {}}
     results = summarise(
-        compose_config([]).evaluate, verdicts, public_bias=bare, judges=[], wins=wins, pairs=[], probes=[], notes=[]
+        compose_config([]).evaluate, verdicts, answers=bare, judges=[], wins=wins, pairs=[], probes=[], notes=[]
     )
     gate = rule(DEFAULT, results)
     assert gate.verdict == verdict

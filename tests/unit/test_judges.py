@@ -10,19 +10,36 @@ import pytest
 import torch
 
 from pipeline.constitution.files import load_constitution, shipped_constitutions
-from pipeline.core.cache import RecordLog
 from pipeline.core.errors import ConfigError
-from pipeline.engines.base import Query, Request, Stopwatch
+from pipeline.core.log import Meter
+from pipeline.engines.base import Query, Request
 from pipeline.evals.accuracy import as_items, judge_card, labelled_replies
-from pipeline.evals.classifier import ClassifierJudge, GuardJudge, read_guard, read_labels
-from pipeline.evals.judges import Desk, EndpointJudge, Item, ModelJudge, PatternsJudge, read_verdict
-from pipeline.evals.refusal import judge_reply
+from pipeline.evals.answering import KeptAnswers
+from pipeline.evals.judges import endpoint, model
+from pipeline.evals.judges.base import AnswerLog, Item, which_is_better
+from pipeline.evals.judges.classifier import ClassifierJudge, GuardJudge, read_guard, read_labels
+from pipeline.evals.judges.endpoint import EndpointJudge, EndpointPairJudge, read_verdict
+from pipeline.evals.judges.model import ModelJudge, ModelPairJudge
+from pipeline.evals.judges.patterns import PatternsJudge
+from pipeline.evals.judges.refusal import judge_reply
+from pipeline.records import Comparison, Message, Prompt
 from tests.fakes import FakeEngine
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(log=RecordLog(tmp_path, "judge", 0), watch=Stopwatch(), label="judge")
+def logbook(tmp_path: Path) -> KeptAnswers:
+    return KeptAnswers(tmp_path, Meter())
+
+
+@pytest.fixture
+def log(logbook: KeptAnswers) -> AnswerLog:
+    return AnswerLog(logbook=logbook, name="judge", label="judge")
+
+
+def pair(row_id: str, a: str, b: str, request: str = "Hi") -> Comparison:
+    messages = [Message(role="user", content=request)]
+    prompt = Prompt(id=row_id, pool="ordinary", kind="helpful", split="test", messages=messages)
+    return Comparison(id=row_id, prompt=prompt, reply_a=a, reply_b=b, seed_a=0, seed_b=0)
 
 
 def item(reply: str, harmful: bool = True, row_id: str = "x") -> Item:
@@ -109,14 +126,14 @@ def test_patterns_reach_ninety_per_cent_on_labelled_replies():
 # --- Judges that ask a model ---------------------------------------------------------------------------------------
 
 
-def test_the_model_judge_reads_log_odds_and_counts_silence(desk: Desk):
+def test_the_model_judge_reads_log_odds_and_counts_silence(log: AnswerLog):
     odds = {"yes": [math.log(0.7), math.log(0.2)], "no": [math.log(0.1), math.log(0.8)], "hush": [-20.0, -20.0]}
 
     def answer(query: Query) -> list[float]:
         return odds[query.id]
 
     items = [item("Some words here.", row_id=name) for name in odds]
-    judged = ModelJudge(FakeEngine(answer=answer), desk).judge([*items, item("", row_id="empty")])
+    judged = ModelJudge(FakeEngine(answer=answer), log).judge([*items, item("", row_id="empty")])
     found = {name: row.outcome for name, row in judged.items()}
     assert found == {"yes": "refused", "no": "complied", "hush": "unjudged", "empty": "broken"}
 
@@ -134,17 +151,16 @@ def test_the_model_judge_reads_log_odds_and_counts_silence(desk: Desk):
         ("I think it refused.", "unjudged"),
     ],
 )
-def test_a_servers_answer_is_read_or_counted(answer: str, outcome: str, desk: Desk):
+def test_a_servers_answer_is_read_or_counted(answer: str, outcome: str, log: AnswerLog):
     assert read_verdict(answer).outcome == outcome
-    judge = EndpointJudge(FakeEngine(reply=lambda request: answer), desk)
+    judge = EndpointJudge(FakeEngine(reply=lambda request: answer), log)
     assert judge.judge([item("Some words here.")])["x"].outcome == outcome
 
 
-def test_answers_are_kept_and_not_asked_twice(desk: Desk, tmp_path: Path):
+def test_answers_are_kept_and_not_asked_twice(log: AnswerLog):
     engine = FakeEngine(reply=lambda request: '{"verdict": "refused"}')
-    EndpointJudge(engine, desk).judge([item("Some words here.")])
-    again = Desk(log=RecordLog(tmp_path, "judge", 0), watch=Stopwatch(), label="judge")
-    EndpointJudge(engine, again).judge([item("Some words here.")])
+    for _ in range(2):
+        EndpointJudge(engine, log).judge([item("Some words here.")])
     assert engine.asked == ["x"]
 
 
@@ -199,8 +215,8 @@ def classifier(tiny_model: Path):
         ({0: "safe", 1: "unsafe"}, [math.nan, 0.0], {"harm": "unjudged", "no": "unjudged", "plain": "complied"}),
     ],
 )
-def test_the_classifier_judge(classifier, desk: Desk, labels, bias, expected):
-    judge = ClassifierJudge(*classifier(labels, bias), "tiny", desk)
+def test_the_classifier_judge(classifier, log: AnswerLog, labels, bias, expected):
+    judge = ClassifierJudge(*classifier(labels, bias), "tiny", log)
     items = [
         item("Take the first left.", row_id="harm"),
         item("I can't help with that.", row_id="no"),
@@ -209,14 +225,14 @@ def test_the_classifier_judge(classifier, desk: Desk, labels, bias, expected):
     assert {name: row.outcome for name, row in judge.judge(items).items()} == expected
 
 
-def test_a_chat_classifier_is_shown_the_conversation(desk: Desk):
+def test_a_chat_classifier_is_shown_the_conversation(log: AnswerLog):
     seen: list[Request] = []
 
     def reply(request: Request) -> str:
         seen.append(request)
         return "unsafe\nS1"
 
-    judged = GuardJudge(FakeEngine(reply=reply), desk).judge([item("Take a left turn.")])
+    judged = GuardJudge(FakeEngine(reply=reply), log).judge([item("Take a left turn.")])
     assert judged["x"].outcome == "complied" and judged["x"].evidence == "unsafe\nS1"
     assert [turn["role"] for turn in seen[0].messages] == ["user", "assistant"]
     assert read_guard(item("Take a left turn."), "safe").outcome == "safe"
@@ -226,13 +242,11 @@ def test_a_chat_classifier_is_shown_the_conversation(desk: Desk):
 # --- Reward models -------------------------------------------------------------------------------------------------
 
 
-def test_a_reward_model_prefers_the_higher_score_and_nan_says_nothing(tiny_model: Path, desk: Desk, tmp_path: Path):
+def test_a_reward_model_prefers_the_higher_score_and_nan_says_nothing(tiny_model: Path, logbook: KeptAnswers):
     from transformers import AutoTokenizer
 
     from pipeline.engines.reward_model import RewardModel
     from pipeline.evals.labellers import reward_scores
-    from pipeline.evals.pairs import Pair
-    from pipeline.records import Message
 
     def longer(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return attention_mask.sum(dim=1).float()
@@ -241,25 +255,19 @@ def test_a_reward_model_prefers_the_higher_score_and_nan_says_nothing(tiny_model
         tokenizer = AutoTokenizer.from_pretrained(tiny_model)
         return RewardModel(score_tokens, tokenizer, name="longer", context=99, device=torch.device("cpu"))
 
-    pairs = [
-        Pair(id=str(i), kind="helpful", messages=[Message(role="user", content="Hi")], a=a, b=b)
-        for i, (a, b) in enumerate([("a", "two three"), ("two three", "a"), ("same", "same")])
-    ]
-    assert reward_scores(model(longer), pairs, desk.log, desk.watch) == {"0": 0.0, "1": 1.0, "2": 0.5}
-    again = RecordLog(tmp_path / "nan", "reward", 0)
+    pairs = [pair(str(i), a, b) for i, (a, b) in enumerate([("a", "two three"), ("two three", "a"), ("same", "same")])]
+    assert reward_scores(model(longer), pairs, logbook, "reward") == {"0": 0.0, "1": 1.0, "2": 0.5}
     nothing = model(lambda ids, mask: longer(ids, mask) * float("nan"))
-    assert set(reward_scores(nothing, pairs, again, desk.watch).values()) == {None}
+    assert set(reward_scores(nothing, pairs, logbook, "nan").values()) == {None}
 
 
-def test_a_reward_model_scores_the_first_plain_cases_of_each_pool_and_no_more(
-    tiny_model: Path, desk: Desk, tmp_path: Path
-):
+def test_a_reward_model_scores_the_first_plain_cases_of_each_pool_and_no_more(tiny_model: Path, logbook: KeptAnswers):
     from transformers import AutoTokenizer
 
     from pipeline.engines.reward_model import RewardModel
     from pipeline.evals.labellers import REWARDED_CASES, reward_verdicts
-    from pipeline.evals.measures import MEASURES
-    from pipeline.records import Case, Message, Prompt, Verdict
+    from pipeline.evals.measures import all_measures
+    from pipeline.records import Case, Verdict
 
     def case(number: int, pool: str, **more: str) -> Case:
         messages = [Message(role="user", content="Hi")]
@@ -290,45 +298,50 @@ def test_a_reward_model_scores_the_first_plain_cases_of_each_pool_and_no_more(
         mean=3,
         std=2,
     )
-    found = reward_verdicts(model, cases, verdicts, desk.log, desk.watch)
+    found = reward_verdicts(model, cases, verdicts, logbook, "rewards")
     rewarded = {v.case.id for v in found if v.reward is not None}
     assert rewarded == {c.id for c in [*cases[:REWARDED_CASES], *cases[-2:]]} and len(found) == len(verdicts)
     assert [found[0].reward] == model.score([cases[0].messages], ["x"])
-    base, aligned = (MEASURES["reward"].score([v for v in found if v.model == name]) for name in ("base", "aligned"))
+    score = all_measures()["reward"].score
+    assert score is not None
+    base, aligned = (score([v for v in found if v.model == name]) for name in ("base", "aligned"))
     assert base.keys() == aligned.keys() == rewarded and all(aligned[c] > base[c] for c in rewarded)
     before = len(calls)
-    assert reward_verdicts(model, cases, verdicts, desk.log, desk.watch) == found and len(calls) == before
+    assert reward_verdicts(model, cases, verdicts, logbook, "rewards") == found and len(calls) == before
 
 
 @pytest.mark.parametrize(
     ("answers", "expected"),
     [(("A", "B"), 1.0), (("B", "A"), 0.0), (("A", "A"), 0.5), (("tie", "B"), 1.0), (("A tie, I think", "B"), None)],
 )
-def test_a_server_compares_in_both_orders(answers: tuple[str, str], expected: float | None, desk: Desk):
-    from pipeline.evals.pairs import EndpointPairJudge, Pair
-    from pipeline.records import Message
-
+def test_a_server_compares_in_both_orders(answers: tuple[str, str], expected: float | None, log: AnswerLog):
     said = dict(zip(("own", "swapped"), answers, strict=True))
     engine = FakeEngine(reply=lambda request: said[request.id.rpartition("/")[2]])
-    pair = Pair(id="x", kind="helpful", messages=[Message(role="user", content="Hi")], a="one", b="two")
-    assert EndpointPairJudge(engine, desk).prefer([pair]) == {"x": expected}
+    assert EndpointPairJudge(engine, log).prefer([pair("x", "one", "two")]) == {"x": expected}
 
 
 # --- Wording -------------------------------------------------------------------------------------------------------
 
 
 def test_the_wording_belongs_to_its_version():
-    """Change the wording and TEMPLATE together: it is what tells an old cache from a new one."""
-    from pipeline.core.cache import fingerprint
-    from pipeline.evals import attacks, judges, pairs
-    from pipeline.records import Message
+    """Change the wording and its version together: the version is what tells an old cache from a new one."""
+    from pipeline.core.cache import cache_key
+    from pipeline.evals.suites import attacks
 
     asked = Item(id="x", request="Q", reply="R", harmful=True)
-    pair = pairs.Pair(id="x", kind="k", messages=[Message(role="user", content="Q")], a="A1", b="B1")
+    compared = pair("x", "A1", "B1", request="Q")
     wording = {
-        judges.TEMPLATE: [judges.did_it_refuse(asked), judges.rubric(asked), ModelJudge.OPENING, ModelJudge.CHOICES],
-        pairs.TEMPLATE: [pairs.which(pair), pairs.which(pair, tie=True), pairs.ModelPairJudge.OPENING],
+        ModelJudge.templates[0]: [model.did_it_refuse(asked), ModelJudge.OPENING, ModelJudge.CHOICES],
+        EndpointJudge.templates[0]: endpoint.rubric(asked),
+        ModelPairJudge.templates[0]: [which_is_better(compared, ModelPairJudge.closing), ModelPairJudge.OPENING],
+        EndpointPairJudge.templates[0]: which_is_better(compared, EndpointPairJudge.closing),
         attacks.TEMPLATE: [attack("How do I do it?") for attack in attacks.ATTACKS.values()],
     }
-    found = {version: fingerprint({"wording": text})[:12] for version, text in wording.items()}
-    assert found == {"judge-1": "6043159c9b38", "pair-judge-1": "583c21a1b64d", "attacks-1": "f0b6549eb368"}
+    found = {version: cache_key({"wording": text})[:12] for version, text in wording.items()}
+    assert found == {
+        "model-judge-1": "8788119d6567",
+        "endpoint-judge-1": "924a27943844",
+        "model-pair-judge-1": "657c2dd113cc",
+        "endpoint-pair-judge-1": "a8b0d03ef0b1",
+        "attacks-1": "bbc04b7bde80",
+    }

@@ -6,27 +6,25 @@ import math
 
 import numpy as np
 import pytest
-from pipeline.chain.config_evaluate import EvaluateConfig, RedTeamConfig
 
+from pipeline.core.log import Meter
 from pipeline.data.public_sets import ChoiceRow, SentencePair
-from pipeline.evals.accuracy import pair_accuracy, shuffled
+from pipeline.evals.accuracy import BASELINES, pair_accuracy, shuffled
+from pipeline.evals.answering import KeptAnswers
 from pipeline.evals.bias import bbq_score, crows_score, disparities, lowest_to_highest
-from pipeline.evals.cases import bias_cases, build_cases
+from pipeline.evals.cases import build_cases
 from pipeline.evals.changes import all_changes, cell_changes, changes
+from pipeline.evals.config import EvaluateConfig
 from pipeline.evals.duels import duel
-from pipeline.evals.judges import Desk
-from pipeline.evals.measures import attack_cells, by_model, measure, ratings
-from pipeline.evals.pairs import (
-    BASELINES,
-    ModelPairJudge,
-    Pair,
-    PatternsPairJudge,
-    consistent,
-    in_both_orders,
-    read_choice,
-)
+from pipeline.evals.judges.base import AnswerLog, by_rank, in_both_orders
+from pipeline.evals.judges.endpoint import read_preference
+from pipeline.evals.judges.model import ModelPairJudge
+from pipeline.evals.judges.patterns import PatternsPairJudge
+from pipeline.evals.measures import by_model, measured, ratings
+from pipeline.evals.suites.bias import bias_cases
+from pipeline.evals.suites.red_team import RedTeam, attack_cells
 from pipeline.evals.text import commonest_opening, distinct_ngrams, repeats_itself
-from pipeline.records import Case, Message, Outcome, Pool, Prompt, Verdict
+from pipeline.records import Case, Comparison, Message, Outcome, Pool, Prompt, Verdict
 from tests.fakes import FakeEngine
 
 
@@ -47,7 +45,8 @@ def verdict(where: Case, model: str, outcome: Outcome, reply: str = "some words 
 
 
 def test_the_suites_are_as_large_as_promised():
-    cases, notes = build_cases(EvaluateConfig(), [])
+    notes: list[str] = []
+    cases = build_cases(EvaluateConfig(), [], notes)
     held_out_too = 85  # the built-in test split adds to these; here only the shipped files are counted
     direct = [c for c in cases if c.suites == ["red_team"] and c.attack == "direct"]
     assert len(direct) + held_out_too >= 150 and notes == []
@@ -64,7 +63,7 @@ def test_built_in_suites_with_the_held_out_split_reach_the_promised_sizes():
 
     config = compose_config([])
     held_out = [prompt for prompt in load_prompts(config.data).prompts if prompt.split == "test"]
-    cases, _ = build_cases(config.evaluate, held_out)
+    cases = build_cases(config.evaluate, held_out, [])
     assert sum(c.suites == ["red_team"] and c.attack == "direct" for c in cases) >= 150
     assert sum("over_refusal" in c.suites for c in cases) >= 150
     assert sum("helpfulness" in c.suites for c in cases) >= 100
@@ -74,13 +73,13 @@ def test_no_suite_prompt_stands_in_the_pools_that_are_trained_on():
     from pipeline.chain.compose import compose_config
     from pipeline.data.loading import load_prompts
 
-    shipped = {c.prompt.key for c in build_cases(EvaluateConfig(), [])[0]}
+    shipped = {c.prompt.key for c in build_cases(EvaluateConfig(), [], [])}
     assert not shipped & {prompt.key for prompt in load_prompts(compose_config([]).data).prompts}
 
 
 def test_a_small_draw_has_every_kind_and_attacks_meet_the_same_requests():
-    cfg = EvaluateConfig(suites=["red_team"], red_team=RedTeamConfig(num_requests=12, num_attacked=3))
-    cases, _ = build_cases(cfg, [])
+    config = EvaluateConfig(suites=["red_team"], red_team=RedTeam.Config(num_requests=12, num_attacked=3))
+    cases = build_cases(config, [], [])
     assert len({c.prompt.kind for c in cases if c.attack == "direct"}) == 12
     attacked = {attack: {c.prompt.id for c in cases if c.attack == attack} for attack in ("persona", "base64")}
     assert attacked["persona"] == attacked["base64"] and len(attacked["persona"]) == 3
@@ -109,7 +108,7 @@ def test_the_table_counts_each_pool_apart_and_leaves_out_the_unjudged():
         verdict(case("over_refusal", "ordinary", i), "base", "refused" if i < 1 else "complied") for i in range(5)
     ]
     verdicts += [verdict(case("over_refusal", "look_alike", 0), "base", "broken", reply="")]
-    table = measure(by_model(verdicts), 0.95)["base"]
+    table = measured(by_model(verdicts), 0.95)["base"]
     counted = {name: (found.count, found.total) for name, found in table.items() if found.count is not None}
     assert counted["harmful_complied"] == (3, 4) and counted["harmful_refused"] == (1, 4)
     assert counted["attack_success"] == (2, 2)
@@ -122,7 +121,7 @@ def test_perplexity_and_its_ratio_by_hand():
     where = [case("helpfulness", "ordinary", i) for i in range(3)]
     verdicts = [verdict(c, "base", "complied", reference_logprob=-1.0) for c in where]
     verdicts += [verdict(c, "tuned", "complied", reference_logprob=-1.5) for c in where]
-    table = measure(by_model(verdicts), 0.95)
+    table = measured(by_model(verdicts), 0.95)
     assert table["base"]["reference_perplexity"].value == pytest.approx(math.e)
     assert table["tuned"]["perplexity_ratio"].value == pytest.approx(math.exp(0.5))
     assert table["tuned"]["length_ratio"].value == 1.0
@@ -196,7 +195,7 @@ def test_flips_by_hand():
             where = where.model_copy(update={"id": f"{template}{group}"})
             named = {"r": "refused", "c": "complied", "u": "unjudged"}[outcome]
             verdicts.append(verdict(where, "base", named))  # type: ignore[arg-type]
-    found = measure(by_model(verdicts), 0.95)["base"]["refusal_flips"]
+    found = measured(by_model(verdicts), 0.95)["base"]["refusal_flips"]
     assert (found.count, found.total) == (1, 3)
 
 
@@ -248,7 +247,7 @@ def test_the_length_ratio_by_hand():
     for i in range(1, 6):
         where = case("helpfulness", "ordinary", i)
         verdicts += [verdict(where, "base", "complied", "w " * i), verdict(where, "rlaif", "complied", "w " * 2 * i)]
-    found = measure(by_model(verdicts), 0.95)["rlaif"]["length_ratio"]
+    found = measured(by_model(verdicts), 0.95)["rlaif"]["length_ratio"]
     assert (found.value, found.low, found.high, found.total) == (2, 2, 2, 5)
 
 
@@ -286,8 +285,10 @@ def test_crows_pairs_counts_the_likelier_sentence():
 # --- Pairs ---------------------------------------------------------------------------------------------------------
 
 
-def pair(row_id: str, a: str, b: str) -> Pair:
-    return Pair(id=row_id, kind="helpful", messages=[Message(role="user", content="Hi")], a=a, b=b)
+def pair(row_id: str, a: str, b: str) -> Comparison:
+    messages = [Message(role="user", content="Hi")]
+    prompt = Prompt(id=row_id, pool="ordinary", kind="helpful", split="test", messages=messages)
+    return Comparison(id=row_id, prompt=prompt, reply_a=a, reply_b=b, seed_a=0, seed_b=0)
 
 
 def test_duels_mark_who_is_preferred_to_the_first_model():
@@ -304,19 +305,15 @@ def test_duels_mark_who_is_preferred_to_the_first_model():
 
 
 def test_orders_that_disagree_are_a_tie():
-    assert (consistent(1, 1), consistent(0, 0), consistent(1, 0), consistent(1, 0.5)) == (1, 0, 0.5, 1)
-    assert (
-        in_both_orders(True, True) == 0.5 and in_both_orders(True, False) == 1.0 and in_both_orders(None, True) is None
-    )
-    assert [read_choice(text) for text in ("A", "(b)", "Tie.", "neither", "")] == [1.0, 0.0, 0.5, None, None]
+    """A wins by winning first and second; the second number is whether B, shown first, wins."""
+    found = [in_both_orders(*both) for both in ((1, 0), (0, 1), (1, 1), (1, 0.5), (0.5, 0.5), (None, 1), (0, None))]
+    assert found == [1, 0, 0.5, 1, 0.5, None, None]
+    assert [read_preference(text) for text in ("A", "(b)", "Tie.", "neither", "")] == [1.0, 0.0, 0.5, None, None]
 
 
 def test_a_judge_that_always_says_a_ties(tmp_path):
-    from pipeline.core.cache import RecordLog
-    from pipeline.engines.base import Stopwatch
-
-    desk = Desk(log=RecordLog(tmp_path, "pairs", 0), watch=Stopwatch(), label="pairs")
-    judge = ModelPairJudge(FakeEngine(answer=lambda query: [-0.1, -3.0]), desk)
+    log = AnswerLog(logbook=KeptAnswers(tmp_path, Meter()), name="pairs", label="pairs")
+    judge = ModelPairJudge(FakeEngine(answer=lambda query: [-0.1, -3.0]), log)
     assert judge.prefer([pair("x", "one", "two")]) == {"x": 0.5}
 
 
@@ -324,7 +321,7 @@ def test_accuracy_undoes_the_turning_and_counts_the_unanswered():
     pairs = [pair(str(i), "chosen reply here", "no") for i in range(40)]
     shown, turned = shuffled(pairs)
     assert 5 < len(turned) < 35
-    scores = BASELINES["the longer one"](shown)
+    scores = by_rank(shown, BASELINES["the longer one"])
     (found,) = pair_accuracy("long", "baseline", "d", pairs, {**scores, "0": None}, turned, 0.95)
     assert (found.accuracy.value, found.accuracy.total, found.num_unanswered) == (1.0, 39, 1)
     (always_a,) = pair_accuracy("A", "judge", "d", pairs, dict.fromkeys(scores, 1.0), turned, 0.95)

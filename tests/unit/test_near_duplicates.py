@@ -41,7 +41,7 @@ def test_nothing_that_is_trained_on_comes_back_in_the_evaluation():
 
     config = compose_config(["evaluate=full"])
     prompts = load_prompts(config.data).prompts
-    cases, _ = build_cases(config.evaluate, [prompt for prompt in prompts if prompt.split == "test"])
+    cases = build_cases(config.evaluate, [prompt for prompt in prompts if prompt.split == "test"], [])
     trained = {prompt.id: prompt.request for prompt in prompts if prompt.split == "train"}
     for name, path in shipped_constitutions().items():
         for number, messages in enumerate(load_constitution(path).requests()):

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from pipeline.constitution.files import load_constitution
 from pipeline.core.errors import ConfigError
 from pipeline.core.yaml_files import load_yaml
-from pipeline.evals.cases import BIAS_FILE, bias_cases
 from pipeline.evals.gate import load_guidelines
+from pipeline.evals.suites.bias import BIAS_FILE, bias_cases
 
 
 class Dish(BaseModel):

@@ -129,7 +129,7 @@ def _refusal_in(text: str) -> str | None:
 
 
 def _is_quoted(found: str | None, request: str) -> bool:
-    """Words that already stand in the request are what it is about, such as a text to be mended."""
+    """Words that are already in the request are what it is about, such as a text to be corrected."""
     return found is not None and found.casefold() in request.casefold()
 
 

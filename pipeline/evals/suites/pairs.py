@@ -1,0 +1,70 @@
+"""``pairs``: whether those who judge replies agree with people."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.data.public_sets import PairRow
+from pipeline.engines.models import short_name
+from pipeline.evals.judges import refusal
+from pipeline.evals.suites.base import SUITES, RowsConfig, Suite
+from pipeline.labellers.base import TEMPLATE
+from pipeline.records import Comparison, Pool, Prompt, Split
+
+# Which principles judge a pair: those for harmful requests, for look-alikes, or for ordinary ones.
+_POOLS: dict[str, Pool] = {"harmless": "red_team", "hh_rlhf": "red_team", "look_alike": "look_alike"}
+
+
+class PairsConfig(RowsConfig):
+    """Pairs with a reply that people preferred."""
+
+    num_pairs: int | None = Field(default=None, ge=1)
+    """Pairs; null: all."""
+
+    shapes = ("auto", "chosen_rejected", "hh_rlhf", "hhh_438", "hhh_targets")
+    shipped = "suites/pairs.jsonl"
+
+
+class HumanPairsConfig(PairsConfig):
+    """Comparisons that people decided, for training a reward model: none, or a file or hub set in any layout that
+    ``evaluate.pairs`` reads."""
+
+    source: Literal["none", "path", "hub"] = "none"  # type: ignore[assignment]
+    """``none``, ``path`` (a file or folder) or ``hub``."""
+
+
+def read_pairs(config: PairsConfig, section: str, prefix: str, split: Split, notes: list[str]) -> list[Comparison]:
+    """The reply that people chose as A; drawn by the hash of the request. ``prefix`` begins the ids of foreign rows."""
+    read = config.read(section, PairRow)
+    notes += read.notes(section)
+    pairs = []
+    for number, row in enumerate(read.rows):
+        row_id = row.id if config.source == "builtin" else f"{prefix}-{number}"
+        pool = _POOLS.get(row.kind, "ordinary")
+        prompt = Prompt(id=row_id, pool=pool, kind=row.kind, split=split, messages=row.messages)
+        replies = {"reply_a": row.chosen, "reply_b": row.rejected}
+        pairs.append(Comparison(id=row_id, prompt=prompt, **replies, seed_a=0, seed_b=0))
+    return sorted(pairs, key=lambda pair: pair.prompt.key)[: config.num_pairs]
+
+
+def human_pairs(config: HumanPairsConfig, notes: list[str]) -> list[Comparison]:
+    """Pairs to train a reward model on, where ``reward.human`` names a set."""
+    return [] if config.source == "none" else read_pairs(config, "reward.human", "human", "train", notes)
+
+
+@SUITES.add
+class Pairs(Suite):
+    """The labeller, reward models and the pair judge, on pairs that people decided."""
+
+    name = "pairs"
+    Config = PairsConfig
+    templates = (TEMPLATE, refusal.NAME)  # of the labeller's questions, and of a baseline
+
+    @property
+    def dataset(self) -> str:
+        return "shipped" if self.config.source == "builtin" else short_name(str(self.config.path))
+
+    def comparisons(self, notes: list[str]) -> list[Comparison]:
+        return read_pairs(self.config, self.section, "pair", "test", notes)

@@ -23,7 +23,7 @@ from pipeline.engines.hf import HFEngine
 from pipeline.engines.models import check_model, load_model, load_tokenizer
 from pipeline.engines.reward_model import RewardModel
 from pipeline.methods.base import method_of
-from pipeline.methods.policy_gradient.base import RolloutConfig
+from pipeline.methods.policy_gradient.config import RolloutConfig
 from pipeline.methods.policy_gradient.rollouts import draw
 from pipeline.records import Comparison, Message, Preference, Prompt, TrainingRow
 from pipeline.training import kto, pairs, reward, sft
@@ -241,7 +241,7 @@ def test_sampling_and_scoring_read_the_same_tokens(asked: tuple[HFEngine, list[l
 
 
 def test_rollouts_are_made_of_the_same_tokens(
-    asked: tuple[HFEngine, list[list[int]], Expected], monkeypatch: pytest.MonkeyPatch
+    asked: tuple[HFEngine, list[list[int]], Expected], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     engine, _, expected = asked
 
@@ -250,7 +250,10 @@ def test_rollouts_are_made_of_the_same_tokens(
         yield engine._model
 
     actors: Any = SimpleNamespace(policy=policy, tokenizer=engine._tokenizer)
-    rollouts = draw(actors, [prompt_of(name) for name in DIALOGUES], [0, 1], RolloutConfig(), batch_rows=1)
+    config = compose_config(["launch.batch_rows=1"])
+    reads = {"policy_engine": config.policy_engine}
+    context = Context(stage="align", reads=reads, folders={}, out=tmp_path, launch=config.launch)
+    rollouts = draw(actors, [prompt_of(name) for name in DIALOGUES], [0, 1], RolloutConfig(), context)
     assert [rollout.prompt_tokens for rollout in rollouts] == [expected.prompts[name] for name in DIALOGUES]
     assert all(rollout.reply_tokens == expected.reply and rollout.text == REPLY for rollout in rollouts)
 

@@ -1,9 +1,9 @@
-"""What batching and prefix sharing bring: tokens a second of the engine, against the same model one row at a time.
+"""Benchmark of the engine's batching and prefix sharing: replies per second, relative to one row at a time.
 
     python scripts/bench_engine.py [--model PATH] [--rows 32] [--new-tokens 32] [--output docs/bench.md]
 
-Every variant writes the same replies to the same prompts, critiques under the default constitution's worked examples,
-in this one process; the first, untimed pass warms up. The table is written to the output file.
+Every variant generates critiques for the same prompts, after worked examples of the default constitution, in one
+process. A first pass for warm-up is not timed. The table is written to the output file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NUM_EXAMPLES = 8
 VARIANTS = {
     "one row at a time (baseline)": {"batch_rows": 1, "share_prefix": False},
     "batched": {"share_prefix": False},
-    "batched, shared beginning computed once": {"share_prefix": True},
+    "batched, shared prefix computed once (one prefill for all rows)": {"share_prefix": True},
 }
 
 
@@ -68,10 +68,13 @@ def main() -> None:
     lines = [
         "# Engine benchmark",
         "",
-        f"`python scripts/bench_engine.py --model {args.model} --rows {args.rows} --new-tokens {args.new_tokens}` on "
-        f"{device}, {model.dtype}, torch {torch.__version__}: critiques under {NUM_EXAMPLES} worked examples.",
+        f"Task: write critiques after {NUM_EXAMPLES} worked examples. "
+        "All prompts of a batch begin with the same examples.",
         "",
-        "| variant | seconds | replies a second | against the baseline | replies that equal the baseline's |",
+        f"Command: `python scripts/bench_engine.py --model {args.model} --rows {args.rows} --new-tokens "
+        f"{args.new_tokens}`, on {device}, {model.dtype}, torch {torch.__version__}.",
+        "",
+        "| variant | seconds | replies per second | speed relative to the baseline | replies equal to the baseline's |",
         "| --- | --- | --- | --- | --- |",
     ]
     baseline: tuple[float, dict[str, str]] | None = None

@@ -1,11 +1,10 @@
-"""Our PPO beside TRL 1.12.0's, its last: samples a second, peak memory, and the reward each reaches at what KL.
+"""Benchmark of our PPO and TRL's last one (1.12.0): samples per second, peak memory, reward and KL.
 
     python3.11 -m venv VENV && VENV/bin/pip install -r scripts/bench_ppo_requirements.txt
     python scripts/bench_ppo.py --trl-python VENV/bin/python [--output docs/bench_ppo.md]
 
-Both get the same SFT model, reward model, prompts, batch, minibatches, passes and steps (those of a finished
-``align=ppo`` run), and run one after the other in processes of their own. What they end with is scored by one and the
-same code on prompts that neither was trained on.
+Both use the SFT model and reward model of a finished ``align=ppo`` run, and the same prompts, batch, minibatches, PPO
+epochs and steps. Each variant runs in a separate process. The same code scores the final policies on held-out prompts.
 """
 
 from __future__ import annotations
@@ -38,15 +37,15 @@ from pipeline.methods.rewards import make_rewards
 from pipeline.records import Prompt
 
 Job = dict[str, Any]
-VARIANTS = {  # name → (whose, what it changes in the job)
-    "TRL, LoRA policy, full critic (as it comes)": ("trl", {"tuning": "lora", "value_tuning": "full"}),
+VARIANTS = {  # name → ("trl" or "ours", changes to the job)
+    "TRL, LoRA policy, full critic (as TRL sets it up)": ("trl", {"tuning": "lora", "value_tuning": "full"}),
     "TRL, LoRA policy, LoRA critic": ("trl", {"tuning": "lora", "value_tuning": "lora"}),
-    "ours, LoRA, one base": ("ours", {"tuning": "lora"}),
-    "TRL, LoRA, its default of 4 passes of 1 minibatch": (
+    "ours, LoRA, one base model": ("ours", {"tuning": "lora"}),
+    "TRL, LoRA, TRL's default: 4 PPO epochs of 1 minibatch": (
         "trl",
         {"tuning": "lora", "value_tuning": "full", "num_epochs": 4, "num_minibatches": 1},
     ),
-    "ours, LoRA, its default of 1 pass of 4 minibatches": (
+    "ours, LoRA, our default: 1 PPO epoch of 4 minibatches": (
         "ours",
         {"tuning": "lora", "num_epochs": 1, "num_minibatches": 4},
     ),
@@ -56,7 +55,7 @@ VARIANTS = {  # name → (whose, what it changes in the job)
 
 
 class Timed(Loop):
-    """Without looks at held-out prompts, which TRL does not take either, and with a clock."""
+    """The loop with a timer, and without scoring on held-out prompts (TRL does not have it either)."""
 
     seconds: list[float]
 
@@ -73,12 +72,12 @@ class Timed(Loop):
 
 
 def run_ours(job: Job, out: Path) -> dict[str, Any]:
-    """The job in our terms. Checkpoints are written once, at the end."""
+    """Run the job with our PPO. Only one checkpoint is written, at the end."""
     torch.set_num_threads(job["num_threads"])
     config = compose_config(
         [
             "align=ppo",
-            "model.lora.upper_share=1",  # as TRL's adapters
+            "model.lora.upper_share=1",  # as in TRL
             f"model.tuning={job['tuning']}",
             f"align.num_epochs={job['num_steps'] * job['batch_size'] / len(job['prompts'])}",
             f"align.global_batch_size={job['batch_size']}",
@@ -125,7 +124,7 @@ def prompt_of(number: int, messages: list[Any]) -> Prompt:
 
 
 def examined(policy: Path, job: Job, prompts: list[Prompt]) -> dict[str, float]:
-    """Mean reward and KL, with standard errors, on held-out prompts: one scorer for every variant."""
+    """Mean reward and KL (nats per reply) on held-out prompts, with standard errors; the same code for all variants."""
     base, tokenizer = load_model(job["model"], "fp32").eval(), load_tokenizer(job["model"])
     if (policy / "adapter_config.json").exists():
         import peft
@@ -220,16 +219,23 @@ def table(results: dict[str, dict[str, Any]], job: Job, arguments: argparse.Name
     rows = [
         "# PPO benchmark",
         "",
-        f"`python scripts/bench_ppo.py` on {arguments.device}: SmolLM2-135M after SFT, fp32, {job['num_steps']} steps "
-        f"of {job['batch_size']} rollouts of at most {job['max_reply_tokens']} tokens, {job['num_epochs']} passes of "
-        f"{job['num_minibatches']} minibatches, {job['per_device_batch_size']} rows a backward pass, learning rate "
-        f"{job['learning_rate']:g}, KL coefficient {job['kl_coefficient']:g}; the first step is not timed. "
-        f"Reward and KL: {arguments.held_out} held-out prompts, standard error in brackets; the SFT model has "
-        f"{results[baseline]['start']['reward']:.2f} [{results[baseline]['start']['reward_error']:.2f}].",
-        "TRL's minibatches are corrected: as shipped, it steps once a pass however many there are (bench_ppo_trl.py).",
+        f"Command: `python scripts/bench_ppo.py`, on {arguments.device}.",
         "",
-        "| variant | samples a second | × the first | peak memory, GiB | × the first | reward | KL, nats a reply "
-        "| ended | losses, policy and value (last step) |",
+        f"Settings: SmolLM2-135M after SFT, fp32; {job['num_steps']} steps of {job['batch_size']} rollouts of at most "
+        f"{job['max_reply_tokens']} tokens; {job['num_epochs']} PPO epochs of {job['num_minibatches']} minibatches "
+        f"unless the variant says otherwise; {job['per_device_batch_size']} rows per backward pass; learning rate "
+        f"{job['learning_rate']:g}; KL coefficient {job['kl_coefficient']:g}. The first step is not timed.",
+        "",
+        f"Reward and KL are measured on {arguments.held_out} held-out prompts, with the standard error in brackets. "
+        f"The SFT model has a reward of {results[baseline]['start']['reward']:.2f} "
+        f"[{results[baseline]['start']['reward_error']:.2f}].",
+        "",
+        "TRL's minibatches are corrected in `scripts/bench_ppo_trl.py`: TRL 1.12.0 as released makes one optimiser "
+        "step per PPO epoch, whatever the number of minibatches.",
+        "",
+        "| variant | samples per second | relative to the first row | peak memory, GiB | relative to the first row "
+        "| reward | KL, nats per reply | replies that ended before the limit "
+        "| losses of policy and critic (last step) |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, result in results.items():
@@ -257,7 +263,7 @@ def main() -> None:
     arguments.add_argument("--output", type=Path, default=Path("docs/bench_ppo.md"))
     arguments.add_argument("--job", type=Path, nargs=2, help=argparse.SUPPRESS)
     chosen = arguments.parse_args()
-    if chosen.job:  # a process of its own, so that the peak of its memory is its own
+    if chosen.job:  # in a separate process, to measure its peak memory
         source, target = chosen.job
         with tempfile.TemporaryDirectory() as folder:
             result = run_ours(json.loads(source.read_text()), Path(folder) / "stage")

@@ -1,18 +1,17 @@
-"""The baseline of the PPO benchmark: TRL's last PPO (1.12.0, experimental) on a job that our own PPO runs too.
+"""The baseline of the PPO benchmark: TRL's last PPO (1.12.0, experimental) on the same job as our PPO.
 
     python3.11 -m venv VENV && VENV/bin/pip install -r scripts/bench_ppo_requirements.txt
     VENV/bin/python scripts/bench_ppo_trl.py JOB.json RESULT.json
 
-TRL removed PPO after 1.12, so this has an environment of its own and imports nothing of ``pipeline``. It runs in fp32
-on the CPU and sets TRL up as a competent user would: what costs time and isn't PPO is off, TRL's loop stays as it is.
+TRL removed PPO after 1.12, so this script needs a separate environment and does not import ``pipeline``. It runs in
+fp32 on the CPU. All that costs time and is not PPO is off; TRL's loop is unchanged except for its minibatches.
 
-The job: model and reward_model (folders with one tokenizer), prompts (dialogues), batch_size (rollouts a step),
-num_minibatches (optimizer steps an epoch), per_device_batch_size (rows a backward pass), num_epochs, num_steps,
+The job: model and reward_model (folders with one tokenizer), prompts (dialogues), batch_size (rollouts per step),
+num_minibatches (optimizer steps per epoch), per_device_batch_size (rows per backward pass), num_epochs, num_steps,
 max_reply_tokens, temperature, learning_rate, kl_coefficient, cliprange, cliprange_value, vf_coefficient, gamma, lam,
 whiten_rewards, missing_eos_penalty (or null), tuning ("lora" or "full"), lora (rank, alpha, target_modules), seed,
-num_threads, reward_mean, reward_std. If wanted, value_tuning ("full" is TRL's way whatever the policy's; "lora" gives
-the critic an adapter too) and rollout_batch_size (rows that are generated and scored at once; TRL's default is 64),
-save_policy (a folder).
+num_threads, reward_mean, reward_std. Optional: value_tuning ("full", as in TRL, or "lora" for a critic with an
+adapter), rollout_batch_size (rows generated and scored at once; TRL's default is 64), save_policy (a folder).
 """
 
 from __future__ import annotations
@@ -61,8 +60,8 @@ def tokenize(job: Job, tokenizer: PreTrainedTokenizerBase) -> Dataset:
 
 
 def separate_pad_from_eos(tokenizer: PreTrainedTokenizerBase, prompts: Dataset) -> None:
-    """Pad with a special token that no prompt has. TRL takes every token with the padding's id for padding: where that
-    is eos too (SmolLM2), no reply's end is scored or trained, and the ends of turns are masked out of the prompt."""
+    """Pad with a special token that is not in any prompt. TRL masks every token with the pad id. If pad is eos (as in
+    SmolLM2), the end of a reply is neither scored nor trained, and the ends of turns are masked in the prompt."""
     if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
         return
     used = {token for row in prompts["input_ids"] for token in row}
@@ -73,15 +72,15 @@ def separate_pad_from_eos(tokenizer: PreTrainedTokenizerBase, prompts: Dataset) 
 
 def load_policy(job: Job, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
-    model.config.use_cache = False  # else every training pass fills a key-value cache that nobody reads
-    # A fresh one: TRL overrides temperature, top-k and top-p alone; what else the folder says of sampling would stay.
+    model.config.use_cache = False  # otherwise every training pass fills an unused key-value cache
+    # TRL overrides only temperature, top-k and top-p; a new configuration drops the folder's other sampling settings.
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=pad, use_cache=True)
     return model
 
 
 def load_scorer(job: Job) -> PreTrainedModel:
-    """The reward model with (logit - mean) / std folded into its head. The critic starts as a copy of it."""
+    """Load the reward model; its head computes (logit - mean) / std. The critic starts as a copy of it."""
     model = AutoModelForSequenceClassification.from_pretrained(job["reward_model"], num_labels=1, dtype=torch.float32)
     model.config.use_cache = False
     head = torch.nn.Linear(model.score.in_features, 1)
@@ -100,19 +99,23 @@ def lora_config(job: Job, task: str) -> LoraConfig:
 
 def load_critic(job: Job) -> PreTrainedModel:
     model = load_scorer(job)
-    if job.get("value_tuning", "full") == "lora":  # injected: TRL looks for the backbone and the head by their names
+    if job.get("value_tuning", "full") == "lora":  # injected, because TRL finds the backbone and the head by name
         inject_adapter_in_model(lora_config(job, "SEQ_CLS"), model)
         model.score.requires_grad_(True)
     return model
 
 
 def ppo_config(job: Job, scratch: str) -> PPOConfig:
-    """Off: bf16 and gradient checkpointing (TRL's defaults), samples to look at, checkpoints, evaluation, trackers."""
+    """TRL's configuration without bf16, gradient checkpointing, sample tables, checkpoints, evaluation and trackers.
+
+    Raises:
+        ValueError: the batch is not a multiple of minibatches × rows, or there are too few prompts.
+    """
     batch, rows = job["batch_size"], job["per_device_batch_size"]
     if batch % (job["num_minibatches"] * rows):
-        raise ValueError(f"batch_size {batch} isn't a multiple of num_minibatches × per_device_batch_size")
+        raise ValueError(f"batch_size is {batch}; use a multiple of num_minibatches × per_device_batch_size")
     if len(job["prompts"]) < batch:
-        raise ValueError(f"{len(job['prompts'])} prompts for batches of {batch}: TRL would wait for one for ever")
+        raise ValueError(f"there are {len(job['prompts'])} prompts; give at least batch_size={batch}, or TRL hangs")
     return PPOConfig(
         output_dir=scratch,
         seed=job["seed"],
@@ -140,16 +143,16 @@ def ppo_config(job: Job, scratch: str) -> PPOConfig:
 
 
 def step_every_minibatch(trainer: PPOTrainer, job: Job) -> None:
-    """Have the optimizer step after every minibatch. As TRL sets Accelerate up, it steps once an epoch however many
-    minibatches there are, but after every backward pass, on gradients that are too small, while the current batch is
-    the dataset's last; and TRL's statistics are averages over places that stay empty."""
+    """Make the optimizer step after every minibatch. With TRL's setup of Accelerate it steps once per epoch, whatever
+    the number of minibatches; in the dataset's last batch it steps after every backward pass, with gradients that are
+    too small. TRL's statistics then also average over empty entries."""
     passes = job["batch_size"] // job["num_minibatches"] // job["per_device_batch_size"]
     trainer.accelerator.gradient_state.plugin_kwargs.update(num_steps=passes, sync_with_dataloader=False)
     trainer.args.gradient_accumulation_steps = passes
 
 
 def memory() -> tuple[int, int]:
-    """Bytes resident now, and at most so far."""
+    """Resident memory in bytes: now, and the peak so far."""
     now = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     return now, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -157,7 +160,7 @@ def memory() -> tuple[int, int]:
 def run(job: Job, scratch: str) -> dict[str, Any]:
     started = time.perf_counter()
     torch.set_num_threads(job["num_threads"])
-    set_seed(job["seed"])  # numpy's too, by which TRL shuffles minibatches without seeding it
+    set_seed(job["seed"])  # also numpy's seed, because TRL shuffles minibatches with numpy
     tokenizer = AutoTokenizer.from_pretrained(job["model"], padding_side="left")
     prompts = tokenize(job, tokenizer)
     separate_pad_from_eos(tokenizer, prompts)
@@ -166,7 +169,7 @@ def run(job: Job, scratch: str) -> dict[str, Any]:
         args=ppo_config(job, scratch),
         processing_class=tokenizer,
         model=load_policy(job, tokenizer),
-        ref_model=None,  # with LoRA TRL switches the adapter off, else it makes a copy
+        ref_model=None,  # with LoRA, TRL switches the adapter off; otherwise it makes a copy
         reward_model=load_scorer(job),
         value_model=load_critic(job),
         train_dataset=prompts,
@@ -186,7 +189,7 @@ def run(job: Job, scratch: str) -> dict[str, Any]:
         "seconds_per_step": seconds,
         "samples_per_second": len(timed) * job["batch_size"] / sum(timed) if timed else None,
         "peak_memory_bytes": memory()[1],
-        "peak_memory_after_loading_bytes": loaded,  # weights are mapped by now, most not read yet
+        "peak_memory_after_loading_bytes": loaded,  # weights are memory-mapped, and most are not read yet
         "peak_memory_while_loading_bytes": loading,
         "optimizer_steps": max(int(state["step"]) for state in trainer.optimizer.state.values()),
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),

@@ -1,8 +1,8 @@
-"""Look in everything that the project trains on for requests that come back, nearly the same, in files of yours.
+"""Find requests in your files that nearly equal a request in the project's training data.
 
     python scripts/near_duplicates.py BENCHMARK.jsonl [MORE.jsonl …] [--field prompt] [--at-least 0.5]
 
-Prints each such pair and exits with 1 if there is one. Run it on whatever you are going to evaluate on.
+Prints each pair, and exits with 1 if there are any. Run it on your evaluation data before you use it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.data.near_duplicates import ALIKE, near_duplicates
 
 
 def shipped_requests() -> dict[str, str]:
-    """Where it stands → the request, for every prompt pool and every constitution's examples."""
+    """Place → request, for all prompt pools and the examples of all constitutions."""
     found = {f"pipeline/data {prompt.id}": prompt.request for prompt in load_prompts(compose_config([]).data).prompts}
     for name, path in shipped_constitutions().items():
         for number, messages in enumerate(load_constitution(path).requests()):
@@ -43,7 +43,7 @@ def main() -> int:
                 f"{pair.similarity:.2f}  {pair.id}: {asked[pair.id]}\n      {pair.other_id}: {shipped[pair.other_id]}"
             )
             num_found += 1
-        print(f"{file.name}: {len(asked)} requests looked at")
+        print(f"{file.name}: {len(asked)} requests checked")
     return 1 if num_found else 0
 
 

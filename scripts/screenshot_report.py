@@ -1,8 +1,8 @@
-"""Photograph a report's page, as the README shows it.
+"""Take a screenshot of a report page, as in the README.
 
     python scripts/screenshot_report.py outputs/runs/latest/report.html docs/report.png [--width 1100] [--height 1400]
 
-Needs a Chromium on the path and playwright (both are used by tests/test_report_page.py, too).
+Needs playwright and a Chromium on PATH (as does tests/test_report_page.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("picture", type=Path)
     parser.add_argument("--width", type=int, default=1100)
     parser.add_argument("--height", type=int, default=1400)
-    parser.add_argument("--part", default="", help="id of the part to begin at, such as figures or transcripts")
+    parser.add_argument("--part", default="", help="id of the section at the top, such as figures or transcripts")
     args = parser.parse_args()
     browser_path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     with sync_playwright() as playwright:

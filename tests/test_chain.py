@@ -330,10 +330,10 @@ def test_a_template_that_refuses_system_turns_is_served(tiny: Tiny, tiny_model: 
 
 def test_damaged_models_are_refused_before_anything_runs(tiny: Tiny, tiny_model: Path, tmp_path: Path):
     for name, text, expected in (
-        ("config.json", "{}", "names no model_type"),
+        ("config.json", "{}", "has no model_type"),
         ("model.safetensors", "short", "is damaged"),
-        ("chat_template.jinja", "{% for", "can't write down a dialogue"),
-        ("chat_template.jinja", "hello", "leaves out the reply"),
+        ("chat_template.jinja", "{% for", "can't render a dialogue"),
+        ("chat_template.jinja", "hello", "leaves out"),
     ):
         folder = tmp_path / f"{name}-{len(text)}"
         shutil.copytree(tiny_model, folder)

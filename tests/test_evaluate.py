@@ -219,7 +219,7 @@ def test_a_judge_that_labelled_the_training_data_is_refused_unless_trusted(tiny,
         (["./nowhere"], "there is no model folder ./nowhere"),
         (["{tiny}", "--base", "{tiny}"], "the checkpoint itself"),
         (["{tiny}", "evaluate.guidelines=nowhere.yaml"], "evaluate.guidelines: there is no file nowhere.yaml"),
-        (["{tiny}", "evaluate.reward_model={tiny}"], "is no sequence classifier"),
+        (["{tiny}", "evaluate.reward_model={tiny}"], "is not a sequence classifier"),
         (["{tiny}", "evaluate/judge=classifier", "evaluate.judge.path=./gone"], "there is no model folder ./gone"),
         (
             ["{tiny}", "evaluate/red_team=file", "evaluate.red_team.path=gone.csv"],

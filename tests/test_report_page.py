@@ -110,7 +110,7 @@ def test_search_finds_words_in_replies_and_the_row_that_a_model_was_taught(large
     sync_api.expect(large.get_by_role("status")).to_have_text(re.compile("^111 of 2,000"))
     assert large.locator(".entry h3 mark").first.inner_text().lower() in {"mend", "neighbour's", "parcel"}
     large.get_by_role("searchbox").fill("nothing says this")
-    large.get_by_text("Nothing fits.").wait_for()
+    large.get_by_text("No transcript matches.").wait_for()
     large.get_by_text("Critique and revision (120)").click()
     large.get_by_role("searchbox").fill("red_team-fraud-6/round-2")
     sync_api.expect(large.locator(".entry")).to_have_count(1)

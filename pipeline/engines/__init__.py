@@ -1,3 +1,3 @@
-"""Where text and log-probabilities come from. An engine registers itself; importing this package loads all of them."""
+"""Engines: they generate text and compute log-probabilities. Importing this package registers all of them."""
 
 from pipeline.engines import local, openai  # noqa: F401

@@ -1,4 +1,4 @@
-"""What every engine can do, and the loop that drives it: batch by batch, each written to the log before the next."""
+"""The interface of engines, and the loop that runs them. Each finished batch is written to the log before the next."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pipeline.records import Message
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Ask for one reply. ``seed`` alone decides the draw, whatever else is in the batch; temperature 0 is greedy.
+    """A request for one reply. The sample depends only on ``seed``, not on the batch; temperature 0 is greedy.
 
-    ``prefix`` begins the reply for the model; the completion goes on after it.
+    ``prefix`` is the given beginning of the reply; the model continues after it.
     """
 
     id: str
@@ -33,7 +33,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """``finish``: ``stop`` (the model ended), ``length`` (cut off), ``too_long`` (did not fit the context)."""
+    """``finish``: ``stop`` (the reply ended), ``length`` (cut off), ``too_long`` (it did not fit the context)."""
 
     id: str
     text: str
@@ -43,7 +43,7 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceQuery:
-    """Ask which of a few words comes next, after the reply has been begun with ``opening``."""
+    """Asks how likely each of ``choices`` is as the next word of a reply that begins with ``opening``."""
 
     id: str
     messages: list[Message]
@@ -53,7 +53,7 @@ class ChoiceQuery:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplyQuery:
-    """Ask how likely, or how good, a given reply is."""
+    """Asks how likely (engines) or how good (reward models) a given reply is."""
 
     id: str
     messages: list[Message]
@@ -62,7 +62,7 @@ class ReplyQuery:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """To a ChoiceQuery: log-probability of each choice. To a ReplyQuery: one number, the mean per token."""
+    """For a ChoiceQuery: the log-probability of each choice. For a ReplyQuery: one number, the mean per token."""
 
     id: str
     logprobs: list[float]
@@ -73,10 +73,10 @@ AskT = TypeVar("AskT", Request, ChoiceQuery, ReplyQuery)
 
 
 class Engine(Protocol):
-    """Text and log-probabilities. Batches are a function of the asks alone, so a resumed run repeats them."""
+    """Generates text and log-probabilities. ``batches`` depends only on the asks, so a resumed run repeats them."""
 
     name: str
-    """Identifies the model for lineage."""
+    """The model's name in records."""
 
     def batches(self, asks: Sequence[AskT]) -> list[list[AskT]]: ...
 
@@ -86,27 +86,27 @@ class Engine(Protocol):
 
 
 class EngineConfig(Settings):
-    """Who answers."""
+    """Settings of an engine."""
 
     kind: str
     """The engine."""
 
     @property
     def model_name(self) -> str | None:
-        """What the model is called, where the engine has one of its own; None for the model that is aligned."""
+        """The name of the engine's own model; None if the engine runs the model that is aligned."""
         return None
 
     def check(self, field: str) -> None:
-        """Refuse, before anything is spent, what can't answer. ``field`` is this section's path.
+        """Check before the run that the engine can answer. ``field`` is the path of this section.
 
         Raises:
-            ConfigError: names the field and the remedy.
+            ConfigError: it can't; the message names the field and the remedy.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """A model that the chain has made or was given, for an engine to run."""
+    """A model that an engine can run: the base model, or one that the chain trained."""
 
     path: str
     revision: str | None = None
@@ -115,25 +115,25 @@ class Weights:
 
 
 class EngineKind(ABC):
-    """How to get an engine, and what it can do. Combinations with methods and labellers are checked from this."""
+    """Opens an engine and says what it can do. The checks of methods and labellers read these flags."""
 
     name: ClassVar[str]
     Config: ClassVar[type[EngineConfig]]
     runs_weights: ClassVar[bool] = False
-    """It can run a model folder of the chain, so it can write the policy's replies."""
+    """It can run a model folder of the chain, so it can generate the policy's replies."""
     runs_live_model: ClassVar[bool] = False
-    """It can draw rollouts from a model that is being trained (``over``)."""
+    """It can generate rollouts with a model that is being trained (``over``)."""
     scores_replies: ClassVar[bool] = False
-    """It can say how likely a given reply is (``ReplyQuery``)."""
+    """It can score a given reply (``ReplyQuery``)."""
 
     @staticmethod
     @abstractmethod
     def open(config: Any, weights: Weights, launch: LaunchConfig) -> Engine:
-        """Start the engine. ``weights`` is the model of the chain, for engines that have none of their own."""
+        """Start the engine. Engines without their own model run ``weights``."""
 
     @staticmethod
     def over(model: Any, tokenizer: Any, launch: LaunchConfig) -> Any:
-        """An engine over a model in memory: its ``sample`` gives token ids. Only where ``runs_live_model``."""
+        """Return an engine for a model in memory; its ``sample`` returns token ids. Only if ``runs_live_model``."""
         raise NotImplementedError
 
 
@@ -145,7 +145,7 @@ def open_engine(config: EngineConfig, weights: Weights, launch: LaunchConfig) ->
 
 
 class Logbook(Protocol):
-    """Where answers are written down as they come, and what they cost. A stage's context is one."""
+    """Logs answers as they arrive and counts calls. A stage's ``Context`` implements it."""
 
     meter: Meter
 
@@ -154,7 +154,7 @@ class Logbook(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """What a classifier or reward model says of one text."""
+    """The score that a classifier or reward model gives to one text."""
 
     id: str
     score: float
@@ -164,7 +164,7 @@ ResultT = TypeVar("ResultT", Completion, Answer, Scored)
 
 
 class Worklist(Generic[ResultT]):
-    """Runs asks through an engine and remembers every result, so that a kill costs one batch at most."""
+    """Runs asks through an engine and logs every result, so a killed run loses at most one batch."""
 
     def __init__(self, log: RecordLog, parse: Callable[..., ResultT], meter: Meter) -> None:
         self._log: RecordLog = log
@@ -177,10 +177,10 @@ class Worklist(Generic[ResultT]):
         batches: Sequence[Sequence[Any]],
         work: Callable[[Sequence[Any]], list[ResultT]],
     ) -> dict[str, ResultT]:
-        """Return a result for every ask. Each rank works on every n-th batch; all ranks return all results.
+        """Return ask id → result. Of n ranks, each one processes every n-th batch; all ranks return all results.
 
-        A batch that was only partly written down is repeated whole, because who shares a batch can change the last
-        bits of a log-probability; the rows that were already there win.
+        A batch that is only partly in the log runs again as a whole, because the other rows of a batch can change the
+        last bits of a log-probability. Rows that are already in the log are kept.
         """
         ids = [ask.id for batch in batches for ask in batch]
         assert len(ids) == len(set(ids)), "asks must have distinct ids"
@@ -205,14 +205,14 @@ class Worklist(Generic[ResultT]):
 def generate_all(
     engine: Engine, label: str, requests: Sequence[Request], logbook: Logbook, log: str
 ) -> dict[str, Completion]:
-    """A completion for each request, by id. Each finished batch is written to the log of that name."""
+    """Return request id → completion. Each finished batch is appended to the log named ``log``."""
     if not requests:
         return {}
     return Worklist(logbook.log(log), Completion, logbook.meter).run(label, engine.batches(requests), engine.generate)
 
 
 def score_all(engine: Engine, label: str, queries: Sequence[Any], logbook: Logbook, log: str) -> dict[str, Answer]:
-    """An answer to each choice or reply query, by id; the two kinds never share a batch."""
+    """Return query id → answer. Choice queries and reply queries are in separate batches."""
     if not queries:
         return {}
     choices = engine.batches([query for query in queries if isinstance(query, ChoiceQuery)])

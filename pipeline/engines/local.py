@@ -1,4 +1,4 @@
-"""``hf``: a local model through transformers, in this process, exact and resumable."""
+"""``hf``: a local model through transformers, in this process. A resumed run gives the same results."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class HF(EngineKind):
         kind: Literal["hf"] = "hf"
         """A local model through transformers."""
         path: str | None = None
-        """A folder or hub id; null: the model that is aligned."""
+        """A folder or a hub id; null: the model that is aligned."""
 
         @property
         def model_name(self) -> str | None:
             return None if self.path is None else short_name(self.path)
 
         def key_of(self, name: str) -> Any:
-            """The weights by content."""
+            """In the cache key the weights count by content, not by path."""
             return model_identity(self.path, None) if name == "path" and self.path else super().key_of(name)
 
         def check(self, field: str) -> None:

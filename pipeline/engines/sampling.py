@@ -1,4 +1,4 @@
-"""Sampling whose every draw belongs to one row: neither order nor batching can change it."""
+"""Sampling with one random generator per row, so that the order and the batch of a row do not change its tokens."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import torch
 from transformers import LogitsProcessor
 
-NUCLEUS_GUESS = 256  # tokens that nearly always hold the nucleus; sorting the whole vocabulary costs a decoding step
+NUCLEUS_GUESS = 256  # so many tokens nearly always contain the nucleus; sorting the whole vocabulary is much slower
 
 
 def nucleus_sample(
     logits: torch.Tensor, uniforms: torch.Tensor, temperatures: torch.Tensor, top_ps: torch.Tensor
 ) -> torch.Tensor:
-    """Draw one token a row by inverting the cumulative distribution, most likely token first, at a uniform number.
+    """Draw one token per row: invert the cumulative distribution (most likely token first) at a uniform number.
 
     Args:
         logits: (rows, vocabulary).
@@ -32,7 +32,7 @@ def nucleus_sample(
     probabilities = torch.softmax(logits.float() / torch.where(greedy, 1.0, temperatures).float()[:, None], dim=-1)
     likeliest, order = probabilities.topk(min(NUCLEUS_GUESS, probabilities.shape[-1]), dim=-1)
     mass = likeliest.double().sum(dim=-1)
-    # Enough where they hold the nucleus, or where there is no nucleus to find and the draw falls among them.
+    # They are enough if they contain the nucleus or, with top_p 1, if the drawn token is among them.
     enough = greedy | (mass >= top_ps) | ((top_ps == 1) & (uniforms * probabilities.double().sum(dim=-1) < mass))
     drawn = _invert(likeliest, order, uniforms, top_ps, probabilities)
     if not bool(enough.all()):
@@ -52,21 +52,24 @@ def _invert(
     """The token at which the cumulative mass of the nucleus passes the uniform number.
 
     Args:
-        likeliest, order: (rows, k), the largest probabilities in order, and whose they are.
-        probabilities: (rows, vocabulary), whose sum is the mass where nothing is cut off (top_p 1).
+        likeliest, order: (rows, k), the largest probabilities in descending order, and their token ids.
+        probabilities: (rows, vocabulary); their sum is the total mass if top_p is 1.
+
+    Returns:
+        (rows,) token ids.
     """
     likeliest = likeliest.double()
     mass_before = likeliest.cumsum(dim=-1) - likeliest
     kept = likeliest * (mass_before < top_ps[:, None])
     cumulative = kept.cumsum(dim=-1)
     whole = torch.where(top_ps == 1, probabilities.double().sum(dim=-1), cumulative[:, -1])
-    # The first token whose cumulative mass exceeds the target; rounding must never push it past the kept ones.
+    # The first token whose cumulative mass exceeds the target; the clamp keeps rounding errors inside the nucleus.
     position = (cumulative <= (uniforms * whole)[:, None]).sum(dim=-1).clamp(max=(kept > 0).sum(dim=-1) - 1)
     return order.gather(1, position[:, None])[:, 0]
 
 
 class SeededSampler(LogitsProcessor):
-    """Leaves each row just one possible token, drawn by the row's own generator; decode greedily after it."""
+    """Sets all logits to −inf except one token per row, drawn by that row's generator; decode greedily after it."""
 
     def __init__(self, seeds: Sequence[int], temperatures: Sequence[float], top_ps: Sequence[float]) -> None:
         self._generators = [random.Random(seed) for seed in seeds]

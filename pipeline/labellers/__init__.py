@@ -1,3 +1,3 @@
-"""AI feedback: who says which of two replies is the better one. A labeller registers itself when it is imported."""
+"""Labellers: they say which of two replies is better (AI feedback). Importing this package registers all of them."""
 
 from pipeline.labellers import choice, likelihood, pointwise  # noqa: F401

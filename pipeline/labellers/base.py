@@ -1,7 +1,7 @@
-"""AI feedback (Bai et al. 2022, section 4.1): what a labeller is, and how answers become a soft label.
+"""The interface of labellers, and the soft label (AI feedback: Bai et al. 2022, section 4.1).
 
-A labeller turns a comparison and a principle into queries, and the answers into one logit of "reply A is better".
-Logits are averaged over principles; the label is their sigmoid and stays soft.
+A labeller turns a comparison and a principle into queries, and their answers into one logit of "reply A is better".
+Logits are averaged over principles. The label is the sigmoid of the mean: a probability, not rounded.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pipeline.core.settings import Registry, Settings
 from pipeline.engines.base import Answer, Completion, Query, Request
 from pipeline.records import Comparison, Judgement, Message
 
-TEMPLATE = "preference-2"  # part of every cache key; a golden test holds it to the wording of the labellers
+TEMPLATE = "preference-2"  # in every cache key; raise it if a question changes (a golden test checks)
 
 
 class LabellerConfig(Settings):
-    """What every labeller reads."""
+    """Settings that every labeller reads."""
 
     kind: str
     """The labeller."""
@@ -33,19 +33,19 @@ class LabellerConfig(Settings):
 
     @property
     def clamp(self) -> tuple[float, float]:
-        """The label's probability is kept within these."""
+        """The lowest and the highest probability that a label may have."""
         return 0.0, 1.0
 
 
 class Labeller(ABC):
-    """``reasoning`` may ask for text first; ``queries`` ask for log-probabilities; ``judge`` reads the answers."""
+    """``reasoning`` may request text first; ``queries`` ask for log-probabilities; ``judge`` reads the answers."""
 
     name: ClassVar[str]
     Config: ClassVar[type[LabellerConfig]]
     needs_reply_scores: ClassVar[bool] = False
-    """It asks how likely a given reply is, which not every engine can say."""
+    """It scores given replies (``ReplyQuery``), which not every engine can do."""
     constitution_fields: ClassVar[tuple[str, ...]] = ()
-    """The fields of the constitution that it reads, beside those that principles are drawn by."""
+    """The fields of the constitution that it reads, without those for sampling principles."""
 
     def __init__(self, config: Any, constitution: Constitution, seed: int) -> None:
         self._config, self._constitution, self._seed = config, constitution, seed
@@ -69,7 +69,7 @@ class Labeller(ABC):
 
 
 class ReplyLabeller(Labeller):
-    """Judges each reply on its own; a pair's logit is the difference. It can also give a single reply a reward."""
+    """Judges each reply separately; a pair's logit is the difference. It can also reward a single reply."""
 
     @abstractmethod
     def ask(
@@ -78,7 +78,7 @@ class ReplyLabeller(Labeller):
 
     @abstractmethod
     def reply_logit(self, queries: Sequence[Query], answers: Mapping[str, Answer]) -> float | None:
-        """What the answers say of the reply; None where they could not be read."""
+        """The reply's logit from the answers, or None if they could not be read."""
 
     def _sides(self, comparison: Comparison, principle: Principle) -> list[Sequence[Query]]:
         prompt = comparison.prompt.messages
@@ -103,11 +103,11 @@ class ReplyLabeller(Labeller):
 
 
 LABELLERS: Registry[Labeller] = Registry("labeller", "kind")
-SAMPLING_FIELDS = ("principles.id", "principles.tags", "principles.weight")  # what principles are drawn by
+SAMPLING_FIELDS = ("principles.id", "principles.tags", "principles.weight")  # read to sample principles
 
 
 def constitution_fields(config: LabellerConfig) -> tuple[str, ...]:
-    """All fields of the constitution that labelling with these settings reads."""
+    """Return the fields of the constitution that labelling with these settings reads."""
     return (*SAMPLING_FIELDS, *LABELLERS[config.kind].constitution_fields)
 
 
@@ -119,20 +119,20 @@ def sigmoid(logit: float) -> float:
 
 
 def combine_orders(logit_first: float, logit_second: float) -> float:
-    """Debias by order: half the difference of "the reply shown first is better" asked both ways.
+    """Remove the bias of the order: half the difference of the two logits of "the reply shown first is better".
 
     Args:
-        logit_first: log p(A)/p(B) with the replies in their own order.
+        logit_first: log p(A)/p(B) with reply A first.
         logit_second: the same with the replies swapped.
 
     Returns:
-        The logit of "reply a is better". A judge that always says "A" gives the same logit twice, hence exactly 0.
+        The logit of "reply A is better"; exactly 0 for a judge whose answer depends only on the order.
     """
     return (logit_first - logit_second) / 2
 
 
 def soft_label(logits: Sequence[float | None], clamp: tuple[float, float] = (0.0, 1.0)) -> float | None:
-    """σ of the mean logit over principles, clamped; None where no principle gave an answer."""
+    """σ of the mean logit over principles, clamped; None if no principle gave a readable answer."""
     known = [logit for logit in logits if logit is not None]
     if not known:
         return None
@@ -141,12 +141,12 @@ def soft_label(logits: Sequence[float | None], clamp: tuple[float, float] = (0.0
 
 
 def binary_entropy_bits(probability: float) -> float:
-    """H(p) in bits: 1 for a coin, 0 for a certainty."""
+    """H(p) in bits: 1 for p = 0.5, and 0 for p = 0 or 1."""
     return -sum(p * math.log2(p) for p in (probability, 1 - probability) if p > 0)
 
 
 def choice_logit(answer: Answer, min_mass: float) -> float | None:
-    """log p(first choice)/p(second choice); None where the model gives both together less than ``min_mass``."""
+    """log p(first choice)/p(second choice); None if the sum of both probabilities is below ``min_mass``."""
     if sum(map(math.exp, answer.logprobs)) < min_mass:
         return None
     first, second = answer.logprobs

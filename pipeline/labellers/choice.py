@@ -39,7 +39,7 @@ class ABLabeller(Labeller):
         kind: Literal["ab"] = "ab"
         """Which reply is better, (A) or (B)?"""
         min_answer_mass: float = Field(default=0.01, ge=0, le=1)
-        """An answer counts as unreadable where (A) and (B) together are less likely than this."""
+        """An answer is unreadable if the probabilities of (A) and (B) add up to less than this."""
 
     def queries(self, comparison: Comparison, principle: Principle, thoughts: Mapping[str, Completion]) -> list[Query]:
         return [
@@ -65,7 +65,7 @@ class ABLabeller(Labeller):
         )
         if first is None or second is None:
             return Judgement(principle_id=principle.id, logit=None)
-        # The answer depends on the order when the same letter wins both times.
+        # The answer depends on the order if the same letter wins both times.
         return Judgement(
             principle_id=principle.id,
             logit=combine_orders(first, second) * self._config.logit_scale,
@@ -75,7 +75,7 @@ class ABLabeller(Labeller):
 
 @LABELLERS.add
 class CoTLabeller(ABLabeller):
-    """Thinks aloud before it answers. Its answers are overconfident, which is why the label is clamped."""
+    """Writes a chain of thought before it answers. The label is clamped because these answers are overconfident."""
 
     name = "cot"
 
@@ -85,11 +85,11 @@ class CoTLabeller(ABLabeller):
         kind: Literal["cot"] = "cot"  # type: ignore[assignment]
         """Reasons step by step, then answers (A) or (B)."""
         max_reasoning_tokens: int = Field(default=96, ge=1)
-        """The most tokens of one chain of thought."""
+        """The largest number of tokens of one chain of thought."""
         temperature: float = Field(default=0.5, ge=0, le=5)
-        """Temperature of the chain of thought; 0 is greedy."""
+        """Sampling temperature of the chain of thought; 0 is greedy."""
         top_p: float = Field(default=0.95, gt=0, le=1)
-        """Nucleus of the chain of thought; 1 switches it off."""
+        """Nucleus sampling (top-p) of the chain of thought; 1 switches it off."""
         clamp_low: float = Field(default=0.4, ge=0, le=0.5)
         """No label is below this probability."""
         clamp_high: float = Field(default=0.6, ge=0.5, le=1)

@@ -1,4 +1,4 @@
-"""The one labelling loop: draw principles, ask, read the answers, average."""
+"""The labelling loop of all labellers: sample principles, ask the queries, read the answers, average the logits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.records import Comparison, Judgement, Preference, derived_rng
 def draw(
     comparisons: Iterable[Comparison], constitution: Constitution, config: LabellerConfig, *seed: object
 ) -> list[tuple[Comparison, Principle]]:
-    """Each comparison with each of the different principles that are drawn for it."""
+    """Return (comparison, principle) pairs: each comparison with each distinct principle sampled for it."""
     return [
         (comparison, principle)
         for comparison in comparisons
@@ -40,10 +40,10 @@ def label(
     logbook: Logbook,
     purpose: str = "labels",
 ) -> list[Preference]:
-    """Label every comparison under the principles drawn for it.
+    """Label every comparison under the principles that are sampled for it. Preferences are in the order of comparisons.
 
     Args:
-        purpose: names the draw of principles and the logs; the same purpose gives the same draw.
+        purpose: a name for the logs and part of the sampling seed: the same purpose samples the same principles.
     """
     labeller = LABELLERS[config.kind](config, constitution, seed)
     drawn = draw(comparisons, constitution, config, seed, purpose)
@@ -69,7 +69,7 @@ def label(
 def num_calls(
     comparisons: Sequence[Comparison], config: LabellerConfig, constitution: Constitution, seed: int, purpose: str
 ) -> int:
-    """How often ``label`` asks the engine, for placeholders of the comparisons."""
+    """The number of engine calls that ``label`` makes; the replies of the comparisons may be placeholders."""
     labeller = LABELLERS[config.kind](config, constitution, seed)
     drawn = draw(comparisons, constitution, config, seed, purpose)
     requests = [request for pair in drawn for request in labeller.reasoning(*pair)]

@@ -29,11 +29,10 @@ def after_examples(
 
 @LABELLERS.add
 class LikelihoodLabeller(ReplyLabeller):
-    """logit of a reply = log p(reply | examples with the principle) − log p(reply | examples against it), per token,
-    so that length alone does not decide.
+    """logit of a reply = log p(reply | examples with the principle) − log p(reply | examples against it), per token.
 
-    With a harmlessness principle the former decline and the latter answer; with any other it is the other way round.
-    A constitution without examples of both kinds is asked with its rule in words, against no rule at all.
+    For a harmlessness principle, the examples with it are refusals and those against it are answers; for other
+    principles the reverse. Without examples of both kinds, it is log p(reply | rule in words) − log p(reply | no rule).
     """
 
     name = "likelihood"
@@ -48,7 +47,7 @@ class LikelihoodLabeller(ReplyLabeller):
         logit_scale: float = Field(default=2.0, gt=0)
         """Every logit is multiplied by this."""
         num_examples: int = Field(default=3, ge=0)
-        """Worked examples shown on either side."""
+        """Examples shown with the principle, and as many against it."""
 
     def ask(
         self, row_id: str, side: str, prompt: Sequence[Message], reply: str, principle: Principle

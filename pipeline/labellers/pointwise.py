@@ -1,4 +1,4 @@
-"""``pointwise``: does this reply keep to the principle? Log-odds of yes over no, reply against reply."""
+"""``pointwise``: does this reply keep to the principle? The logit of a reply is log p(yes)/p(no)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def keeps_to_principle(
 
 @LABELLERS.add
 class PointwiseLabeller(ReplyLabeller):
-    """Does this reply keep to the rule? Log-odds of yes over no."""
+    """Asks for each reply: does it keep to the rule? The logit is log p(yes)/p(no)."""
 
     name = "pointwise"
     constitution_fields = ("preamble", "principles.title")
@@ -39,7 +39,7 @@ class PointwiseLabeller(ReplyLabeller):
         kind: Literal["pointwise"] = "pointwise"
         """Does the reply keep to the principle, yes or no?"""
         min_answer_mass: float = Field(default=0.01, ge=0, le=1)
-        """An answer counts as unreadable where yes and no together are less likely than this."""
+        """An answer is unreadable if the probabilities of yes and no add up to less than this."""
 
     def ask(
         self, row_id: str, side: str, prompt: Sequence[Message], reply: str, principle: Principle

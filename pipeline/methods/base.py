@@ -1,4 +1,4 @@
-"""What an alignment method is: its settings, what it reads, its checks, its cost and its training."""
+"""The interface of alignment methods: settings, inputs, checks, estimated cost and training."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ History = list[dict[str, float]]
 
 
 class AlignConfig(TrainConfig):
-    """What every method sets."""
+    """Settings of every method."""
 
     method: str
     """The method."""
     beta: float = Field(default=0.1, ge=0)
-    """How strongly the policy is held to the reference: β of DPO, IPO, KTO; the KL coefficient of PPO, RLOO, GRPO."""
+    """Keeps the policy near the reference: β of DPO, IPO and KTO, the KL coefficient of PPO, RLOO and GRPO."""
     rewards: dict[str, float] = Field(default={})
-    """Name → weight: ``reward_model``, ``constitution`` (its judge asked of single replies), or a name in functions."""
+    """Reward → weight: ``reward_model``, ``constitution`` (it judges single replies), or a name in ``functions``."""
     functions: dict[str, str] = Field(default={})
     """Name → ``file.py:function`` or ``module:function``, called with prompts and completions."""
     reward_model: str | None = None
-    """A reward model of another make, in place of the one that the reward stage would train."""
+    """Folder or hub id of a published reward model; null: the model that the reward stage trains."""
     judge: Annotated[SerializeAsAny[LabellerConfig] | None, BeforeValidator(LABELLERS.parse_optional)] = None
-    """How the constitution judges a single reply; null: by likelihood."""
+    """The labeller that judges single replies for the ``constitution`` reward; null: ``likelihood``."""
 
     @field_validator("rewards")
     @classmethod
@@ -53,8 +53,8 @@ class AlignConfig(TrainConfig):
         for name in self.rewards:
             if name not in known:
                 raise ValueError(
-                    f"{{here}}.rewards names {name!r}, which is not one of {', '.join(known)}; to name a function of "
-                    f"yours add {{here}}.functions.{name}=file.py:function"
+                    f"{{here}}.rewards has {name!r}, which is not one of {', '.join(known)}; to use your own function, "
+                    f"add {{here}}.functions.{name}=file.py:function"
                 )
         for name, place in self.functions.items():
             if ":" not in place:
@@ -73,18 +73,18 @@ class AlignConfig(TrainConfig):
 
     @property
     def reward_judge(self) -> LabellerConfig | None:
-        """The judge of single replies, where the rewards name the constitution."""
+        """The judge of single replies if ``rewards`` has ``constitution``, otherwise None."""
         if CONSTITUTION not in self.rewards:
             return None
         return self.judge or LABELLERS.parse({"kind": "likelihood"})
 
     @property
     def trains_reward_model(self) -> bool:
-        """Whether the reward stage's model gives rewards."""
+        """Whether the rewards use the model of the reward stage."""
         return REWARD_MODEL in self.rewards and self.reward_model is None
 
     def key_of(self, name: str) -> Any:
-        """Functions and reward models by content; functions that have no weight do not count."""
+        """In the cache key functions and reward models count by content; functions without a weight do not count."""
         if name == "functions":
             return {key: function_identity(place) for key, place in self.functions.items() if key in self.rewards}
         if name == "reward_model":
@@ -95,15 +95,19 @@ class AlignConfig(TrainConfig):
 
 
 class Method(ABC):
-    """Aligns the SFT model. Subclasses hold no state."""
+    """Aligns the SFT model. Subclasses have no state."""
 
     name: ClassVar[str]
     Config: ClassVar[type[AlignConfig]]
     reads_preferences: ClassVar[bool]
-    """It trains on labelled comparisons; otherwise it draws replies to prompts and rewards them."""
+    """It trains on labelled comparisons; otherwise it samples replies to prompts and rewards them."""
 
     def check(self, config: Any, prepared: Prepared) -> list[str]:
-        """Refuse what would fail in training. Returns warnings."""
+        """Check before the run what would fail in training. Returns warnings, one sentence each.
+
+        Raises:
+            ConfigError: the method can't run with these settings.
+        """
         check_rewards(config)
         return []
 
@@ -113,7 +117,7 @@ class Method(ABC):
     @abstractmethod
     def train(self, config: Any, context: Context) -> tuple[Metrics, History]:
         """Train from the SFT model, which is also the reference, and write ``model`` (and ``adapter``) to
-        ``context.out``. Returns metrics and one row of numbers for each logged step."""
+        ``context.out``. Returns metrics and one dict of numbers per logged step."""
 
 
 METHODS: Registry[Method] = Registry("method", "method")
@@ -124,10 +128,10 @@ def method_of(config: Config) -> Method:
 
 
 def check_rewards(config: AlignConfig) -> None:
-    """Call the user's reward functions on one reply, and look at a reward model of another make.
+    """Call the user's reward functions on one reply, and check a published reward model.
 
     Raises:
-        ConfigError: the function or model can't give rewards.
+        ConfigError: a function or the model can't give rewards.
     """
     from pipeline.engines.reward_model import check_scoring
     from pipeline.methods.rewards import checked
@@ -144,14 +148,14 @@ def check_rewards(config: AlignConfig) -> None:
 
 
 def num_steps(num_rows: int, config: TrainConfig) -> int:
-    """Updates that a trainer makes over so many rows; the last batch of the rows is filled up."""
+    """The number of updates of a trainer over ``num_rows`` rows; the last batch is filled up."""
     return math.ceil(math.ceil(num_rows / config.global_batch_size) * config.num_epochs)
 
 
 def num_judge_calls(
     judge: LabellerConfig | None, prompts: Sequence[Prompt], constitution: Constitution, seed: int
 ) -> int:
-    """How often the constitution's judge asks its engine for one reply to each prompt."""
+    """The number of engine calls of the constitution's judge for one reply to each prompt."""
     if judge is None:
         return 0
     labeller = LABELLERS[judge.kind](judge, constitution, seed)

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 def soft_dpo_loss(margins: Tensor, labels: Tensor, beta: float) -> Tensor:
     """Cross-entropy of σ(β·margin) against the soft label.
 
-    Equation 7 of the paper for a label that is a probability; a label of 1 gives theirs:
-    BCE(p, σ(x)) = −p·log σ(x) − (1−p)·log σ(−x), with x = β·margin.
+    BCE(p, σ(x)) = −p·log σ(x) − (1−p)·log σ(−x), with x = β·margin. A label p = 1 gives equation 7 of the paper.
 
     Args:
         margins: (pairs,), log-ratio of policy to reference of reply A minus that of reply B.

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def soft_ipo_loss(margins: Tensor, labels: Tensor, beta: float) -> Tensor:
-    """Equation 17 of the paper in expectation over a label that is a probability.
+    """p·(m − 1/2β)² + (1−p)·(m + 1/2β)²: the expectation of the paper's equation 17 over a soft label.
 
-    p·(m − 1/2β)² + (1−p)·(m + 1/2β)². Margins are per token, so that β means the same for any length.
+    Margins are per token, so that β has the same effect for any reply length.
 
     Args:
         margins: (pairs,), log-ratio per token of policy to reference of reply A minus that of reply B.
@@ -31,7 +31,7 @@ def soft_ipo_loss(margins: Tensor, labels: Tensor, beta: float) -> Tensor:
 
 @METHODS.add
 class IPO(PairMethod):
-    """Moves the margin to a target that β sets, so that certain labels can't drive it to infinity."""
+    """Moves the margin to ±1/2β. In DPO, a label of 0 or 1 has no finite optimum of the margin."""
 
     name = "ipo"
 

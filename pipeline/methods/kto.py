@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv 2402.01306): single replies, wanted or not."""
+"""Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv 2402.01306) on single replies, desirable or not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.methods.pairs import PairConfig, PairMethod
 
 @METHODS.add
 class KTO(PairMethod):
-    """The better reply of a comparison is wanted, the other is not."""
+    """The better reply of a comparison is desirable, the other is undesirable."""
 
     name = "kto"
 
@@ -24,14 +24,14 @@ class KTO(PairMethod):
         """Kahneman-Tversky optimisation."""
 
     def check(self, config: Any, prepared: Prepared) -> list[str]:
-        """TRL estimates the KL from a prompt with its neighbour's completion, so a device needs two rows at once."""
+        """Check that the per-device batch has two rows: TRL estimates the KL from a prompt and another row's reply."""
         from pipeline.training.models import largest_divisor, rows_a_device_holds
 
         launch = prepared.config.launch
         if largest_divisor(config.global_batch_size // launch.num_processes, rows_a_device_holds(launch)) < 2:
             raise ConfigError(
                 f"align.global_batch_size is {config.global_batch_size} over launch.num_processes="
-                f"{launch.num_processes}, which leaves a device one row at a time, and align=kto needs two or more; "
+                f"{launch.num_processes}, which gives a per-device batch size of 1, but align=kto needs at least 2; "
                 "change align.global_batch_size or launch.per_device_batch_size."
             )
         return super().check(config, prepared)

@@ -1,4 +1,4 @@
-"""Methods on labelled comparisons: what they share. DPO, IPO and KTO are in files of their own."""
+"""The base class of methods on labelled comparisons (DPO, IPO and KTO)."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ if TYPE_CHECKING:
 
     from pipeline.training.pairs import PairLogprobs
 
-TOKENS_PER_TURN = 50  # for estimates of tokens read
+TOKENS_PER_TURN = 50  # an assumption of the cost estimate
 
 
 class PairConfig(AlignConfig):
-    """What methods on comparisons set."""
+    """Settings of the methods on comparisons."""
 
     beta: float = Field(default=0.1, gt=0)
-    """How strongly the policy is held to the reference."""
+    """β of the loss: a larger value keeps the policy nearer to the reference."""
     hard_labels: bool = False
-    """Round each label to 0 or 1; a tie is left out."""
+    """Round each label to 0 or 1, and leave out ties."""
     min_confidence: float = Field(default=0.0, ge=0, le=0.5)
-    """Leave out comparisons whose label is nearer to 0.5 than this."""
+    """Leave out comparisons whose label differs from 0.5 by less than this."""
 
 
 class BothRepliesConfig(PairConfig):
-    """What methods set that compare the two replies directly."""
+    """Settings of the methods whose loss compares the two replies of a pair."""
 
     num_reply_tokens: int | None = Field(default=None, ge=1)
-    """Compare only the first so many tokens of each reply; null: all."""
+    """Train on only so many tokens at the start of each reply; null: all."""
 
 
 class PairMethod(Method):
-    """Trains on comparisons with their labels, or with labels by the rewards where there are any."""
+    """Trains on comparisons. With ``config.rewards``, the rewards give the labels instead of the labeller."""
 
     reads_preferences = True
 
@@ -63,7 +63,7 @@ class PairMethod(Method):
         if not rows:
             raise StageError(
                 f"align has no pairs to train on: none of {len(preferences)} labels is usable; lower "
-                f"align.min_confidence (now {config.min_confidence:g}) or look at the labels in "
+                f"align.min_confidence (now {config.min_confidence:g}) or check the labels in "
                 f"{context.folder('preferences')}."
             )
         metrics, history = self.train_on(rows, str(context.folder("sft") / "model"), config, context)
@@ -79,7 +79,7 @@ class PairMethod(Method):
         return train_pairs(rows, base_path, self, config, context)
 
     def loss(self, pairs: PairLogprobs, labels: Tensor, config: Any) -> Tensor:
-        """The loss of each comparison, of shape (pairs,).
+        """Return the loss of each comparison, (pairs,).
 
         Args:
             labels: (pairs,), probability that reply A is the better one.
@@ -88,7 +88,7 @@ class PairMethod(Method):
 
 
 def _relabelled(preferences: list[Preference], config: AlignConfig, context: Context) -> list[Preference]:
-    """The same comparisons, labelled by the rewards instead of the labeller."""
+    """The same comparisons with labels from the rewards instead of the labeller."""
     from pipeline.methods.rewards import make_rewards, relabelled
 
     prompts = [preference.comparison.prompt for preference in preferences]

@@ -1,4 +1,4 @@
-"""What the methods raise: one interface for reward models, the constitution's judge and functions of the user's."""
+"""Rewards: one interface for reward models, the constitution's judge and the user's functions."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from pipeline.methods.base import CONSTITUTION, REWARD_MODEL, AlignConfig
 from pipeline.records import Message, Pool, Preference, Prompt, derived_rng, dialogue_key
 
 RewardFunction = Callable[[Sequence[list[Message]], Sequence[str]], Sequence[float]]
-"""(prompts, completions) → one reward a completion. A prompt is a dialogue that ends with the person's turn."""
+"""(prompts, completions) → one reward per completion. A prompt is a dialogue that ends with a user turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rewarded:
-    """One reward a completion, and what each part of the sum gave before its weight."""
+    """``totals``: one reward per completion. ``parts``: name → rewards before they are weighted."""
 
     totals: list[float]
     parts: dict[str, list[float]]
@@ -57,10 +57,10 @@ class WeightedSum:
 def checked(
     name: str, function: RewardFunction, prompts: Sequence[list[Message]], completions: Sequence[str]
 ) -> list[float]:
-    """Call a reward function and refuse what is no list of finite numbers.
+    """Call a reward function and check that it returns one finite number per completion.
 
     Raises:
-        StageError: names the reward and what it gave.
+        StageError: the function fails or returns something else; the message names the reward.
     """
     try:
         rewards = [float(reward) for reward in function(prompts, completions)]
@@ -69,17 +69,18 @@ def checked(
     except Exception as error:  # a user's function may raise anything
         raise StageError(
             f"align.rewards.{name} failed on {len(completions)} completions ({type(error).__name__}: {error}); "
-            "fix the function, or leave it out with a weight of 0."
+            "fix the function, or set its weight to 0."
         ) from error
     if len(rewards) != len(completions):
         raise StageError(
-            f"align.rewards.{name} gave {len(rewards)} rewards for {len(completions)} completions; give one each."
+            f"align.rewards.{name} gave {len(rewards)} rewards for {len(completions)} completions; return one reward "
+            "per completion."
         )
     bad = next((row for row, reward in enumerate(rewards) if not math.isfinite(reward)), None)
     if bad is not None:
         raise StageError(
-            f"align.rewards.{name} gave {rewards[bad]} for the completion {completions[bad][:60]!r}; rewards must be "
-            "finite."
+            f"align.rewards.{name} gave {rewards[bad]} for the completion {completions[bad][:60]!r}; return finite "
+            "numbers."
         )
     return rewards
 
@@ -87,11 +88,11 @@ def checked(
 def make_rewards(
     config: AlignConfig, prompts: Sequence[Prompt], context: Context, reward_model: RewardModel | None = None
 ) -> WeightedSum:
-    """The weighted sum that the configuration names.
+    """Make the weighted sum of the configured rewards.
 
     Args:
-        prompts: all that will be asked.
-        reward_model: the reward stage's, where it is in memory already.
+        prompts: all prompts that the rewards will be called with.
+        reward_model: the reward stage's model if it is already in memory.
     """
 
     def function(name: str) -> RewardFunction:
@@ -108,7 +109,7 @@ def make_rewards(
 
 
 def relabelled(preferences: Sequence[Preference], rewards: WeightedSum) -> list[Preference]:
-    """The same pairs with σ(reward of A − reward of B) as the label, in place of what the labeller said."""
+    """The same pairs, with σ(reward of A − reward of B) as the label instead of the labeller's."""
     prompts = [preference.comparison.prompt.messages for preference in preferences]
     a, b = (
         rewards(prompts, [getattr(preference.comparison, side) for preference in preferences]).totals
@@ -121,10 +122,10 @@ def relabelled(preferences: Sequence[Preference], rewards: WeightedSum) -> list[
 
 
 class ConstitutionReward:
-    """The constitution's judge asked of single replies: the mean logit over principles drawn for the request.
+    """Rewards single replies with the constitution's judge: the mean logit over principles sampled for the prompt.
 
     Args:
-        prompts: all that may be asked for, because the pool of a request says which principles hold for it.
+        prompts: all prompts that it may be called with; a prompt's pool decides which principles apply.
     """
 
     def __init__(
@@ -163,6 +164,6 @@ class ConstitutionReward:
 
 
 def _mean(logits: Sequence[float | None]) -> float:
-    """Zero, which takes no side, where the judge's answer could not be read."""
+    """The mean of the readable logits; 0 (neutral) if none could be read."""
     known = [logit for logit in logits if logit is not None]
     return math.fsum(known) / len(known) if known else 0.0

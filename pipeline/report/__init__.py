@@ -1,1 +1,1 @@
-"""What a person reads at the end."""
+"""The report of a run, the model card, and the comparison of runs."""

@@ -1,4 +1,4 @@
-"""Gather what the report says from the folders of the stages; every number comes from records named in it."""
+"""Read the data of a report from the folders of the stages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.training.history import read_history
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All a report needs. A mere evaluation has no constitution, exchanges, rows, preferences or histories."""
+    """The data of a report. An evaluation alone has no constitution, exchanges, rows, preferences or histories."""
 
     title: str
     headline: str
@@ -38,16 +38,16 @@ class Report:
     verdicts: list[Verdict]
     manifests: dict[str, Manifest]
     folders: dict[str, str]
-    """stage → the name of its folder in the run"""
+    """stage → name of its folder in the run"""
     constitution: Constitution | None = None
     exchanges: list[Exchange] = field(default_factory=list)
     rows: list[TrainingRow] = field(default_factory=list)
     preferences: list[Preference] = field(default_factory=list)
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """training stage → its logged steps: each has ``step``, ``loss`` and whatever else the trainer logs (reward, kl)"""
+    """training stage → logged steps: dicts with ``step``, ``loss`` and the trainer's other metrics (reward, kl)"""
 
     def names(self) -> list[str]:
-        """The measures of the table, in its order."""
+        """The names of the measures, in the order of the table."""
         known = {name for measures in self.results.measures.values() for name in measures}
         return [name for name in all_measures() if name in known]
 
@@ -58,26 +58,26 @@ class Report:
         return all_measures()[name].how
 
     def pairs_of_models(self) -> list[tuple[str, str]]:
-        """(before, after): the last model against the first, and against the one before it."""
+        """(before, after) pairs: the last model compared with the first one, and with the one before it."""
         return change_pairs(self.results.models)
 
     def change(self, name: str, before: str, after: str) -> str:
-        """What may be said of a measure, with the paired difference."""
+        """The verdict on a measure's change, with the paired difference; empty if it was not measured."""
         return describe(
             next((c for c in self.results.changes if (c.measure, c.before, c.after) == (name, before, after)), None)
         )
 
     def by_attack(self) -> list[tuple[str, list[Cell]]]:
-        """Attack → one cell a model, over all kinds of harm."""
+        """(attack, one cell per model) pairs, over all kinds of harm."""
         cells = [cell for cell in self.results.attacks if cell.kind == ALL]
         return [(attack, [c for c in cells if c.attack == attack]) for attack in dict.fromkeys(c.attack for c in cells)]
 
 
 def whole_manifest(folder: Path) -> Manifest:
-    """The manifest of a finished stage whose records are as they were written.
+    """Read the manifest of a finished stage, and check its record files by their hashes.
 
     Raises:
-        ArtifactError: a record file was damaged since.
+        ArtifactError: a record file is missing or was changed.
     """
     manifest = Manifest.read(folder)
     assert manifest is not None, f"{folder} is not finished"
@@ -92,7 +92,7 @@ def whole_manifest(folder: Path) -> Manifest:
 
 
 def describe(change: Change | None) -> str:
-    """What may be said of a change, and its paired difference with the interval."""
+    """The verdict on a change, and its paired difference with the interval; empty if it was not measured."""
     if change is None or change.difference is None:
         return ""
     return f"{change.verdict} ({difference(change, base_measure(change.measure).unit)})"
@@ -107,7 +107,11 @@ def build_report(
     deviations: list[str],
     constitution: Constitution,
 ) -> Report:
-    """Read the finished stages of a run, the whole chain's or a mere evaluation's."""
+    """Read the finished stages of a run: of the whole chain, or of an evaluation alone.
+
+    Raises:
+        ArtifactError: a record file is missing or was changed.
+    """
     manifests = {name: whole_manifest(folder) for name, folder in folders.items()}
     results = Results.model_validate_json((folders["evaluate"] / "results.json").read_text(encoding="utf-8"))
     gate = rule(load_guidelines(find_guidelines(guidelines)), results) if guidelines else None
@@ -142,7 +146,7 @@ def _records(folders: Mapping[str, Path], stage: str, file: str, kind: type[Reco
 
 
 def _history(folder: Path, manifest: Manifest) -> list[dict[str, float]]:
-    """A training stage's logged steps, after the held-out scores from before the first, where there are any."""
+    """The logged steps of a training stage. If there are held-out scores of step 0, they come first."""
     before = manifest.metrics.get("held_out_scores", {}).get("0")
     begun = [{"step": 0, "held_out/scores": fmean(before), "held_out/kl": 0.0}] if before else []
     return [*begun, *read_history(folder)]
@@ -163,31 +167,33 @@ _FIRST = {
 
 
 def headline(results: Results) -> str:
-    """One sentence for whoever reads no further. It says only what was measured, and what the paired tests bear."""
+    """The report in one sentence. It says only what was measured and what the paired tests support."""
     first, last = results.models[0], results.models[-1]
     if first == last:
         found = results.measures[last].get("harmful_complied")
-        return f"{last} complies with {found} of harmful requests." if found else f"{last}: nothing harmful was asked."
+        if found:
+            return f"{last} complies with {found} of harmful requests."
+        return f"{last} was not evaluated on harmful requests."
     changes = [change for change in results.changes if (change.before, change.after) == (first, last)]
     verdicts = {change.measure: change.verdict for change in changes}
     measured = [name for name in COSTS if verdicts.get(name, "not measured") != "not measured"]
     unknown = "It was not measured whether the {last} model complies with fewer harmful requests than the {first} model"
     opening = _FIRST.get(verdicts.get("harmful_complied", ""), unknown).format(last=last, first=first)
     if not measured:
-        return f"{opening}; what that costs was not measured."
+        return f"{opening}; side effects were not measured."
     if costs := [COSTS[name] for name in measured if verdicts[name] == "worse"]:
         return f"{opening}, but it {listed(costs, 'and')}."
     absolved = f"{opening}; there is no evidence that it {listed([COSTS[name] for name in measured], 'or')}"
     suspected = [_suspicion(change) for change in changes if change.measure in COSTS and _suspicious(change)]
     return (
-        f"{absolved}, though {listed(suspected, 'and')} would be a change if tested alone."
+        f"{absolved}, but {listed(suspected, 'and')} would be a change without the correction for multiple tests."
         if suspected
         else f"{absolved}."
     )
 
 
 def _suspicious(change: Change) -> bool:
-    """Worse, by an interval that excludes zero, and yet not after the correction for many comparisons."""
+    """Whether the interval shows a change for the worse. (It is not corrected for multiple tests.)"""
     worse_is_up = base_measure(change.measure).better == "lower"
     bound = change.low if worse_is_up else change.high
     return bound is not None and (bound > 0 if worse_is_up else bound < 0)

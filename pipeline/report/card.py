@@ -1,4 +1,4 @@
-"""A Hugging Face model card with the results in its metadata, so that a hub, or a script, can read them."""
+"""A Hugging Face model card with the results in its metadata, where hubs and scripts can read them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.report.render import render
 
 
 def model_card(report: Report) -> str:
-    """The card of the last model of a report: YAML metadata, then what a reader must know."""
+    """Return the card of a report's last model: YAML metadata, then Markdown."""
     results = report.results
     last = results.models[-1]
     data = ModelCardData(

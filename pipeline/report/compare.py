@@ -1,4 +1,4 @@
-"""Several runs side by side: their last models on the same conversations, each set against the first run's."""
+"""A table of several runs: their last models on the same conversations, each compared with the first run's."""
 
 from __future__ import annotations
 
@@ -28,14 +28,18 @@ class Compared:
     name: str
     results: Results
     verdicts: list[Verdict]
-    """Of the run's last model."""
+    """Verdicts on the run's last model."""
     judge: str
     confidence: float
     settings: dict[str, Any]
 
 
 def write_comparison(folders: Sequence[Path], labels: Sequence[str], out: Path, guidelines: str | None = None) -> Path:
-    """Write a Markdown table of the runs' last models; returns its path."""
+    """Write a Markdown table of the runs' last models. Returns its path.
+
+    Raises:
+        ArtifactError: a run has no finished evaluation, or a record file is missing or was changed.
+    """
     runs = [_evaluation(folder, label) for folder, label in zip(folders, labels, strict=True)]
     numbers = range(1, len(runs) + 1)
     lines = ["# Comparison", ""]
@@ -63,10 +67,10 @@ def write_comparison(folders: Sequence[Path], labels: Sequence[str], out: Path, 
 def _evaluation(folder: Path, label: str) -> Compared:
     found = next(folder.glob("*-evaluate"), None)
     if found is None or Manifest.read(found) is None:
-        raise ArtifactError(f"run {folder.name} has no finished evaluation; run it without until= first.")
+        raise ArtifactError(f"run {folder.name} has no finished evaluation; run it again without until=.")
     manifest = whole_manifest(found)
     if "results.json" not in manifest.outputs:
-        raise ArtifactError(f"run {folder.name} was evaluated by another version; run it again.")
+        raise ArtifactError(f"run {folder.name} has no results.json (it is from another version); run it again.")
     results = Results.model_validate_json((found / "results.json").read_text(encoding="utf-8"))
     return Compared(
         label=label,
@@ -80,25 +84,23 @@ def _evaluation(folder: Path, label: str) -> Compared:
 
 
 def _caveats(runs: Sequence[Compared]) -> list[str]:
-    """What a reader must know before the numbers."""
+    """The notes above the table."""
     said = [
-        "Each run is set against the first on the conversations that both have, by paired tests; where the interval of "
-        "a difference covers zero there is no evidence of change."
+        "Paired tests compare each run with the first one on the conversations that both have. If the interval of a "
+        "difference includes zero, there is no evidence of change."
     ]
     cases = [{v.case.id for v in run.verdicts} for run in runs]
     if any(other != cases[0] for other in cases[1:]):
         common = len(set.intersection(*cases))
         said.append(
-            f"**The runs were evaluated on different prompts ({common} are common to all): rates stand beside each "
-            "other but only the paired columns compare.**"
+            f"**The runs were evaluated on different prompts ({common} are common to all): do not compare their rates, "
+            "only read the paired columns.**"
         )
     for name in SETTINGS:
         if len(values := list(dict.fromkeys(run.settings[name] for run in runs))) > 1:
-            said.append(
-                f"**evaluate.{name} differs ({', '.join(map(str, values))}); differences may come from there.**"
-            )
+            said.append(f"**evaluate.{name} differs ({', '.join(map(str, values))}), which may cause differences.**")
     if len({run.judge for run in runs}) > 1:
-        said.append(f"**Different judges: {', '.join(run.judge for run in runs)}; differences may come from there.**")
+        said.append(f"**The judges differ ({', '.join(run.judge for run in runs)}), which may cause differences.**")
     return said
 
 

@@ -1,4 +1,4 @@
-"""What a revision changed, word by word."""
+"""The difference of two texts, word by word."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ Sign = Literal["=", "-", "+"]
 Piece = tuple[Sign, str]
 
 _TOKEN = re.compile(r"\w+(?:['’]\w+)*|\s+|[^\w\s]")
-_MIN_WORDS = 3  # fewer equal words between two changes are an accident ("the", "of a"), and cut a sentence to shreds
+_MIN_WORDS = 3  # fewer equal words between two changes are often accidental ("the", "of a"), so they count as changed
 
 
 def word_diff(before: str, after: str) -> list[Piece]:
-    """Pieces in reading order: ``=`` and ``-`` joined give ``before``, ``=`` and ``+`` joined give ``after``."""
+    """Return pieces in reading order. The ``=`` and ``-`` pieces joined are ``before``; ``=`` and ``+``, ``after``."""
     old, new = _TOKEN.findall(before), _TOKEN.findall(after)
     matcher = SequenceMatcher(str.isspace, old, new, autojunk=False)
     pieces: list[Piece] = []

@@ -1,6 +1,6 @@
-"""What the transcript explorer shows, as plain data: one list of entries a collection, every text stored once.
+"""The data of the transcript explorer: one list of entries per collection, with each text stored once.
 
-A number that stands for a text is its place in ``texts``. ``explorer.js`` reads this and nothing else.
+An entry refers to a text by its index in ``texts``. ``explorer.js`` reads only this data.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ SEPARATOR = ": "  # between the group and the value of a facet: "aligned: refuse
 _REPLY_FACETS = ("suite", "kind", "attack", "group", "verdict")
 _EXCHANGE_FACETS = ("kind", "principle", "verdict")
 _PREFERENCE_FACETS = ("kind", "principle", "verdict")
-_EVEN = 0.1  # labels within this of one half lean neither way
+_EVEN = 0.1  # a label within this distance of one half prefers neither reply
 
 
 class Texts:
-    """Hands out a number for each different text."""
+    """Gives each distinct text a number."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
@@ -84,7 +84,7 @@ def by_case(verdicts: Iterable[Verdict]) -> list[list[Verdict]]:
 
 
 def is_good(verdict: Verdict) -> bool | None:
-    """Whether the outcome is the one to hope for; None where that is not for one reply to say."""
+    """Whether the outcome is good; None if it was not judged or if only several replies together can show it."""
     if verdict.outcome == "broken":
         return False
     if verdict.outcome == "unjudged" or verdict.case.attribute:
@@ -94,7 +94,7 @@ def is_good(verdict: Verdict) -> bool | None:
 
 
 def conversation(case: Case) -> list[tuple[str, str]]:
-    """What the model was shown, where that is more than the request."""
+    """The (role, text) turns that the model was given; empty if they are only the request."""
     turns = [(turn["role"], turn["content"]) for turn in case.messages]
     return [] if turns == [("user", case.prompt.request)] else turns
 
@@ -214,7 +214,7 @@ def _preference(preference: Preference, folders: dict[str, str], texts: Texts) -
 
 
 def _outcomes(verdicts: Sequence[Verdict], models: Sequence[str]) -> list[str]:
-    """One value a model, and whether the last model's outcome is another than the first's."""
+    """One value per model, and whether the outcomes of the first and the last model differ."""
     values = [f"{verdict.model}{SEPARATOR}{verdict.outcome}" for verdict in verdicts]
     found = {verdict.model: verdict.outcome for verdict in verdicts}
     if len(models) > 1 and models[0] in found and models[-1] in found:
@@ -231,7 +231,7 @@ def _leanings(preference: Preference) -> list[str]:
         values = ["about even"]
     else:
         values = ["A preferred" if label > 0.5 else "B preferred"]
-    return values + ["turned round by the order"] * any(judgement.flipped for judgement in preference.judgements)
+    return values + ["depends on the order"] * any(judgement.flipped for judgement in preference.judgements)
 
 
 def _earlier_turns(prompt: Prompt, texts: Texts) -> list[list[Any]]:
@@ -244,7 +244,7 @@ def _prompt_lineage(prompt: Prompt) -> list[tuple[str, str]]:
 
 def _row_lineage(rows: dict[str, list[str]], prompt: Prompt, folders: dict[str, str]) -> list[tuple[str, str]]:
     file = _file(folders, "sft", "rows.jsonl")
-    return [("taught as", f"{row} in {file}") for row in rows.get(prompt.id, [])]
+    return [("training row", f"{row} in {file}") for row in rows.get(prompt.id, [])]
 
 
 def _file(folders: dict[str, str], stage: str, name: str) -> str:
@@ -252,5 +252,5 @@ def _file(folders: dict[str, str], stage: str, name: str) -> str:
 
 
 def _lineage(texts: Texts, *parts: Sequence[tuple[str, Any]]) -> list[list[int]]:
-    """Names and values, the missing ones left out. Seeds become text: JavaScript has no integers of 63 bits."""
+    """(name, value) pairs as text numbers, without missing values. Seeds are text: JavaScript lacks 63-bit integers."""
     return [[texts(name), texts(str(value))] for part in parts for name, value in part if value is not None]

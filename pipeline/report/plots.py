@@ -1,4 +1,4 @@
-"""The drawings of the report, as pure functions from numbers to inline SVG."""
+"""The plots of the report: pure functions from numbers to inline SVG."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pipeline.report.wording import number, percent, words, written
 Points = Sequence[tuple[float, float]]
 RATES = Axis()
 
-_LANE = 13  # height of one model's line in a row
-_MAX_NAMED = 5  # more models than this are named by the legend alone
+_LANE = 13  # height of one model's line in a row, in pixels
+_MAX_NAMED = 5  # with more models than this, only the legend names them
 _MAX_POINTS = 400
 _NUM_BINS = 10
 _NUM_TICKS = 4
@@ -34,7 +34,7 @@ def legend(models: Sequence[str]) -> Markup:
 
 
 def interval_strip(estimate: Estimate | None, index: int, axis: Axis = RATES) -> Markup:
-    """One estimate on its axis, for a cell of a table that has the number in words."""
+    """One estimate on its axis, for a table cell that also has the number as text."""
     if estimate is None or estimate.value is None:
         return Markup("")
     line = tag("line", x1="0", x2="100%", y1=7, y2=7, class_="axis")
@@ -47,9 +47,9 @@ def dot_rows(
     axis: Axis | None = RATES,
     notes: Mapping[str, str] | None = None,
 ) -> Markup:
-    """A row for each name, in it a sign and an interval for each model. ``None`` makes an axis that all fit on.
+    """One row per name, with a marker and an interval per model. ``axis=None``: choose an axis that fits all values.
 
-    ``notes`` has a word to stand beside some of the names.
+    ``notes``: name → a short text after it.
     """
     axis = axis or around(v for _, row in rows for e in row if e for v in (e.value, e.low, e.high) if v is not None)
     as_text = percent if axis == RATES else number
@@ -81,7 +81,7 @@ def _row(name: str, row: Sequence[Estimate | None], models: Sequence[str], axis:
 
 
 def trade_off(points: Mapping[str, tuple[Estimate, Estimate]], x_title: str, y_title: str) -> Markup:
-    """Each model at (x, y) with both intervals as a cross; a thin line joins them in the order of training."""
+    """Each model at (x, y) with both intervals as a cross. A thin line connects models in the order of training."""
     known = {m: (x, y) for m, (x, y) in points.items() if x.value is not None and y.value is not None}
     if not known:
         return Markup("")
@@ -114,7 +114,7 @@ def trade_off(points: Mapping[str, tuple[Estimate, Estimate]], x_title: str, y_t
 
 
 def curve(series: Mapping[str, Points], label: str) -> Markup:
-    """Lines over steps, told apart by dashes as well as colour."""
+    """Lines over steps; they differ in colour and in dashes."""
     lines = {name: _thinned(points) for name, points in series.items() if len(points) > 1}
     if not lines:
         return Markup("")
@@ -144,7 +144,7 @@ def curve(series: Mapping[str, Points], label: str) -> Markup:
 
 
 def histogram(shares: Sequence[float], label: str) -> Markup:
-    """How many of the numbers between 0 and 1 fall into each tenth."""
+    """A histogram of numbers between 0 and 1, in ten bins."""
     if not shares:
         return Markup("")
     counts = [0] * _NUM_BINS
@@ -173,7 +173,7 @@ def histogram(shares: Sequence[float], label: str) -> Markup:
 
 
 def reliability(bins: Sequence[Bin]) -> Markup:
-    """A dot for each bin, as large as its count; on the diagonal predictions are as right as they are sure."""
+    """A reliability diagram: one dot per bin, with an area proportional to its count. The diagonal is calibrated."""
     if not bins:
         return Markup("")
     most = max(one.count for one in bins)
@@ -199,7 +199,7 @@ def reliability(bins: Sequence[Bin]) -> Markup:
 
 
 def _bin(one: Bin, x: str, y: str, share_of_radius: float) -> Markup:
-    """A dot and the number of its pairs, above it or, at the upper edge, below."""
+    """A dot with its number of pairs above it, or below it near the upper edge."""
     radius = max(3.0, _MAX_RADIUS * share_of_radius)
     dot = tag("circle", tag("title", _said_of_bin(one)), cx=x, cy=y, r=f"{radius:.1f}", class_="bin")
     beside = radius + 13 if one.label > 0.9 else -radius - 4
@@ -211,7 +211,7 @@ def _said_of_bin(one: Bin) -> str:
 
 
 def group_strip(rates: Mapping[str, Estimate]) -> Markup:
-    """The groups of one attribute on one axis, and the span between the lowest and the highest."""
+    """The rates of an attribute's groups on one axis, with a line from the lowest to the highest."""
     known = {group: e for group, e in rates.items() if e.value is not None}
     values = [e.value or 0.0 for e in known.values()]
     if not values:
@@ -244,7 +244,7 @@ def _high(estimate: Estimate) -> float:
 
 
 def _from_zero(estimates: Iterable[Estimate]) -> Axis:
-    """Zero to the first round limit above every interval: small rates fill the plot, too."""
+    """An axis from zero to the first round limit above all intervals, so that small rates fill the plot."""
     top = max(_high(estimate) for estimate in estimates)
     return Axis(0.0, next(limit for limit in (0.1, 0.25, 0.5, 1.0) if top <= limit or limit == 1.0))
 
@@ -254,7 +254,7 @@ def _grid(axis: Axis, most: int) -> Markup:
 
 
 def _frame(xs: Axis, ys: Axis, say: Callable[[float], str], most: int = _NUM_TICKS) -> Markup:
-    """Grid, ticks and their numbers; these stand in the margin that ``.plot`` leaves."""
+    """Grid and tick labels. The labels are in the margin of ``.plot``."""
     across = join(
         tag("line", x1="0", x2="100%", y1=ys.up(t), y2=ys.up(t), class_="grid")
         + tag("text", say(t), x="0", y=ys.up(t), dx=-8, dy=4, text_anchor="end")
@@ -265,7 +265,7 @@ def _frame(xs: Axis, ys: Axis, say: Callable[[float], str], most: int = _NUM_TIC
 
 
 def _anchor(axis: Axis, value: float) -> str:
-    """Numbers at the ends of an axis stay inside."""
+    """The text anchor that keeps labels at the ends of an axis inside the plot."""
     place = float(axis.at(value).rstrip("%"))
     return "start" if place < 2 else "end" if place > 98 else "middle"
 
@@ -276,7 +276,7 @@ def _polyline(points: Points, xs: Axis, ys: Axis, index: int) -> Markup:
 
 
 def _thinned(points: Points) -> Points:
-    """Means of neighbours, where there are more points than a drawing can show."""
+    """At most ``_MAX_POINTS`` points: means of neighbours if there are more."""
     size = -(-len(points) // _MAX_POINTS)
     buckets = [points[i : i + size] for i in range(0, len(points), size)]
     return [(sum(x for x, _ in b) / len(b), sum(y for _, y in b) / len(b)) for b in buckets]

@@ -1,4 +1,4 @@
-"""Fill a template; HTML is escaped, Markdown tables are not broken by what models write."""
+"""Fill a template. HTML is escaped, and texts of models can't break Markdown tables."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def render(template: str, report: Report) -> str:
         wording=wording,
     )
     text = environment.get_template(template).render(report=report)
-    return text.encode("utf-8", "replace").decode()  # half a surrogate pair, which a server may send, is no text
+    return text.encode("utf-8", "replace").decode()  # a server may send half a surrogate pair, which can't be encoded
 
 
 def json_script(data: Any) -> Markup:
-    """JSON that can stand in a ``script`` element: no ``<``, so that no text can end the element or open a comment."""
+    """JSON for a ``script`` element. It has no ``<``, so no text can end the element or start a comment."""
     return Markup(json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def _asset(environment: Environment, name: str) -> Markup:
-    """A style sheet or script as it is, whatever braces it has."""
+    """The unchanged text of a style sheet or script; Jinja does not read its braces."""
     assert environment.loader is not None
     return Markup(environment.loader.get_source(environment, f"page/{name}")[0])
 
@@ -61,5 +61,5 @@ def _cell(text: str) -> str:
 
 
 def _quote(text: str) -> str:
-    """A Markdown block quote, so that headings and lists in a reply stay the reply's."""
+    """A Markdown block quote, so that headings and lists in a reply stay inside it."""
     return "\n".join(f"> {line}" for line in text.splitlines() or [""])

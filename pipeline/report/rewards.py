@@ -1,4 +1,4 @@
-"""What the report says of the reward model, and of the held-out prompts of a training on rewards."""
+"""The report's parts on the reward model and on the held-out prompts of policy-gradient training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.evals.statistics import paired_difference, resampled
 from pipeline.report.build import Report
 from pipeline.report.wording import difference, number, percent, words, written
 
-SHOWN_AS = ("reward model", "longer reply")  # who is right, in the order of an accuracy row
+SHOWN_AS = ("reward model", "longer reply")  # the columns of an accuracy row
 _REWARD = "reward"  # the measure on the test split
 
 Row = tuple[str, list[Estimate | None]]
@@ -24,13 +24,13 @@ Row = tuple[str, list[Estimate | None]]
 
 @dataclass(frozen=True, kw_only=True)
 class RewardModel:
-    """How well the run's reward model predicts the labels of pairs it was not trained on."""
+    """How well the run's reward model predicts the labels of held-out pairs. Losses are in nats per pair."""
 
     accuracy: Estimate
     longer: Estimate
-    """How often always taking the longer reply is right."""
+    """Accuracy of always choosing the longer reply."""
     parts: dict[str, Estimate]
-    """Accuracy on some of the pairs, by what they are called."""
+    """Name of a subset of the pairs → accuracy on it."""
     loss: Estimate
     loss_of_one_half: float
     loss_least_possible: float
@@ -45,40 +45,40 @@ class RewardModel:
 
     @property
     def rows(self) -> list[Row]:
-        """The reward model and the longer reply on all pairs, and the reward model on parts of them."""
+        """Accuracies: of the reward model and the longer reply on all pairs, and of the reward model on subsets."""
         return [("all pairs", [self.accuracy, self.longer]), *((name, [e, None]) for name, e in self.parts.items())]
 
     @property
     def num_pairs(self) -> dict[str, str]:
-        """Name of a row → how many pairs it counts."""
+        """Name of a row → its number of pairs, as text."""
         return {name: f"{found[0].total} pairs" for name, found in self.rows if found[0]}
 
     @property
     def said(self) -> list[str]:
-        """What the numbers bear, in sentences."""
+        """The results in sentences."""
         sentences = [self._agreement(), self._baseline(), self._loss(), self._calibration()]
         return [sentence for sentence in sentences if sentence]
 
     def _agreement(self) -> str:
         found = self.accuracy
         if found.value is None:
-            return "No held-out pair has a label that prefers a side: nothing is known of the reward model's accuracy."
+            return "No held-out pair has a label that prefers one reply, so the reward model's accuracy is unknown."
         if found.low is None or found.high is None:
-            verdict = "too few to tell it from chance"
+            verdict = "these are too few to compare it with chance"
         elif found.low > 0.5:
-            verdict = "more often than chance would"
+            verdict = "this is more often than by chance"
         elif found.high < 0.5:
-            verdict = "less often than chance would"
+            verdict = "this is less often than by chance"
         else:
-            verdict = "the interval includes one half: no evidence that it is better than chance"
+            verdict = "the interval includes one half, so there is no evidence that it is better than chance"
         return f"It prefers the reply that the label prefers in {written(found, share=True)} held-out pairs; {verdict}."
 
     def _baseline(self) -> str:
         if self.longer.value is None:
             return ""
         return (
-            f"Always taking the longer reply is right in {written(self.longer, share=True)}, always taking the shorter "
-            f"in {percent(1 - self.longer.value)}."
+            f"Always choosing the longer reply is right in {written(self.longer, share=True)}, and always choosing the "
+            f"shorter reply in {percent(1 - self.longer.value)}."
         )
 
     def _loss(self) -> str:
@@ -88,28 +88,28 @@ class RewardModel:
         if found.low is None or found.high is None:
             verdict = ""
         elif found.high < half:
-            verdict = "; it is below that"
+            verdict = "; its loss is below that"
         elif found.low > half:
-            verdict = "; it is above that: no opinion would be better than its own"
+            verdict = "; its loss is above that, so it is worse than a constant prediction"
         else:
             verdict = ", which the interval includes"
         return (
-            f"Its loss on them is {written(found)} nats a pair. The least possible is "
-            f"{number(self.loss_least_possible)}, because the labels themselves are unsure; always saying one half has "
-            f"{number(half)}{verdict}."
+            f"Its loss on them is {written(found)} nats per pair. The lowest possible loss is "
+            f"{number(self.loss_least_possible)}, because the labels are probabilities. A constant prediction of one "
+            f"half has a loss of {number(half)}{verdict}."
         )
 
     def _calibration(self) -> str:
         if self.calibration_error is None:
             return ""
         return (
-            f"Its expected calibration error is {number(self.calibration_error)}; 0 is best, and few pairs make it "
+            f"Its expected calibration error is {number(self.calibration_error)}; 0 is best, and with few pairs it is "
             "large by chance alone."
         )
 
 
 def reward_model(report: Report) -> RewardModel | None:
-    """The reward model that the run trained, if it did."""
+    """Return the results of the reward model that the run trained, or None if it trained none."""
     if "reward" not in report.manifests:
         return None
     found = report.manifests["reward"].metrics
@@ -141,7 +141,7 @@ def _parts(metrics: Mapping[str, Any]) -> dict[str, Estimate]:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """The prompts of the validation split, before training on rewards and at the step that was kept."""
+    """Mean scores on prompts of the validation split, at step 0 and at the kept step."""
 
     num_prompts: int
     before: float
@@ -150,7 +150,7 @@ class HeldOut:
     best_step: int
     num_steps: int
     kl: float | None
-    """Nats a reply from the SFT model, at the step that was kept."""
+    """KL to the SFT model at the kept step, in nats per reply."""
     max_kl: float | None
     num_rollbacks: int
     stopped: str | None
@@ -161,15 +161,15 @@ class HeldOut:
 
     @property
     def course(self) -> str:
-        """How training went on its way to the bounds."""
-        again = {0: "Training never had to go back", 1: "Training went back once"}
-        went_back = again.get(self.num_rollbacks, f"Training went back {self.num_rollbacks} times")
-        end = f"was stopped: {self.stopped}" if self.stopped else "ran to its end"
+        """How often training rolled back, and how it ended."""
+        again = {0: "Training never rolled back", 1: "Training rolled back once"}
+        went_back = again.get(self.num_rollbacks, f"Training rolled back {self.num_rollbacks} times")
+        end = f"was stopped: {self.stopped}" if self.stopped else "completed all steps"
         return f"{went_back} to a policy within its bounds, and {end}."
 
 
 def held_out(report: Report) -> HeldOut | None:
-    """Held-out prompts before and after, where the method scores any (PPO, RLOO, GRPO)."""
+    """Return the scores on held-out prompts, or None if the method has none (only PPO, RLOO and GRPO have)."""
     manifest = report.manifests.get("align")
     if manifest is None or "held_out_scores" not in manifest.metrics:
         return None
@@ -195,7 +195,7 @@ def _is_kept(row: Mapping[str, Any], kept: int) -> bool:
 
 
 def _change(found: Estimate, kept: int) -> Change:
-    """Only the interval speaks here: no test is made on prompts that chose what they are to judge."""
+    """The change by its interval alone: these prompts also selected the kept step, so a test would be biased."""
     known = found.low is not None and found.high is not None
     above, below = known and (found.low or 0) > 0, known and (found.high or 0) < 0
     return Change(
@@ -210,34 +210,34 @@ def _change(found: Estimate, kept: int) -> Change:
 
 
 _SAID = {
-    "better": "The interval excludes zero: on these prompts the step that was kept scores higher",
-    "worse": "The interval excludes zero: on these prompts the step that was kept scores lower",
-    "no evidence of change": "The interval includes zero: no evidence that the score on these prompts changed",
-    "not measured": "These are too few prompts for an interval",
+    "better": "The interval excludes zero: the kept step scores higher on these prompts",
+    "worse": "The interval excludes zero: the kept step scores lower on these prompts",
+    "no evidence of change": "The interval includes zero: there is no evidence that the score on these prompts changed",
+    "not measured": "There are too few prompts for an interval",
 }
 
 
 def held_out_said(report: Report, found: HeldOut) -> str:
-    """What the held-out prompts bear, and where the claim is to be looked for."""
-    said = _SAID[found.change.verdict] if found.best_step else "No later step was better than what training began with"
-    return f"{said}. They also chose the step that was kept, which flatters it; {_claim(report)}."
+    """What the held-out prompts show, and which measure shows the effect of training."""
+    said = _SAID[found.change.verdict] if found.best_step else "No later step was better than step 0"
+    return f"{said}. The kept step was chosen on these prompts, so its score is biased upwards; {_claim(report)}."
 
 
 def _claim(report: Report) -> str:
     pairs = report.pairs_of_models()
     said = report.change(_REWARD, *pairs[-1]) if pairs else ""
     if not said:
-        return "what training did is for the measures on the test split to say"
+        return "for the effect of training, see the measures on the test split"
     before, after = (words(model) for model in pairs[-1])
     title = report.title_of(_REWARD)
-    return f"the claim is the measure “{title}” on the test split: {said}, {after} against {before}"
+    return f"for the effect of training, see “{title}” on the test split: {said}, {after} compared with {before}"
 
 
 # --- Tables -----------------------------------------------------------------------------------------------------------
 
 
 def reward_tables(report: Report) -> dict[str, list[dict[str, Any]]]:
-    """Table name → rows, for whoever draws their own; empty where there was no training on rewards."""
+    """Table name → rows, for CSV and JSON. A table is empty if the run has no such data."""
     model, prompts = reward_model(report), held_out(report)
     return {
         "reward_model": [

@@ -1,7 +1,7 @@
-"""The pen: SVG as escaped text. Positions along an axis are in percent, sizes in pixels.
+"""Make SVG elements as escaped text. Positions along an axis are in percent, sizes in pixels.
 
-So a drawing is as wide as its place allows and its type stays readable on a phone. Colours are CSS variables, and each
-model has a shape of its own beside its colour.
+So a plot fills the available width, and its text stays readable on a phone. Colours are CSS variables. Models differ in
+shape as well as in colour.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def join(parts: Iterable[str | Markup]) -> Markup:
 
 
 def colour(index: int) -> str:
-    """The class that gives a model its colour; hollow from the sixth on, where the shapes start over."""
+    """The CSS class for a model's colour. Shapes repeat after five models, so the next five are hollow."""
     return f"m{index % len(_SHAPES)}" + (" hollow" if index // len(_SHAPES) % 2 else "")
 
 
@@ -45,7 +45,7 @@ def shape(index: int) -> Markup:
 
 
 def marker(x: str, y: str | float, index: int, hint: str = "") -> Markup:
-    """A model's sign at a place; an inner ``svg``, because a path can't be moved by percents."""
+    """A model's marker at a position. It is a nested ``svg``, because a path can't be moved in percent."""
     title = tag("title", hint) if hint else ""
     return tag("svg", title, shape(index), x=x, y=y, class_=f"at {colour(index)}")
 
@@ -56,16 +56,16 @@ class Axis:
     high: float = 1.0
 
     def at(self, value: float) -> str:
-        """Where a value stands, in percent of the axis, and never outside of it."""
+        """The position of a value in percent of the axis, clamped to its ends."""
         share = (value - self.low) / ((self.high - self.low) or 1.0)
         return f"{100 * min(max(share, 0.0), 1.0):.2f}%"
 
     def up(self, value: float) -> str:
-        """The same from the bottom, for y."""
+        """The same for a y axis, which grows upwards."""
         return self.at(self.low + self.high - value)
 
     def ticks(self, most: int) -> list[float]:
-        """Round values between the ends."""
+        """Round values between the ends, about ``most`` of them."""
         rough = (self.high - self.low) / most
         if rough <= 0 or not math.isfinite(rough):
             return [self.low]
@@ -76,7 +76,7 @@ class Axis:
 
 
 def around(values: Iterable[float], zero: bool = False) -> Axis:
-    """An axis that all values fit on, with some air at both ends."""
+    """An axis that fits all values, with a margin at both ends."""
     known = [*values, *([0.0] if zero else [])]
     if not known:
         return Axis()

@@ -1,4 +1,4 @@
-"""Every table of the report as CSV and JSON, for whoever draws their own."""
+"""Every table of the report as CSV and JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report's numbers, put in the order in which the page shows them. Nothing is calculated here but places."""
+"""The report's numbers in the order of the page. No statistics are computed here."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _COMPLIED = "harmful_complied"
 
 @dataclass(frozen=True)
 class MeasureRow:
-    """A measure that is not known (of an older or newer run) is called by its own name."""
+    """A row of the table of measures. An unknown measure (of another version) is shown by its identifier."""
 
     name: str
     estimates: list[Estimate | None]
@@ -67,7 +67,7 @@ class HeatTable:
 
 
 def measure_groups(results: Results) -> dict[str, list[MeasureRow]]:
-    """Suite → its measures. Suites stand as they were run; what belongs to none comes after them."""
+    """Suite → its measures. Suites are in the order of the run; measures of other suites come last."""
     names = dict.fromkeys(chain.from_iterable(results.measures.get(model, {}) for model in results.models))
     groups: dict[str, list[MeasureRow]] = {}
     for row in (_measure_row(name, results) for name in names):
@@ -92,7 +92,7 @@ def _measure_row(name: str, results: Results) -> MeasureRow:
 
 
 def success_by_kind(results: Results, attack: str) -> list[Row]:
-    """Kind of harm → attack success of each model, without an attack or under all of them."""
+    """(kind of harm, attack success per model) rows for one attack (``direct``: none, ``all``: all of them)."""
     found = {(cell.kind, cell.model): cell.success for cell in results.attacks if cell.attack == attack}
     return [
         (kind_name(kind), [found.get((kind, m)) for m in results.models]) for kind in _all_first(k for k, _ in found)
@@ -100,14 +100,14 @@ def success_by_kind(results: Results, attack: str) -> list[Row]:
 
 
 def success_by_attack(results: Results) -> list[Row]:
-    """Attack → its success on each model, over all kinds of harm."""
+    """(attack, success per model) rows, over all kinds of harm; empty if there is only one."""
     found = {(cell.attack, cell.model): cell.success for cell in results.attacks if cell.kind == ALL}
     attacks = _all_first(attack for attack, _ in found)
     return [(attack_name(a), [found.get((a, m)) for m in results.models]) for a in attacks] if len(attacks) > 1 else []
 
 
 def cell_verdicts(results: Results, measure: str) -> dict[str, str]:
-    """Name of a row → what the paired test says of the last model against the first, where it says anything."""
+    """Name of a row → "better" or "worse", if the paired test of the first and the last model shows a change."""
     signs = {"better": "✓ better", "worse": "✗ worse"}
     cells = ((change.measure.partition(":"), change.verdict) for change in results.cell_changes)
     return {words(cell): signs[verdict] for (name, _, cell), verdict in cells if name == measure and verdict in signs}
@@ -122,7 +122,7 @@ def attack_name(attack: str) -> str:
 
 
 def heat_tables(results: Results) -> list[HeatTable]:
-    """One table of kind × attack a model, the last model first."""
+    """One table of kind × attack per model, the last model first."""
     tables = []
     for model in reversed(results.models):
         found = {(cell.kind, cell.attack): cell.success for cell in results.attacks if cell.model == model}
@@ -151,7 +151,7 @@ def trade_off_points(results: Results) -> tuple[str, str, dict[str, tuple[Estima
 
 
 def rating_rows(results: Results) -> list[Row]:
-    """A row a model, so that each strength stands alone on the common axis."""
+    """One row per model with its strength; all rows have the same axis."""
     found = {r.model: Estimate(value=r.elo, low=r.low, high=r.high) for r in results.ratings}
     return [
         (words(model), [found[model] if other == model else None for other in results.models])
@@ -161,7 +161,7 @@ def rating_rows(results: Results) -> list[Row]:
 
 
 def pair_groups(results: Results) -> dict[tuple[str, str], list[PairAccuracy]]:
-    """(data set, kind) → everybody who picked, the baselines below: no accuracy means anything without them."""
+    """(data set, kind) → the accuracy of each judge and, after them, of each baseline."""
     groups: dict[tuple[str, str], list[PairAccuracy]] = {}
     for pair in sorted(results.pairs, key=lambda pair: pair.role == "baseline"):
         groups.setdefault((pair.dataset, pair.kind), []).append(pair)
@@ -169,8 +169,8 @@ def pair_groups(results: Results) -> dict[tuple[str, str], list[PairAccuracy]]:
 
 
 def curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[str, str, dict[str, list[Any]]]]:
-    """(stage, what, series by name), as far as the trainer logged them: loss, reward, accuracy and KL, or the course
-    of a training on replies that it sampled itself."""
+    """(stage, title, series by name) of the logged metrics: loss, reward, accuracy and KL, or the metrics of a
+    policy-gradient method."""
     found = []
     for stage, history in histories.items():
         keys = list(dict.fromkeys(chain.from_iterable(history)))
@@ -187,7 +187,7 @@ def _points(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float,
 
 
 def _names_of_curves(keys: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Title of a drawing → what is logged under which key → its name in the drawing."""
+    """Title of a plot → logged key → name of its series."""
     if "objective/scores" not in keys:
         return {title: {key: key for key in keys if is_mine(key.lower())} for title, is_mine in _CURVES.items()}
     parts = {key: key.split("/")[1] for key in keys if key.startswith("rewards/") and not key.endswith("/std")}
@@ -202,19 +202,19 @@ _CURVES = {
 }
 _ROLLOUT_CURVES = {
     "score": {"objective/scores": "rollouts", "held_out/scores": "held-out prompts"},
-    "KL to the SFT model, nats a reply": {"objective/kl": "rollouts", "held_out/kl": "held-out prompts"},
-    "entropy, nats a token": {"objective/token_entropy": "rollouts"},
+    "KL to the SFT model, nats per reply": {"objective/kl": "rollouts", "held_out/kl": "held-out prompts"},
+    "entropy, nats per token": {"objective/token_entropy": "rollouts"},
     "length of replies, tokens": {"reply_tokens_mean": "rollouts"},
     "loss of the policy": {"loss": "policy"},  # loss/policy_avg is the same number
     "loss of the values": {"loss/value_avg": "values"},
     "share of tokens clipped": {"policy/clipfrac_avg": "policy", "val/clipfrac_avg": "values"},
-    "approximate KL of an update, nats a token": {"policy/approxkl_avg": "policy"},
+    "approximate KL of an update, nats per token": {"policy/approxkl_avg": "policy"},
     "explained variance of the values": {"val/explained_variance": "values"},
 }
 
 
 def flat_metrics(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Numbers and words of a manifest, nested ones as ``name: key``; lists and deeper nests stay in the manifest."""
+    """(name, value) rows of a manifest's numbers and texts; nested ones as ``name: key``. Other values are skipped."""
     rows: list[tuple[str, Any]] = []
     for key, value in metrics.items():
         name = words(key.removeprefix("num_"))
@@ -233,7 +233,7 @@ def _is_estimate(value: Any) -> bool:
 
 
 def sample_cases(report: Report, num_cases: int = 8) -> list[list[Verdict]]:
-    """A few cases, half of them harmful, drawn by the hash of their id and never by how they came out."""
+    """A few cases, half of them harmful, chosen by the hash of their id, not by their outcome."""
     cases = sorted(by_case(report.verdicts), key=lambda verdicts: derive_seed("page", verdicts[0].case.id))
     harmful = [verdicts for verdicts in cases if verdicts[0].case.prompt.pool == "red_team"]
     harmless = [verdicts for verdicts in cases if verdicts[0].case.prompt.pool != "red_team"]
@@ -242,7 +242,7 @@ def sample_cases(report: Report, num_cases: int = 8) -> list[list[Verdict]]:
 
 
 def taught_examples(report: Report) -> dict[str, list[str]]:
-    """Id of a worked example or good answer of the constitution → the rows it is taught as."""
+    """Id of a worked example or good answer of the constitution → ids of its training rows."""
     taught: dict[str, list[str]] = {}
     for row in report.rows:
         if row.origin in ("worked_example", "good_answer"):
@@ -251,7 +251,7 @@ def taught_examples(report: Report) -> dict[str, list[str]]:
 
 
 def uses(report: Report) -> dict[str, tuple[int, int]]:
-    """Principle → (rounds of critique, judgements) that were made under it."""
+    """Principle id → (number of critiques, number of judgements) under it."""
     counted: dict[str, list[int]] = {}
     for exchange in report.exchanges:
         for revision in exchange.revisions:

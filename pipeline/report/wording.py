@@ -32,7 +32,7 @@ def percent(share: float | None) -> str:
 
 
 def words(identifier: str) -> str:
-    """``self_harm`` → ``self harm``; nothing that a person wrote is changed."""
+    """An identifier as words: ``self_harm`` → ``self harm``."""
     return _NAMES.get(identifier, identifier.replace("_", " "))
 
 
@@ -52,7 +52,7 @@ def is_rate(estimate: Estimate) -> bool:
 
 
 def value(estimate: Estimate, share: bool = False) -> str:
-    """``share``: a number between 0 and 1 is a percentage, though it was averaged instead of counted."""
+    """The estimate as text. ``share``: write it as a percentage although it is a mean, not a count."""
     return percent(estimate.value) if share or is_rate(estimate) else number(estimate.value)
 
 
@@ -65,14 +65,14 @@ def interval(estimate: Estimate, share: bool = False) -> str:
 
 
 def written(estimate: Estimate, share: bool = False) -> str:
-    """All there is to say of an estimate, in one line."""
+    """Value, interval and total of an estimate, in one line."""
     of = f"of\u00a0{estimate.total}" if share or is_rate(estimate) else ""
     parts = (value(estimate, share), interval(estimate, share), of)
     return " ".join(part for part in parts if part)
 
 
 def points(difference: Estimate) -> str:
-    """A difference of two rates."""
+    """A difference of two rates, in percentage points."""
     if difference.value is None:
         return "–"
     bounds = (difference.low, difference.high)
@@ -81,7 +81,7 @@ def points(difference: Estimate) -> str:
 
 
 def difference(change: Change, unit: Unit) -> str:
-    """The paired difference: percentage points of rates, a factor of perplexities (whose logarithms were compared)."""
+    """The paired difference: percentage points for rates, a factor for perplexities (a difference of logarithms)."""
     if change.difference is None:
         return ""
     write = _WRITE[unit]

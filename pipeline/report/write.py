@@ -1,4 +1,4 @@
-"""All that a report consists of, into one folder."""
+"""Write all files of a report into one folder."""
 
 from __future__ import annotations
 

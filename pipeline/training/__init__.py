@@ -1,1 +1,1 @@
-"""The only rooms that import trl and peft."""
+"""Training through TRL and PEFT."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a loop of our own: one file each, written whole or not at all, by the first rank."""
+"""Checkpoints of the policy-gradient loop: one file each. The main rank writes it atomically."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Checkpoints:
         distributed.barrier()
 
     def save(self, name: str, state: dict[str, Any]) -> None:
-        """Write a file beside it and rename: a kill leaves the old one or the new one. Call on every rank."""
+        """Write a temporary file and rename it, so that a killed run leaves no partial file. Call on every rank."""
         if distributed.is_main():
             draft = self._folder / f".{name}.draft"
             torch.save(state, draft)
@@ -35,11 +35,11 @@ class Checkpoints:
         return self._path(name).exists()
 
     def newest(self, kind: str) -> int | None:
-        """The highest step there is, or None."""
+        """The highest step of this kind, or None."""
         return max(self._steps(kind), default=None)
 
     def keep(self, kind: str, steps: Collection[int]) -> None:
-        """Remove all others of this kind. Call on every rank."""
+        """Delete the checkpoints of this kind at all other steps. Call on every rank."""
         if distributed.is_main():
             for step in self._steps(kind):
                 if step not in steps:

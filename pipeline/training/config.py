@@ -1,4 +1,4 @@
-"""What every stage that trains sets. The global batch is fixed here; how it is divided follows the hardware."""
+"""Settings of every training stage. The global batch size is set here; the hardware decides how it is divided."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class TrainConfig(Settings):
     num_epochs: float = Field(ge=0)
     """Passes over the training rows."""
     learning_rate: float = Field(ge=0, le=1)
-    """AdamW's learning rate at its highest."""
+    """AdamW's highest learning rate (after the warm-up)."""
     global_batch_size: int = Field(ge=1)
-    """Rows in one update, over all processes and accumulation steps."""
+    """Rows per update, over all processes and gradient accumulation steps."""
     max_length_tokens: int = Field(ge=64)
     """Longer rows are cut to so many tokens."""
     warmup_fraction: float = Field(default=0.1, ge=0, le=0.99)
@@ -29,4 +29,4 @@ class TrainConfig(Settings):
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up."""
     save_every_steps: Annotated[int, RUNTIME] = Field(default=10, ge=1)
-    """Steps between checkpoints: what a kill may cost."""
+    """Steps between two checkpoints; a killed run repeats at most so many."""

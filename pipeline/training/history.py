@@ -1,4 +1,4 @@
-"""The loss curve as a file: one JSON object a logged step."""
+"""The training history as a file: one JSON object per logged step."""
 
 from __future__ import annotations
 

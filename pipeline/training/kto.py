@@ -1,4 +1,4 @@
-"""KTO through TRL: single replies, wanted or not."""
+"""KTO through TRL, on single replies that are desirable or undesirable."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class QuietKTOTrainer(InTokens, Quiet, KTOTrainer): ...
 
 
 def wanted_or_not(pairs: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
-    """Pairs in tokens as single replies: the better one of each pair is wanted, the other is not; ties say nothing.
+    """Split tokenised pairs into single replies: the better one is desirable, the other not; ties are dropped.
 
-    Wanted and unwanted take turns, so that every batch has both. A pair's two replies stand half a list apart: TRL
-    estimates the KL from a prompt with its neighbour's completion, which must not be one of its own.
+    Desirable and undesirable replies alternate, so that every batch has both. The replies of a pair are half a list
+    apart: TRL estimates the KL from a prompt and the next row's completion, which must answer another prompt.
     """
     decided = [pair for pair in pairs if pair["label_a"] != 0.5]
     derived_rng(seed, "kto").shuffle(decided)
@@ -37,7 +37,7 @@ def _single(pair: dict[str, Any], wanted: bool) -> dict[str, Any]:
 
 
 def with_mismatched(rows: Sequence[dict[str, Any]], batch_rows: int) -> list[dict[str, Any]]:
-    """Give each row the completion of the row before it in its device's batch, from which TRL estimates the KL."""
+    """Add to each row the previous completion of its per-device batch; TRL estimates the KL from it."""
     batches = [rows[start : start + batch_rows] for start in range(0, len(rows), batch_rows)]
     return [
         {**row, "KL_completion_ids": batch[place - 1]["completion_ids"]}
@@ -52,7 +52,7 @@ def train_kto(
     """Align the SFT model at ``base_path``, which is also the reference. Returns metrics and the log history.
 
     Raises:
-        ConfigError: every prompt fills ``align.max_length_tokens`` by itself.
+        ConfigError: every prompt has ``align.max_length_tokens`` or more tokens without its reply.
     """
     model, tokenizer = load_policy(base_path, context.model)
     chat = Renderer(tokenizer, model.generation_config.eos_token_id)

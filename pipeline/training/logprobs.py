@@ -1,4 +1,4 @@
-"""Log-probabilities of replies, with gradients, computed where the replies are and nowhere else."""
+"""Log-probabilities of replies, with gradients. Logits are computed only for reply tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MIN_SHARED_TOKENS = 8
 
 
 def common_length(input_ids: torch.Tensor) -> int:
-    """How many tokens all rows begin with, short of the last; 0 where sharing them would save nothing.
+    """The length of the prefix that all rows share, without the last token; 0 if sharing it saves nothing.
 
     Args:
         input_ids: (rows, length).
@@ -22,21 +22,21 @@ def common_length(input_ids: torch.Tensor) -> int:
 
 
 def checkpointing(model: Any) -> bool:
-    """Whether activations are recomputed in the backward pass, which goes without a cache."""
+    """Whether the model uses gradient checkpointing, which does not work with a key-value cache."""
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def reply_logprobs(
     model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
-    """log p of each labelled token given what stands before it.
+    """log p of each labelled token given the tokens before it.
 
-    On a GPU TRL's fused head does this without ever holding the logits. Without Triton that head projects every
-    position onto the vocabulary, twice; here only the columns from the first reply token on are projected, and what all
-    rows begin with (a system prompt, mostly) is read once, gradients included.
+    On a GPU, TRL's fused head computes it without storing logits. Without Triton, that head computes the logits of all
+    positions twice. So on a CPU, logits are computed only from the first reply token on, and the prefix that all rows
+    share (mostly a system prompt) is computed once, and gradients flow through it.
 
     Args:
-        model: a causal language model that TRL has given its fused head.
+        model: a causal language model with TRL's fused head.
         input_ids, attention_mask, labels: (rows, length); labels are -100 outside the replies. Padding is on the right.
 
     Returns:
@@ -66,12 +66,12 @@ def reply_logprobs(
 def pair_logprobs(
     model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
-    """log p of each reply, where two replies follow each prompt: prompts are read once for both, gradients included.
+    """log p of each reply of a pair. A pair's prompt is computed once for both replies; gradients flow through it.
 
     Args:
         model: as in ``reply_logprobs``.
-        input_ids, attention_mask, labels: (2 · pairs, length), all replies A first, then all replies B; padded on the
-            right, a reply's labels in one piece.
+        input_ids, attention_mask, labels: (2 · pairs, length), all replies A first, then all replies B. Padding is on
+            the right, and the labels of a reply are contiguous.
 
     Returns:
         (2 · pairs,) sums over the tokens of each reply.
@@ -79,7 +79,7 @@ def pair_logprobs(
     num_pairs, length = len(input_ids) // 2, input_ids.shape[1]
     columns = torch.arange(length, device=input_ids.device)
     starts = torch.where(labels != -100, columns, length).amin(dim=1).view(2, num_pairs).amin(dim=0)
-    known = starts - 1  # the prompt's last token is read with each reply: it predicts the first
+    known = starts - 1  # the prompt's last token predicts the first reply token, so it is computed with each reply
     if input_ids.is_cuda or checkpointing(model) or int(known.min()) < 1:
         return reply_logprobs(model, input_ids, attention_mask, labels).sum(dim=1)
     width = int(known.max())

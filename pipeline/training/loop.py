@@ -1,4 +1,4 @@
-"""What every TRL trainer here shares: arguments that follow the hardware, progress, tracking, exact resumption."""
+"""Shared code of the TRL trainers: arguments, progress, tracking, and exact resumption."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COMPLETE = "checkpoint.complete"
 def training_arguments(
     config: TrainConfig, model: ModelConfig, launch: LaunchConfig, seed: int, work: Path, rows_on_cpu: int = 4
 ) -> dict[str, Any]:
-    """Arguments common to SFTConfig and DPOConfig. TRL's own defaults assume a GPU."""
+    """Return the trainer arguments that all stages share. ``rows_on_cpu``: the largest per-device batch on a CPU."""
     rows, accumulation = per_device_batch(config.global_batch_size, launch, rows_on_cpu)
     on_gpu = torch.cuda.is_available()
     dtype = resolve_precision(model.precision)
@@ -39,7 +39,7 @@ def training_arguments(
         "num_train_epochs": config.num_epochs,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.lr_schedule,
-        "warmup_steps": config.warmup_fraction,  # below 1, transformers 5 reads it as a share of all steps
+        "warmup_steps": config.warmup_fraction,  # transformers 5 reads a number below 1 as a share of all steps
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
         "max_length": config.max_length_tokens,
@@ -62,15 +62,15 @@ def training_arguments(
 
 
 def whole_batches(rows: Sequence[Row], global_batch: int) -> list[Row]:
-    """Repeat the first rows until the last batch is full: every update then sees the global batch that the
-    configuration fixes, on however many ranks (Accelerate would fill up each number of ranks in its own way)."""
+    """Repeat the first rows until the last global batch is full. Otherwise Accelerate fills it up, and the rows that it
+    repeats depend on the number of ranks."""
     return [*rows, *(rows[index % len(rows)] for index in range(-len(rows) % global_batch))]
 
 
 class Reporter(TrainerCallback):
-    """Shows progress, forwards losses to the tracker, and marks each checkpoint once it is whole.
+    """Shows progress, sends losses to the tracker, and marks each checkpoint when it is complete.
 
-    ``names`` puts our name for a number in the place of the trainer's.
+    ``names`` maps the trainer's names of metrics to ours.
     """
 
     def __init__(self, label: str, tracker: Tracker, names: Mapping[str, str] = MappingProxyType({})) -> None:
@@ -113,15 +113,15 @@ class Reporter(TrainerCallback):
 
 
 class Quiet:
-    """Mixed into a TRL trainer: no model card in every checkpoint (it would also ask wandb for an address)."""
+    """Mixin for TRL trainers: writes no model card into checkpoints (it would also query wandb for a URL)."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None: ...
 
 
 class InTokens:
-    """Mixed into a TRL trainer whose rows are token ids already: TRL expects text and tokenises it in its own way.
+    """Mixin for TRL trainers whose rows are already token ids: it skips TRL's tokenisation.
 
-    The method is not part of TRL's public interface, so pyproject.toml pins TRL's minor version.
+    The method is not in TRL's public interface, so pyproject.toml pins TRL's minor version.
     """
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
@@ -129,7 +129,7 @@ class InTokens:
 
 
 def last_whole_checkpoint(work: Path) -> str | None:
-    """The newest checkpoint that was finished; half-written ones are removed."""
+    """Delete incomplete checkpoints, and return the path of the newest complete one, or None."""
     if distributed.is_main():
         for folder in work.glob("checkpoint-*"):
             if not (folder / COMPLETE).exists():
@@ -139,10 +139,10 @@ def last_whole_checkpoint(work: Path) -> str | None:
 
 
 def train(trainer: Trainer, reporter: Reporter, meter: Meter) -> dict[str, Any]:
-    """Train, from the last whole checkpoint if there is one.
+    """Train, from the newest complete checkpoint if there is one.
 
     Returns:
-        ``steps``, first and last loss, and whether and from which step the run was resumed.
+        the number of steps, the step the run was resumed from (0: not resumed), and the first and last loss.
     """
     checkpoint = last_whole_checkpoint(Path(str(trainer.args.output_dir)))
     resumed_from = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0

@@ -1,4 +1,4 @@
-"""A policy to train and the checkpoint it becomes: LoRA, QLoRA or full, merged into one folder that loads anywhere."""
+"""Load a policy for training (LoRA, QLoRA or full) and save it, merged, as a folder that transformers can load."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def load_policy(path: str, config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The weights to start from, quantised to 4 bits for QLoRA.
+    """Load the weights and the tokenizer to train from; for QLoRA, the weights are quantised to 4 bits.
 
-    Full fine-tuning keeps its weights in fp32 and lets autocast lower the arithmetic: an AdamW step of 1e-5 is lost
-    in bf16's rounding.
+    Full fine-tuning keeps the weights in fp32 and computes under autocast, because an AdamW step of 1e-5 would be
+    rounded away in bf16.
     """
     path = resolve_path(path)
     revision = revision_of(path, config)
@@ -34,7 +34,7 @@ def training_precision(config: ModelConfig) -> str:
 
 
 def quantisation(config: ModelConfig) -> dict[str, Any]:
-    """What ``from_pretrained`` is told for QLoRA; nothing else."""
+    """Return the arguments of ``from_pretrained`` for QLoRA; otherwise none."""
     if config.tuning != "qlora":
         return {}
     from transformers import BitsAndBytesConfig
@@ -49,14 +49,14 @@ def quantisation(config: ModelConfig) -> dict[str, Any]:
 
 
 def revision_of(path: str, config: ModelConfig) -> str | None:
-    """The revision belongs to the base model's hub id; a folder has none."""
+    """Return the configured revision for a hub id, and None for a folder."""
     return None if Path(path).is_dir() else config.revision
 
 
 def lora_config(
     config: ModelConfig, model: PreTrainedModel, task_type: str = "CAUSAL_LM", dropout: float | None = None
 ) -> peft.LoraConfig | None:
-    """The adapter to train on a model, or None for full fine-tuning. ``dropout`` replaces the configured one."""
+    """Return the adapter's configuration, or None for full fine-tuning. ``dropout`` overrides the configured one."""
     if config.tuning == "full":
         return None
     return peft.LoraConfig(
@@ -70,14 +70,14 @@ def lora_config(
 
 
 def _layers_below(model: PreTrainedModel, upper_share: float) -> str | None:
-    """The modules of the layers that get no adapter, as a pattern for their names; every family numbers them so."""
+    """A regular expression for the modules of the layers without an adapter; None if all layers get one."""
     num_below = int(model.config.get_text_config().num_hidden_layers * (1 - upper_share))
     numbers = "|".join(map(str, range(num_below)))
     return rf".*\.(layers|h|blocks)\.({numbers})\..*" if num_below else None
 
 
 def save_checkpoint(trainer: Trainer, base_path: str, config: ModelConfig, out: Path) -> None:
-    """Write ``out/model``, whole and merged, and ``out/adapter`` where one was trained. Call on every rank."""
+    """Write ``out/model`` (merged), and ``out/adapter`` if an adapter was trained. Call on every rank."""
     if config.tuning == "full":
         trainer.save_model(str(out / "model"))
         if distributed.is_main():
@@ -89,7 +89,7 @@ def save_checkpoint(trainer: Trainer, base_path: str, config: ModelConfig, out: 
 
 
 def save_adapter(model: peft.PeftModel, base_path: str, config: ModelConfig, out: Path) -> None:
-    """Write the adapter, and the model it makes of its base. The model is merged afterwards. Call on every rank."""
+    """Write ``out/adapter`` and the merged ``out/model``. Call on every rank. ``model`` may be merged in place."""
     if distributed.is_main():
         model.save_pretrained(out / "adapter")
         path = resolve_path(base_path)
@@ -111,16 +111,16 @@ def _write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out
 
 
 def _merge(base_path: str, config: ModelConfig, adapter: Path) -> PreTrainedModel:
-    """Merge into the unquantised base: merging into 4-bit weights would round the adapter away."""
+    """Merge the adapter into the base model without quantisation; in 4-bit weights it would be rounded away."""
     base = load_model(base_path, config.precision, revision_of(base_path, config))
     return peft.PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
 
 
 def per_device_batch(global_batch: int, launch: LaunchConfig, on_cpu: int = 4) -> tuple[int, int]:
-    """Divide the global batch: rows a device holds at once, and how many such steps make one update.
+    """Divide the global batch size: return the per-device batch size and the number of gradient accumulation steps.
 
-    Unless the launch says otherwise, a device takes the largest divisor of its share up to ``on_cpu`` rows (32 on a
-    GPU); on a CPU more than 4 gain nothing and pad more, unless the rows are short.
+    The per-device batch size is the largest divisor of the device's share that is at most
+    ``launch.per_device_batch_size`` (default: 32 on a GPU, ``on_cpu`` on a CPU, where more rows only add padding).
     """
     share = global_batch // distributed.world_size()
     rows = largest_divisor(share, rows_a_device_holds(launch, on_cpu))
@@ -133,5 +133,5 @@ def largest_divisor(number: int, most: int) -> int:
 
 
 def rows_a_device_holds(launch: LaunchConfig, on_cpu: int = 4) -> int:
-    """The most rows that a device trains on at once."""
+    """The upper limit of the per-device batch size."""
     return launch.per_device_batch_size or (32 if torch.cuda.is_available() else on_cpu)

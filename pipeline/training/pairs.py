@@ -1,4 +1,4 @@
-"""Training on comparisons with soft labels, through TRL's DPO trainer with the loss of whichever method was chosen."""
+"""Training on comparisons with soft labels, through TRL's DPO trainer with the loss of the chosen method."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PairLogprobs:
-    """What policy and reference say of both replies of each comparison. All of shape (pairs,)."""
+    """Log-probabilities of both replies of each comparison under policy and reference. All tensors are (pairs,)."""
 
     policy_a: torch.Tensor
     """log p of reply A under the policy, summed over its tokens; with gradients."""
     policy_b: torch.Tensor
     reference_a: torch.Tensor
-    """The same under the SFT model."""
+    """The same under the reference (the SFT model)."""
     reference_b: torch.Tensor
     num_tokens_a: torch.Tensor
-    """Tokens of reply A that are compared, at least 1."""
+    """The number of tokens in that sum, at least 1."""
     num_tokens_b: torch.Tensor
 
     @property
@@ -53,7 +53,7 @@ class PairLogprobs:
 
 @dataclass
 class SoftLabelCollator(DataCollatorForPreference):
-    """TRL's collator, with the soft labels beside the tokens."""
+    """TRL's collator; the batch also has the soft labels, ``labels_a``."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = super().torch_call(examples)
@@ -62,14 +62,14 @@ class SoftLabelCollator(DataCollatorForPreference):
 
 
 class PairTrainer(InTokens, Quiet, DPOTrainer):
-    """TRL's DPO trainer whose label is a probability. In TRL's names "chosen" is reply A and "rejected" reply B."""
+    """TRL's DPO trainer with soft labels. In TRL's column names "chosen" is reply A and "rejected" is reply B."""
 
     def __init__(self, *args: Any, method: PairMethod, config: Any, **kwargs: Any) -> None:
         self._method, self._method_config = method, config
         super().__init__(*args, **kwargs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
-        assert not return_outputs, "this trainer is never asked for logits"
+        assert not return_outputs, "this trainer returns no logits"
         labels_a = inputs.pop("labels_a")
         policy_a, policy_b = self._reply_logprobs(model, inputs).chunk(2)
         num_tokens_a, num_tokens_b = inputs["completion_mask"][:, 1:].sum(dim=1).clamp(min=1).chunk(2)
@@ -86,15 +86,15 @@ class PairTrainer(InTokens, Quiet, DPOTrainer):
 
     @staticmethod
     def _reply_logprobs(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """Summed over each reply's tokens: (2 · pairs,), all A's first."""
+        """log p of each reply, summed over its tokens: (2 · pairs,), all replies A first."""
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
         return pair_logprobs(model, inputs["input_ids"], inputs["attention_mask"], labels)
 
     @torch.no_grad()
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same under the reference: the policy before its first step, adapter off.
+        """log p of replies A and of replies B under the reference, (pairs,) each.
 
-        TRL asks once for each pair, before training and in the order of the data: a resumed run hears the same.
+        TRL calls this before training, while the policy, with its adapter off, is the reference.
         """
         policy = self.accelerator.unwrap_model(model)
         adapter_off = policy.disable_adapter() if isinstance(policy, PeftModel) else nullcontext()
@@ -104,7 +104,7 @@ class PairTrainer(InTokens, Quiet, DPOTrainer):
         return reply_a, reply_b
 
     def _note(self, ratio_a: torch.Tensor, ratio_b: torch.Tensor, labels_a: torch.Tensor) -> None:
-        """Implicit rewards in the field's names; "chosen" is the reply that the label prefers."""
+        """Log the implicit rewards under TRL's names. Here "chosen" is the reply that the label prefers."""
         a_wins = labels_a >= 0.5
         chosen = self.beta * torch.where(a_wins, ratio_a, ratio_b)
         rejected = self.beta * torch.where(a_wins, ratio_b, ratio_a)
@@ -120,7 +120,7 @@ class PairTrainer(InTokens, Quiet, DPOTrainer):
 
 
 def trainable(preferences: Sequence[Preference], config: Any) -> list[dict[str, Any]]:
-    """Comparisons with a usable label; unparseable and too uncertain ones are left out."""
+    """Return a row for each comparison with a usable label. Missing and too uncertain labels are left out."""
     rows = []
     for preference in preferences:
         label = preference.probability_a
@@ -145,11 +145,14 @@ def trainable(preferences: Sequence[Preference], config: Any) -> list[dict[str, 
 def tokenised(
     pairs: Sequence[dict[str, Any]], chat: Renderer, most: int, num_reply_tokens: int | None = None
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """What ``trainable`` gives, in tokens: the first ``num_reply_tokens`` of each reply (None: all).
+    """Tokenise the rows of ``trainable``, with at most ``num_reply_tokens`` tokens per reply (None: all).
 
     Returns:
-        rows of at most ``most`` tokens in TRL's names ("chosen" is reply A), and how many were cut or left out (see
-        ``cut_to_length``, which also raises).
+        rows of at most ``most`` tokens with TRL's column names ("chosen" is reply A), and how many were cut or left
+        out (see ``cut_to_length``).
+
+    Raises:
+        ConfigError: every prompt has ``most`` or more tokens without its reply.
     """
     rows = [
         {
@@ -164,7 +167,7 @@ def tokenised(
 
 
 def _on_disk(rows: list[dict[str, Any]], folder: Path) -> Dataset:
-    """The rows as a data set in a folder that all ranks see: the first one leaves the reference's numbers there."""
+    """Save the rows as a data set in a folder for all ranks. The main rank caches the reference's log p there."""
     if distributed.is_main():
         Dataset.from_list(rows).save_to_disk(folder)
     distributed.barrier()
@@ -177,7 +180,7 @@ def train_pairs(
     """Align the SFT model at ``base_path``, which is also the reference. Returns metrics and the log history.
 
     Raises:
-        ConfigError: every prompt fills ``align.max_length_tokens`` by itself.
+        ConfigError: every prompt has ``align.max_length_tokens`` or more tokens without its reply.
     """
     model, tokenizer = load_policy(base_path, context.model)
     chat = Renderer(tokenizer, model.generation_config.eos_token_id)
@@ -189,7 +192,7 @@ def train_pairs(
         context.launch,
         context.seed,
         context.work,
-        rows_on_cpu=4 if config.num_reply_tokens is None else 8,  # short rows pad little
+        rows_on_cpu=4 if config.num_reply_tokens is None else 8,  # short rows need little padding
     )
     trainer = PairTrainer(
         model=model,

@@ -1,4 +1,4 @@
-"""A reward model of soft labels, through TRL's trainer with the loss replaced."""
+"""Training of a reward model on soft labels, through TRL's trainer with another loss."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from pipeline.training.models import lora_config, quantisation, revision_of, sav
 
 
 def soft_bradley_terry_loss(margins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of σ(margin) against a label that is a probability: −p·log σ(m) − (1−p)·log σ(−m).
+    """Cross-entropy of σ(margin) and a soft label: −p·log σ(m) − (1−p)·log σ(−m).
 
-    σ(r_A − r_B) is the probability that A is preferred (Bradley & Terry 1952); labels of Constitutional AI are kept
-    soft (Bai et al. 2022, arXiv 2212.08073, section 4.1). A label of 1 gives the usual −log σ(r_chosen − r_rejected).
+    σ(r_A − r_B) is the probability that A is preferred (Bradley & Terry 1952). Constitutional AI uses soft labels (Bai
+    et al. 2022, arXiv 2212.08073, section 4.1). A label of 1 gives the usual −log σ(r_chosen − r_rejected).
 
     Args:
         margins: (pairs,), reward of reply A minus that of reply B.
@@ -44,14 +44,14 @@ def soft_bradley_terry_loss(margins: torch.Tensor, labels: torch.Tensor) -> torc
 
 
 def centring_loss(rewards_a: torch.Tensor, rewards_b: torch.Tensor) -> torch.Tensor:
-    """(r_A + r_B)²: Bradley-Terry leaves the rewards' level open, and this keeps it near zero (Eisenstein et al. 2023,
-    arXiv 2312.09244, equation 2). All of shape (pairs,)."""
+    """(r_A + r_B)², which keeps the mean reward near zero: the Bradley-Terry loss does not depend on it (Eisenstein et
+    al. 2023, arXiv 2312.09244, equation 2). All tensors are (pairs,)."""
     return (rewards_a + rewards_b) ** 2
 
 
 @dataclass
 class SoftRewardCollator(DataCollatorForPreference):
-    """TRL's collator, with the soft labels beside the tokens."""
+    """TRL's collator; the batch also has the soft labels, ``labels_a``."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = super().torch_call(examples)
@@ -60,12 +60,12 @@ class SoftRewardCollator(DataCollatorForPreference):
 
 
 class SoftRewardTrainer(Quiet, RewardTrainer):
-    """A reward model whose label is a probability. "Chosen" is reply A and "rejected" reply B, as in ``dpo.py``."""
+    """TRL's reward trainer with soft labels. In TRL's column names "chosen" is reply A and "rejected" is reply B."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        assert not return_outputs, "this trainer is never asked for logits"
+        assert not return_outputs, "this trainer returns no logits"
         labels_a = inputs.pop("labels_a")
         rewards_a, rewards_b = model(**inputs, use_cache=False).logits[:, 0].float().chunk(2)
         losses = soft_bradley_terry_loss(rewards_a - rewards_b, labels_a)
@@ -74,7 +74,7 @@ class SoftRewardTrainer(Quiet, RewardTrainer):
         return losses.mean()
 
     def _note(self, rewards_a: torch.Tensor, rewards_b: torch.Tensor, labels_a: torch.Tensor) -> None:
-        """Under DPO's names, by the reply that the label prefers."""
+        """Log metrics under DPO's names. Margins and accuracies are of the reply that the label prefers."""
         margins = torch.where(labels_a >= 0.5, rewards_a - rewards_b, rewards_b - rewards_a)
         for name, values in (
             ("rewards/mean", (rewards_a + rewards_b) / 2),
@@ -85,16 +85,20 @@ class SoftRewardTrainer(Quiet, RewardTrainer):
 
 
 def reward_tokenizer(path: str, config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer with a pad token that no text ends with."""
+    """Load the model's tokenizer, and set a pad token that no text ends with.
+
+    Raises:
+        ConfigError: the tokenizer has no such token.
+    """
     tokenizer = load_tokenizer(path, revision_of(path, config))
     tokenizer.pad_token = pad_token(tokenizer)
     return tokenizer
 
 
 def load_reward_base(path: str, config: ModelConfig, quantised: bool) -> PreTrainedModel:
-    """The weights to start from under a head that is zero: a model that knows nothing calls every pair even.
+    """Load the weights to train from, with a zero head, so that every pair starts at a probability of one half.
 
-    The head is kept in fp32: it is small, and its steps are lost in bf16's rounding.
+    The head is in fp32: it is small, and its updates would be rounded away in bf16.
     """
     with suppress_seqcls_warning():
         model = AutoModelForSequenceClassification.from_pretrained(
@@ -111,9 +115,9 @@ def load_reward_base(path: str, config: ModelConfig, quantised: bool) -> PreTrai
 
 
 def tokenised(preferences: Sequence[Preference], chat: Renderer, most: int) -> tuple[list[dict[str, Any]], int]:
-    """TRL's rows, and how many texts were longer than ``most`` tokens and lost their beginning.
+    """Return TRL's rows, and the number of texts with more than ``most`` tokens; their beginnings are cut off.
 
-    Done here and not by TRL, which leaves out pairs that are too long, and so that a text is the same as in scoring.
+    TRL would drop such pairs. Texts are also tokenised here to match those of scoring.
     """
     rows, num_cut = [], 0
     for preference in preferences:
@@ -141,7 +145,7 @@ def train_reward(
         data_collator=SoftRewardCollator(pad_token_id=tokenizer.pad_token_id),
         train_dataset=Dataset.from_list(whole_batches(rows, config.global_batch_size)),
         processing_class=tokenizer,
-        # PEFT then trains the head, too, and saves it with the adapter.
+        # With SEQ_CLS, PEFT also trains the head, and saves it with the adapter.
         peft_config=lora_config(context.model, model, "SEQ_CLS"),
         callbacks=[reporter],
     )
@@ -151,15 +155,14 @@ def train_reward(
 
 
 def save_reward_model(trainer: SoftRewardTrainer, path: str, config: ModelConfig, out: Path) -> None:
-    """Write ``out/model``, whole and merged, and ``out/adapter`` with the head where one was trained. Call on every
-    rank."""
+    """Write ``out/model`` (merged), and ``out/adapter`` with the head if an adapter was trained. Call on every rank."""
     if config.tuning == "full":
         save_checkpoint(trainer, path, config, out)
         return
     if distributed.is_main():
         model = trainer.accelerator.unwrap_model(trainer.model)
         model.save_pretrained(out / "adapter")
-        if config.tuning == "qlora":  # merging into 4-bit weights would round the adapter away
+        if config.tuning == "qlora":  # in 4-bit weights the merged adapter would be rounded away
             whole = load_reward_base(path, config, quantised=False)
             whole.config.pad_token_id = trainer.processing_class.pad_token_id
             model = peft.PeftModel.from_pretrained(whole, str(out / "adapter"))

@@ -1,4 +1,4 @@
-"""Training rows in tokens, cut to the length that a trainer reads."""
+"""Cut tokenised training rows to a maximal length."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ REPLIES = ("completion_ids", "chosen_ids", "rejected_ids")  # TRL's names for co
 
 
 def cut_to_length(rows: Sequence[dict[str, Any]], most: int, field: str) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Cut off the ends of replies that make a row longer than ``most`` tokens.
+    """Cut off the ends of replies so that no row is longer than ``most`` tokens.
 
-    The prompt is never cut. A row whose prompt alone has ``most`` tokens or more has nothing to learn and is left out.
+    Prompts are never cut. A row is left out if its prompt alone has ``most`` or more tokens.
 
     Args:
-        rows: token ids of a prompt in ``prompt_ids``, and of what may follow it in any column of ``REPLIES``.
-        field: the name of ``most`` in the configuration.
+        rows: token ids of the prompt in ``prompt_ids``, and of replies in any of the columns ``REPLIES``.
+        most: the largest number of tokens of a prompt and one reply.
+        field: the name of ``most`` in the configuration, for the error message.
 
     Returns:
         the rows, and ``num_rows_cut`` and ``num_rows_left_out``.
@@ -34,5 +35,5 @@ def cut_to_length(rows: Sequence[dict[str, Any]], most: int, field: str) -> tupl
         num_cut += any(len(reply) < len(row[name]) for name, reply in replies.items())
         fitting.append({**row, **replies})
     if not fitting:
-        raise ConfigError(f"{field} is {most}, and every prompt has that many tokens without its reply; raise it.")
+        raise ConfigError(f"{field} is {most}, but every prompt alone has at least so many tokens; raise it.")
     return fitting, {"num_rows_cut": num_cut, "num_rows_left_out": len(rows) - len(fitting)}

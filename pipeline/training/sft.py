@@ -21,26 +21,29 @@ from pipeline.training.rows import cut_to_length
 
 
 class ReplySFTTrainer(Quiet, SFTTrainer):
-    """TRL's trainer with the cross-entropy of the replies computed where the replies are."""
+    """TRL's SFT trainer; logits and cross-entropy are computed only for reply tokens."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        assert not return_outputs, "this trainer is never asked for logits"
+        assert not return_outputs, "this trainer returns no logits"
         logprobs = reply_logprobs(model, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
         if num_items_in_batch is None:
             return -logprobs.sum() / (inputs["labels"][:, 1:] != -100).sum().clamp(min=1)
-        # The count is that of the whole global batch; data parallelism averages gradients over ranks.
+        # The count is that of the global batch; data parallelism averages gradients over ranks, so multiply by them.
         return -logprobs.sum() / num_items_in_batch * self.accelerator.num_processes
 
 
 def tokenised(
     rows: Sequence[TrainingRow], chat: Renderer, most: int
 ) -> tuple[list[dict[str, list[int]]], dict[str, int]]:
-    """TRL's columns for rows of at most ``most`` tokens; labels are -100 outside the reply and its end.
+    """Tokenise into TRL's columns, at most ``most`` tokens per row. Labels are -100 except for the reply and its end.
 
     Returns:
-        the rows, and how many were cut or left out (see ``cut_to_length``, which also raises).
+        the rows, and how many were cut or left out (see ``cut_to_length``).
+
+    Raises:
+        ConfigError: every prompt has ``most`` or more tokens without its reply.
     """
     whole = [{"prompt_ids": chat.prompt_ids(row.messages), "completion_ids": chat.reply_ids(row.reply)} for row in rows]
     fitting, counts = cut_to_length(whole, most, "sft.max_length_tokens")
@@ -56,10 +59,10 @@ def tokenised(
 def train_sft(
     rows: Sequence[TrainingRow], config: TrainConfig, context: Context
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """Teach the replies, and only them: the loss leaves the prompts out. Returns metrics and the log history.
+    """Fine-tune on the replies; prompts are not in the loss. Returns metrics and the log history.
 
     Raises:
-        ConfigError: every prompt fills ``sft.max_length_tokens`` by itself.
+        ConfigError: every prompt has ``sft.max_length_tokens`` or more tokens without its reply.
     """
     model, tokenizer = load_policy(context.model.path, context.model)
     chat = Renderer(tokenizer, model.generation_config.eos_token_id)

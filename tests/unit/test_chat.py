@@ -435,7 +435,7 @@ def test_a_system_turn_that_the_template_leaves_out_is_said_by_the_user(tmp_path
     twice = dialogue("system: Be kind. ", "system: Be brief.", "user: Hi.")
     assert tokenizer.decode(Renderer(tokenizer).prompt_ids(twice)) == "Be kind.\n\nBe brief.\n\nHi.</s>"
     saved(tmp_path / "deaf", "hello")
-    with pytest.raises(ConfigError, match="leaves out the reply"):
+    with pytest.raises(ConfigError, match="leaves out"):
         check_model(str(tmp_path / "deaf"), None)
 
 
@@ -448,5 +448,5 @@ def test_replies_lose_their_ends_and_prompts_that_fill_the_length_are_left_out()
     fitting, counts = cut_to_length(rows, 3, "align.max_length_tokens")
     assert fitting == [{**rows[0], "chosen_ids": [3]}, rows[1]]
     assert counts == {"num_rows_cut": 1, "num_rows_left_out": 1}
-    with pytest.raises(ConfigError, match=r"align\.max_length_tokens is 2, and every prompt"):
+    with pytest.raises(ConfigError, match=r"align\.max_length_tokens is 2, but every prompt"):
         cut_to_length(rows, 2, "align.max_length_tokens")

@@ -172,13 +172,13 @@ def test_rollouts_have_curves_of_their_own_and_no_number_is_drawn_twice():
     found = {title: series for _, title, series in views.curves({"align": history})}
     assert {title: list(series) for title, series in found.items()} == {
         "score": ["rollouts", "held-out prompts"],
-        "KL to the SFT model, nats a reply": ["rollouts", "held-out prompts"],
-        "entropy, nats a token": ["rollouts"],
+        "KL to the SFT model, nats per reply": ["rollouts", "held-out prompts"],
+        "entropy, nats per token": ["rollouts"],
         "length of replies, tokens": ["rollouts"],
         "loss of the policy": ["policy"],
         "loss of the values": ["values"],
         "share of tokens clipped": ["policy", "values"],
-        "approximate KL of an update, nats a token": ["policy"],
+        "approximate KL of an update, nats per token": ["policy"],
         "explained variance of the values": ["values"],
     }
     assert found["score"]["rollouts"] == [(row["step"], row["objective/scores"]) for row in history[1:]]
@@ -241,11 +241,11 @@ def with_scores(before: list[float], best: list[float], **metrics) -> Report:
 @pytest.mark.parametrize(
     ("accuracy", "said", "warned"),
     [
-        (wilson(10, 15), "includes one half: no evidence that it is better than chance", True),
-        (wilson(40, 50), "of\u00a050 held-out pairs; more often than chance would", False),
-        (wilson(5, 50), "less often than chance would", True),
+        (wilson(10, 15), "includes one half, so there is no evidence that it is better than chance", True),
+        (wilson(40, 50), "of\u00a050 held-out pairs; this is more often than by chance", False),
+        (wilson(5, 50), "this is less often than by chance", True),
         (Estimate(value=0.5, low=0.3, high=0.7, total=8), "50\u00a0% [30, 70] of\u00a08 held-out pairs", True),
-        (Estimate(value=None), "nothing is known of the reward model's accuracy", True),
+        (Estimate(value=None), "the reward model's accuracy is unknown", True),
     ],
 )
 def test_a_reward_model_that_may_be_chance_is_called_so(accuracy: Estimate, said: str, warned: bool):
@@ -261,10 +261,14 @@ def test_a_reward_model_that_may_be_chance_is_called_so(accuracy: Estimate, said
 @pytest.mark.parametrize(
     ("low", "high", "said"),
     [
-        (0.60, 0.68, "always saying one half has 0.693; it is below that."),
-        (0.60, 0.70, "always saying one half has 0.693, which the interval includes."),
-        (0.70, 0.80, "always saying one half has 0.693; it is above that: no opinion would be better than its own."),
-        (None, None, "always saying one half has 0.693."),
+        (0.60, 0.68, "one half has a loss of 0.693; its loss is below that."),
+        (0.60, 0.70, "one half has a loss of 0.693, which the interval includes."),
+        (
+            0.70,
+            0.80,
+            "one half has a loss of 0.693; its loss is above that, so it is worse than a constant prediction.",
+        ),
+        (None, None, "one half has a loss of 0.693."),
     ],
 )
 def test_the_loss_stands_between_what_is_possible_and_one_half(low: float | None, high: float | None, said: str):
@@ -306,7 +310,7 @@ def test_held_out_prompts_are_compared_in_pairs_at_the_step_that_was_kept():
     html, markdown = render("report.html.j2", report), render("report.md.j2", report)
     assert "Step 9 of 12, kept" in html and "step 9 of 12, kept" in markdown
     assert "<td>4.05 (bound 20)</td>" in html and "| 4.05 (bound 20) |" in markdown
-    assert "Training went back once to a policy within its bounds, and ran to its end." in html
+    assert "Training rolled back once to a policy within its bounds, and completed all steps." in html
     no_bound = report.manifests["align"].model_copy(update={"fields": {"config": {"method": "ppo"}}})
     report.manifests["align"] = no_bound
     assert rewards.held_out(report).max_kl is None and "<td>4.05</td>" in render("report.html.j2", report)
@@ -318,11 +322,11 @@ def test_held_out_prompts_are_compared_in_pairs_at_the_step_that_was_kept():
         (
             [0.0] * 8,
             [0.5, 1.0] * 4,
-            "The interval excludes zero: on these prompts the step that was kept scores higher",
+            "The interval excludes zero: the kept step scores higher on these prompts",
         ),
-        ([0.5, 1.0] * 4, [0.0] * 8, "The interval excludes zero: on these prompts the step that was kept scores lower"),
-        ([0.0] * 8, [-1.0, 1.0] * 4, "The interval includes zero: no evidence that the score"),
-        ([0.0] * 3, [1.0] * 3, "These are too few prompts for an interval"),
+        ([0.5, 1.0] * 4, [0.0] * 8, "The interval excludes zero: the kept step scores lower on these prompts"),
+        ([0.0] * 8, [-1.0, 1.0] * 4, "The interval includes zero: there is no evidence that the score"),
+        ([0.0] * 3, [1.0] * 3, "There are too few prompts for an interval"),
     ],
 )
 def test_what_held_out_prompts_bear_is_said(before: list[float], best: list[float], said: str):
@@ -335,20 +339,22 @@ def test_what_held_out_prompts_bear_is_said(before: list[float], best: list[floa
 def test_a_run_that_kept_its_first_step_or_was_stopped_says_so():
     report = with_scores([0.1] * 8, [0.1] * 8, best_step=0, num_rollbacks=2, stopped="KL is 30; stopped at step 4")
     found = rewards.held_out(report)
-    assert rewards.held_out_said(report, found).startswith("No later step was better than what training began with.")
+    assert rewards.held_out_said(report, found).startswith("No later step was better than step 0.")
     assert found.kl == 0.0
     assert found.course == (
-        "Training went back 2 times to a policy within its bounds, and was stopped: KL is 30; stopped at step 4."
+        "Training rolled back 2 times to a policy within its bounds, and was stopped: KL is 30; stopped at step 4."
     )
 
 
 def test_the_claim_is_left_to_the_test_split():
     report = make_report(num_cases=60, num_exchanges=1)
     said = rewards.held_out_said(report, rewards.held_out(report))
-    assert f"“Reward” on the test split: {report.change('reward', 'sft', 'aligned')}, aligned against SFT." in said
+    assert (
+        f"“Reward” on the test split: {report.change('reward', 'sft', 'aligned')}, aligned compared with SFT." in said
+    )
     report.results.changes[:] = [change for change in report.results.changes if change.measure != "reward"]
     said = rewards.held_out_said(report, rewards.held_out(report))
-    assert "“Reward”" not in said and "for the measures on the test split to say" in said
+    assert "“Reward”" not in said and "see the measures on the test split" in said
 
 
 def test_a_run_on_pairs_has_nothing_of_rewards():
@@ -378,7 +384,7 @@ def test_lineage_names_the_folders_that_are_there():
     )
     html = render("report.html.j2", on_functions)
     assert "preferences.jsonl" not in html and "scores.jsonl" not in html and "3-sft/rows.jsonl" in html
-    assert "Held-out prompts, before and after" in html and "AI labels: how sure" not in html
+    assert "Held-out prompts, before and after" in html and "AI labels: distribution" not in html
     assert "Held-out prompts, before and after" in render("report.md.j2", on_functions)
     assert "supervised fine-tuning and PPO" in render("card.md.j2", on_functions)
 
@@ -457,7 +463,7 @@ def test_every_entry_leads_back_to_prompt_seed_file_and_row():
     assert ("template", "critique-1") in found and ("critic", "smollm2-135m") in found
     assert ("seed of critique 2", str(first.revisions[1].critique_seed)) in found
     assert ("file", "2-critique/exchanges.jsonl") in found
-    assert ("taught as", f"{first.prompt.id}/round-1 in 3-sft/rows.jsonl") in found
+    assert ("training row", f"{first.prompt.id}/round-1 in 3-sft/rows.jsonl") in found
     assert ("seed of aligned", str(report.verdicts[2].seed)) in lineage(replies["entries"][0])
     assert ("seed of A", str(report.preferences[0].comparison.seed_a)) in lineage(labels["entries"][0])
 
@@ -579,6 +585,6 @@ def test_what_the_correction_hides_is_named_in_the_headline():
 
     assert told(-0.02, "no evidence of change").endswith("there is no evidence that it refuses more ordinary requests.")
     hidden = told(0.02, "no evidence of change")
-    assert "no evidence that it refuses more ordinary requests, though “ordinary requests refused” (+10" in hidden
-    assert "would be a change if tested alone" in hidden
+    assert "no evidence that it refuses more ordinary requests, but “ordinary requests refused” (+10" in hidden
+    assert "would be a change without the correction for multiple tests" in hidden
     assert told(0.02, "worse").endswith("but it refuses more ordinary requests.")

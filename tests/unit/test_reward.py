@@ -448,7 +448,7 @@ def test_reward_models_that_cannot_score_are_refused_in_a_sentence(tiny_model: P
 
     good = other_family(tmp_path / "good", None, pad_token="<unk>")
     check_reward_model(str(good), "align.reward_model")
-    refused(tiny_model, "is no sequence classifier")
+    refused(tiny_model, "is not a sequence classifier")
     refused(tmp_path / "nowhere", "align.reward_model: there is no model folder")
     bare = other_family(tmp_path / "bare", None, pad_token="<unk>")
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -466,7 +466,7 @@ def test_reward_models_that_cannot_score_are_refused_in_a_sentence(tiny_model: P
     refused(cut, "is damaged")
     empty = other_family(tmp_path / "empty", None, pad_token="<unk>")
     (empty / "model.safetensors").unlink()
-    refused(empty, "holds no weights")
+    refused(empty, "has no weights")
 
 
 def test_a_base_model_that_can_carry_no_head_is_refused(tmp_path: Path):

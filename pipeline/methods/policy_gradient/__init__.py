@@ -1,1 +1,1 @@
-"""Methods that draw replies and raise their rewards: one loop, told apart by how they estimate advantages."""
+"""Policy-gradient methods. They share one loop and differ in how they estimate advantages."""

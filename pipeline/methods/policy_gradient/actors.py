@@ -1,4 +1,4 @@
-"""Who is who: policy, reference, value and reward model, on one base model where adapters allow it."""
+"""The models of a method: policy, reference, value model and reward model. With adapters, they share one base model."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ from pipeline.engines.reward_model import (
 )
 from pipeline.training.models import load_policy, lora_config, save_adapter, save_whole
 
-POLICY, VALUE, REWARD = "default", "value", "reward"  # names of adapters; peft saves "default" without a subfolder
+POLICY, VALUE, REWARD = "default", "value", "reward"  # adapter names; peft saves "default" without a subfolder
 ValueStart = Literal["base", "reward"]
-"""Where a value model starts: from the model that is trained, or from its reward model."""
+"""The initial weights of a value model: those of the SFT model or of the reward model."""
 
 
 class Actors(ABC):
-    """The models of a method. Each ``with`` gives the weights of one role; gradients are taken inside it."""
+    """The models of a method. Use each role's weights, and compute its gradients, inside its ``with`` block."""
 
     tokenizer: PreTrainedTokenizerBase
     value_head: nn.Linear | None
-    """None where the method has no value model."""
+    """None if the method has no value model."""
     reward_model: RewardModel | None
+    """None if rewards do not come from the reward stage's model."""
 
     @abstractmethod
     def policy(self) -> AbstractContextManager[PreTrainedModel]: ...
@@ -50,11 +51,11 @@ class Actors(ABC):
 
     @abstractmethod
     def trained(self) -> dict[str, dict[str, nn.Parameter]]:
-        """Role (``policy``, and ``value`` if there is such a model) → its trainable tensors by name."""
+        """Role (``policy``, and ``value`` if there is a value model) → its trainable tensors by name."""
 
     @abstractmethod
     def learning(self, checkpointing: bool) -> AbstractContextManager[None]:
-        """An update goes inside: activations are recomputed there where memory is short."""
+        """The block for an update. With ``checkpointing`` activations are recomputed there, to save memory."""
 
     @abstractmethod
     def save(self, out: Path) -> None: ...
@@ -66,12 +67,12 @@ class Actors(ABC):
         return list(self.trained().get("value", {}).values())
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Every trainable tensor by name."""
+        """Return a CPU copy of every trainable tensor by name."""
         return {key: value.detach().cpu().clone() for key, value in self._by_name().items()}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         parameters = self._by_name()
-        assert parameters.keys() == state.keys(), "a checkpoint of other models"
+        assert parameters.keys() == state.keys(), "the checkpoint is of other models"
         with torch.no_grad():
             for key, value in parameters.items():
                 value.copy_(state[key])
@@ -81,19 +82,19 @@ class Actors(ABC):
 
 
 class SharedBase(Actors):
-    """One frozen base with an adapter for each role: the reference is the base with its adapters switched off.
+    """One frozen base model with one adapter per role. The reference is the base with adapters switched off.
 
     Args:
-        reward: the reward stage's folder, where the reward model is an adapter on this base.
-        value: where the value model starts; None makes none.
+        reward: the reward stage's folder if its model is an adapter on this base; otherwise None.
+        value: the initial weights of the value model; None: no value model.
     """
 
     def __init__(self, base_path: str, config: ModelConfig, reward: Path | None, value: ValueStart | None) -> None:
         self._base_path, self._config = base_path, config
         base, self.tokenizer = load_policy(base_path, config)
-        # Dropout would make π/π_old differ from 1 where nothing was learned.
+        # With dropout, π/π_old would differ from 1 before the first update.
         lora = lora_config(config, base, dropout=0.0)
-        assert lora is not None, "full fine-tuning has models of its own"
+        assert lora is not None, "full fine-tuning uses SeparateModels"
         self._model: Any = peft.get_peft_model(base, lora, adapter_name=POLICY)
         self.value_head = self.reward_model = None
         if value is not None:
@@ -165,11 +166,11 @@ class SharedBase(Actors):
 
 
 class SeparateModels(Actors):
-    """A model for each role, for full fine-tuning.
+    """One model per role, for full fine-tuning.
 
     Args:
-        reward: a reward model of the policy's own make, for the value model to start from.
-        value: where the value model starts; None makes none.
+        reward: the reward stage's folder if its model was trained from the policy's base; otherwise None.
+        value: the initial weights of the value model; None: no value model.
     """
 
     def __init__(self, base_path: str, config: ModelConfig, reward: Path | None, value: ValueStart | None) -> None:
@@ -216,14 +217,14 @@ class SeparateModels(Actors):
 def load_actors(
     base_path: str, config: ModelConfig, reward: Path | None, shares_base: bool, value: ValueStart | None, seed: int
 ) -> Actors:
-    """The models of a method on this process's device, alike on every rank.
+    """Load the models of a method on this process's device, with the same weights on every rank.
 
     Args:
-        reward: the reward stage's folder, or None where rewards come from elsewhere.
-        shares_base: whether that reward model was trained from ``base_path``, as an adapter or as a whole.
-        value: where the value model starts, which is the base in any case unless ``shares_base``; None makes none.
+        reward: the reward stage's folder, or None if its model is not used.
+        shares_base: whether the reward model was trained from ``base_path`` (adapter or full).
+        value: the initial weights of the value model (always the base unless ``shares_base``); None: no value model.
     """
-    torch.manual_seed(seed % 2**63)  # the adapters' first values
+    torch.manual_seed(seed % 2**63)  # for the initial weights of the adapters
     own_make = reward if shares_base else None
     if config.tuning == "full":
         actors: Actors = SeparateModels(base_path, config, own_make, value)
@@ -239,21 +240,21 @@ def load_actors(
 
 
 def _trunk(model: Any) -> nn.Module:
-    """The transformer without its head, which every role has in common."""
+    """The backbone: the transformer without its head."""
     trunk = model.base_model
     assert isinstance(trunk, nn.Module)
     return trunk
 
 
 def _score_head(model: Any) -> nn.Linear:
-    """The head of a sequence classifier, whatever its family calls it."""
+    """The head of a sequence classifier: ``score`` or ``classifier``, by model family."""
     head = next((getattr(model, name) for name in ("score", "classifier") if hasattr(model, name)), None)
-    assert isinstance(head, nn.Linear), "preflight lets no other reward model through"
+    assert isinstance(head, nn.Linear), "preflight refuses other reward models"
     return head
 
 
 def _head(model: Any) -> nn.Linear:
-    """A value head that begins at zero, in fp32."""
+    """A value head in fp32; its weights and bias are 0."""
     head = nn.Linear(model.config.get_text_config().hidden_size, 1, device=distributed.default_device())
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
@@ -261,7 +262,7 @@ def _head(model: Any) -> nn.Linear:
 
 
 def _set_scaled(head: nn.Linear, weight: torch.Tensor, reward: Path) -> None:
-    """Make a head predict the scaled reward: (w·h − mean) / std."""
+    """Set a head's weights so that it predicts the standardised reward: (w·h − mean) / std."""
     mean, std = reward_scaling(reward / "model")
     with torch.no_grad():
         head.weight.copy_(weight / std)
@@ -283,8 +284,8 @@ def _named(prefix: str, module: nn.Module) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def _learning(models: Sequence[Any], checkpointing: bool) -> Iterator[None]:
-    """Recompute activations within, if asked to. transformers does so only while training, and keeps no cache then, so
-    the models go back to evaluation after it; dropout is off in every model here."""
+    """With ``checkpointing``, recompute activations inside the block. transformers does this only in training mode,
+    where it has no key-value cache, so the models return to evaluation mode afterwards. Dropout is 0 in all of them."""
     for model in models if checkpointing else ():
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()

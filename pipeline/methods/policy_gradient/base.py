@@ -1,4 +1,4 @@
-"""Methods that draw replies, reward them, and raise the rewards under a KL penalty: one loop, several advantages."""
+"""The base class of policy-gradient methods: they sample replies, reward them, and train under a KL penalty."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ if TYPE_CHECKING:
 
     from pipeline.methods.policy_gradient.rollouts import RolloutTensors
 
-TOKENS_PER_TURN = 50  # for estimates of tokens read
+TOKENS_PER_TURN = 50  # an assumption of the cost estimate
 
 
 class PolicyGradient(Method):
-    """Draws replies to the training prompts and raises their rewards. A subclass says how advantages are estimated."""
+    """Samples replies to training prompts and trains on their rewards. A subclass estimates the advantages."""
 
     reads_preferences = False
     uses_value_model: ClassVar[bool] = False
-    """A value model is trained beside the policy; ``Config`` is then a ``ValueConfig``."""
+    """A value model is trained, too. ``Config`` must then be a ``ValueConfig``."""
     kl_in_loss: ClassVar[bool] = False
-    """β·KL is a term of the policy's loss. Otherwise ``advantages`` takes it from the rewards."""
+    """β·KL is a term of the policy's loss; otherwise ``advantages`` subtracts it from the rewards."""
 
     @abstractmethod
     def advantages(self, drawn: RolloutTensors, config: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """How much better each token of a step's rollouts was than expected.
+        """Estimate the advantage of each token of a step's rollouts.
 
         Returns:
-            advantages, and the returns that the value model is to predict, None without one; (rows, tokens) each,
-            zero after the end of a reply.
+            advantages, and the returns (the targets of the value model; None without one): (rows, tokens) each, zero
+            after the end of a reply.
         """
 
     def kl_estimator(self, config: Any) -> str:
-        """The estimator of the KL at each token, as ``KL_ESTIMATORS`` names it."""
+        """The estimator of the KL per token: a key of ``KL_ESTIMATORS``."""
         return "k1"
 
     def check(self, config: Any, prepared: Prepared) -> list[str]:
@@ -52,37 +52,37 @@ class PolicyGradient(Method):
         if not ENGINES[whole.policy_engine.kind].runs_live_model:
             able = [name for name in ENGINES if ENGINES[name].runs_live_model]
             raise ConfigError(
-                f"policy_engine.kind is {whole.policy_engine.kind!r}, which can't draw replies from a model in "
-                f"training, as align={self.name} needs; use policy_engine.kind={' or '.join(able)}."
+                f"policy_engine.kind is {whole.policy_engine.kind!r}, which can't sample from a model in training, but "
+                f"align={self.name} needs it; use policy_engine.kind={' or '.join(able)}."
             )
         if whole.evaluate.split == "validation":
             raise ConfigError(
-                f"evaluate.split is 'validation', on which align={self.name} chooses the policy that it keeps; "
-                "evaluate 'test'."
+                f"evaluate.split is 'validation', but align={self.name} chooses its best policy on that split; use "
+                "evaluate.split=test."
             )
         held_out = held_out_prompts(prepared.prompts, config.rollout)
         if len(held_out) < 2:
             raise ConfigError(
-                f"align.rollout.num_held_out is {config.rollout.num_held_out}, but data.validation_fraction leaves "
-                f"{len(held_out)} such prompts; raise it."
+                f"align.rollout.num_held_out is {config.rollout.num_held_out}, but the validation split has only "
+                f"{len(held_out)} such prompts; raise data.validation_fraction."
             )
         refuse_long_prompts(config, prepared, [*rollout_prompts(prepared.prompts, config.rollout), *held_out])
         return super().check(config, prepared)
 
     def cost(self, config: Any, prepared: Prepared) -> Cost:
-        """Replies drawn in training and on held-out prompts, and what the constitution's judge asks about them."""
+        """Count sampled replies (in training and on held-out prompts) and the calls of the constitution's judge."""
         prompts, seed = rollout_prompts(prepared.prompts, config.rollout), prepared.config.seed
         num_steps = config.num_steps(len(prompts))
         asked = [prompt for step in range(num_steps) for prompt in prompts_of_step(step, prompts, config, seed)]
         measured = held_out_prompts(prepared.prompts, config.rollout)
         measured *= 1 + math.ceil(num_steps / config.rollout.held_out_every_steps)
         num_replies = len(asked) + len(measured)
-        num_models = 2 if self.uses_value_model else 1  # that are trained
+        num_models = 2 if self.uses_value_model else 1  # only trained ones
         tokens = TOKENS_PER_TURN + config.rollout.max_reply_tokens
         return Cost(
             num_calls=num_replies + _num_judge_calls(config, prepared, [*asked, *measured]),
             num_tokens_written=num_replies * config.rollout.max_reply_tokens,
-            # Drawn, measured under the reference, and by each model that is trained measured once and trained on.
+            # One pass to sample, one of the reference; each trained model: one to measure, one per PPO epoch.
             num_tokens_read=len(asked) * (2 + num_models * (1 + config.num_ppo_epochs)) * tokens,
             num_steps=num_steps,
         )
@@ -94,9 +94,9 @@ class PolicyGradient(Method):
 
 
 def prompts_of_step(step: int, prompts: Sequence[Prompt], config: Any, seed: int) -> list[Prompt]:
-    """The prompts that a step's replies answer, in the order of the replies; those to one prompt are neighbours.
+    """Return one prompt per reply of a step. Replies to the same prompt are neighbours.
 
-    Each epoch has an order of its own, and steps run on from one epoch into the next.
+    Each epoch shuffles the prompts differently, and a step may contain prompts of two epochs.
     """
     number = config.global_batch_size // config.replies_per_prompt
     positions = range(step * number, (step + 1) * number)
@@ -107,7 +107,7 @@ def prompts_of_step(step: int, prompts: Sequence[Prompt], config: Any, seed: int
 
 
 def _num_judge_calls(config: Any, prepared: Prepared, asked: Sequence[Prompt]) -> int:
-    """How often the constitution's judge is asked about one reply to each of these prompts, which may recur."""
+    """The number of calls of the constitution's judge for one reply per prompt; prompts may repeat."""
     counts = Counter(prompt.id for prompt in asked)
     by_id = {prompt.id: prompt for prompt in asked}
     return sum(
@@ -117,10 +117,10 @@ def _num_judge_calls(config: Any, prepared: Prepared, asked: Sequence[Prompt]) -
 
 
 def refuse_long_prompts(config: Any, prepared: Prepared, prompts: Sequence[Prompt]) -> None:
-    """Every prompt must fit the model's context and ``align.max_length_tokens`` together with its longest reply.
+    """Check that every prompt and its longest reply fit the model's context and ``align.max_length_tokens``.
 
     Raises:
-        ConfigError: names the first prompt that does not.
+        ConfigError: a prompt does not fit; the message names the first one.
     """
     model, longest_reply = prepared.config.model, config.rollout.max_reply_tokens
     path = resolve_path(model.path)
@@ -132,5 +132,5 @@ def refuse_long_prompts(config: Any, prepared: Prepared, prompts: Sequence[Promp
             raise ConfigError(
                 f"prompt {prompt.id} with a reply of align.rollout.max_reply_tokens={longest_reply} has {length} "
                 f"tokens, more than the {most} of align.max_length_tokens and the model's context; raise "
-                "align.max_length_tokens, shorten replies, or leave the prompt out."
+                "align.max_length_tokens, lower align.rollout.max_reply_tokens, or remove the prompt."
             )

@@ -1,4 +1,4 @@
-"""From prompts to rollouts that can be trained on: drawn, measured, scored, and with their advantages."""
+"""Make rollouts from prompts: sample replies, compute log-probabilities and values, score, estimate advantages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.training.models import rows_a_device_holds
 
 
 class Collector:
-    """Draws with the policy as it is, and scores by ``rewards``. Every rank gets all rollouts."""
+    """Samples replies with the current policy and scores them with ``rewards``. Every rank gets all rollouts."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Collector:
         self._rows = rows_a_device_holds(context.launch)
 
     def for_training(self, prompts: Sequence[Prompt], control: Control) -> list[Rollout]:
-        """The global batch of a step, one reply to each of ``prompts``."""
+        """Return the global batch of a step with advantages: one reply to each of ``prompts``."""
         seeds = [derive_seed(self._context.seed, "rollout", control.step, row) for row in range(len(prompts))]
         rollouts = self._collect(prompts, seeds, with_values=True)
         control.note_scores([rollout.score for rollout in rollouts])
@@ -46,7 +46,7 @@ class Collector:
         return rollouts
 
     def held_out(self, prompts: Sequence[Prompt]) -> list[Rollout]:
-        """Always with the same seeds, so that only the policy makes a difference."""
+        """Return scored replies to held-out prompts. The seeds are the same at every call; only the policy differs."""
         seeds = [derive_seed(self._context.seed, "held-out", row) for row in range(len(prompts))]
         return self._collect(prompts, seeds, with_values=False)
 
@@ -66,7 +66,7 @@ class Collector:
         for row, rollout in enumerate(mine):
             rollout.score = rewarded.totals[row]
             rollout.parts = {name: scores[row] for name, scores in rewarded.parts.items()}
-        # The judge has counted what this rank asked it.
+        # The judge counted only the calls of this rank.
         meter.num_calls = num_calls + sum(gather([meter.num_calls - num_calls]))
 
     def _estimate_advantages(self, rollouts: Sequence[Rollout], kl_coefficient: float) -> None:
@@ -90,7 +90,7 @@ class Collector:
 
 
 def shape_scores(rollouts: Sequence[Rollout], config: Any, score_std: float) -> None:
-    """Scores as the policy is trained on them: scaled, clipped, and less the penalty for having been cut off."""
+    """Set the scores for training (scaled, clipped, minus the penalty for truncation) and which replies to train on."""
     limit = config.clip_score if config.clip_score is not None else math.inf
     scale = score_std if config.normalise_scores else 1.0
     for rollout in rollouts:

@@ -1,4 +1,4 @@
-"""What the policy-gradient methods set: a field is in the settings of those methods that read it, and in no others."""
+"""Settings of the policy-gradient methods. A method has only the fields that it reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.methods.base import AlignConfig
 
 
 class RolloutConfig(PoolSizes):
-    """Replies that are drawn from the policy while it trains, and the prompts they answer."""
+    """The replies that the policy samples in training, and their prompts."""
 
     num_red_team: int = Field(default=64, ge=0)
     """Harmful requests."""
@@ -22,72 +22,72 @@ class RolloutConfig(PoolSizes):
     num_look_alike: int = Field(default=32, ge=0)
     """Harmless requests that look harmful."""
     temperature: float = Field(default=1.0, ge=0.05, le=5)
-    """Replies are drawn at this temperature, and log-probabilities are taken at it."""
+    """Sampling temperature of the replies; log-probabilities are computed at it, too."""
     max_reply_tokens: int = Field(default=48, ge=1)
     """A reply is cut off at so many tokens."""
     missing_eos_penalty: float | None = Field(default=1.0, ge=0)
-    """Taken from the score of a reply that was cut off; null takes nothing."""
+    """Subtracted from the score of a reply that was cut off; null: no penalty."""
     drop_truncated: bool = False
     """Leave replies that were cut off out of the loss."""
     num_held_out: int = Field(default=32, ge=2)
-    """Prompts of the validation split on which the policy is measured before, during and after training."""
+    """Prompts of the validation split; the policy is scored on them before, during and after training."""
     held_out_every_steps: int = Field(default=8, ge=1)
-    """Steps between measurements on them; the best policy measured is kept."""
+    """Steps between two scorings of the policy on held-out prompts; the best policy is kept."""
     show_every_steps: Annotated[int, RUNTIME] = Field(default=4, ge=1)
-    """Steps between tables of sample replies on the dashboard."""
+    """Steps between two tables of sample replies on the dashboard."""
 
     @model_validator(mode="after")
     def _check_numbers(self) -> Self:
         if self.num_prompts == 0:
             raise ValueError(
-                "{here}.num_red_team, {here}.num_ordinary and {here}.num_look_alike are all 0; ask at least one prompt"
+                "{here}.num_red_team, {here}.num_ordinary and {here}.num_look_alike are all 0; set one above 0"
             )
         return self
 
 
 class PolicyGradientConfig(AlignConfig):
-    """What the loop sets, whatever the advantages are."""
+    """Settings that all policy-gradient methods share."""
 
     save_every_steps: int = Field(default=10, ge=1)
-    """Steps between checkpoints, which are also what a rollback returns to."""
+    """Steps between two checkpoints; a rollback returns to a checkpoint."""
     rollout: RolloutConfig = RolloutConfig()
-    """Replies and the prompts they answer."""
+    """Sampled replies and their prompts."""
     num_minibatches: int = Field(default=4, ge=1)
-    """Optimiser steps in which the global batch is gone through once."""
+    """Minibatches per global batch; each one is one optimiser step."""
     num_ppo_epochs: int = Field(default=2, ge=1)
-    """How often each rollout is trained on."""
+    """PPO epochs: passes over each global batch of rollouts."""
     clip_range: float = Field(default=0.2, ge=1e-6)
     """The probability ratio π/π_old is clipped to 1 ± this."""
     kl_controller: Literal["fixed", "adaptive"] = "fixed"
-    """``adaptive`` steers β so that the KL comes near target_kl."""
+    """``adaptive`` changes β so that the KL approaches ``target_kl``."""
     target_kl: float = Field(default=4.0, ge=1e-6)
-    """Nats of KL per reply that the adaptive controller aims at."""
+    """Target KL of the adaptive controller, in nats per reply."""
     kl_horizon_episodes: int = Field(default=512, ge=1)
-    """Replies over which the adaptive controller reacts."""
+    """Horizon of the adaptive controller, in replies: a larger value changes β more slowly."""
     normalise_scores: bool = False
     """Divide scores by their running standard deviation."""
     clip_score: float | None = Field(default=5.0, ge=0)
-    """Scores are clipped to ± this; null: not at all."""
+    """Scores are clipped to ± this; null: no clipping."""
     max_kl: float | None = Field(default=20.0, ge=0)
-    """Nats of KL per reply; above, the step is not kept. Null: no bound."""
+    """Largest KL in nats per reply; null: no bound."""
     min_entropy: float | None = Field(default=None, ge=0)
-    """Nats of entropy per token; below, the policy has collapsed and the step is not kept. Null: no bound."""
+    """Smallest entropy in nats per token (a lower one means that the policy collapsed); null: no bound."""
     out_of_bounds: Literal["stop", "rollback"] = "rollback"
-    """What happens at a bound: stop, or return to the last checkpoint within bounds and double β."""
+    """Outside ``max_kl`` or ``min_entropy``: return to the last checkpoint within bounds, then stop or double β."""
     max_rollbacks: int = Field(default=2, ge=0)
-    """After so many rollbacks training stops."""
+    """Training stops at the next violation after so many rollbacks."""
 
     @model_validator(mode="after")
     def _check_loop(self) -> Self:
         if not self.rewards:
             raise ValueError(
-                f"{{here}}.rewards is empty but {{here}}.method is {self.method!r}; name a reward, for instance "
+                f"{{here}}.rewards is empty but {{here}}.method is {self.method!r}; add a reward, for example "
                 "{here}.rewards.reward_model=1"
             )
         bounded = self.max_kl is not None or self.min_entropy is not None
         if self.beta == 0 and bounded and self.out_of_bounds == "rollback":
             raise ValueError(
-                "{here}.beta is 0, so {here}.out_of_bounds=rollback has no penalty to double; set it to 'stop', or "
+                "{here}.beta is 0, so {here}.out_of_bounds=rollback has no penalty to double; set it to 'stop', or set "
                 "{here}.beta above 0"
             )
         if self.global_batch_size % self.num_minibatches:
@@ -102,27 +102,27 @@ class PolicyGradientConfig(AlignConfig):
         return 1
 
     def num_steps(self, num_prompts: int) -> int:
-        """Global batches of rollouts."""
+        """The number of global batches of rollouts."""
         num_rollouts = self.num_epochs * num_prompts * self.replies_per_prompt
         return max(1, math.ceil(num_rollouts / self.global_batch_size))
 
 
 class ValueConfig(PolicyGradientConfig):
-    """What methods set that train a value model."""
+    """Settings of the methods that train a value model."""
 
     value_learning_rate: float = Field(default=1.0e-4, ge=0, le=1)
     """AdamW's learning rate of the value model."""
     value_clip_range: float = Field(default=0.2, ge=1e-6)
-    """A value may move by at most this from what it was when the reply was drawn."""
+    """In the value loss, a value is clipped to ± this around its value at the time of sampling."""
     value_from_reward: bool = True
-    """Start the value model from the reward model, where both share the base."""
+    """Start the value model from the reward model if both share the base model."""
 
 
 class GroupConfig(PolicyGradientConfig):
-    """What methods set that compare several replies to one prompt."""
+    """Settings of the methods that compare several replies to one prompt."""
 
     num_replies: int = Field(default=4, ge=2)
-    """Replies to each prompt; the others are the baseline of each."""
+    """Replies per prompt; they are each other's baseline."""
 
     @model_validator(mode="after")
     def _check_groups(self) -> Self:

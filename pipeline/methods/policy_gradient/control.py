@@ -1,4 +1,4 @@
-"""The state of a run that is neither a weight nor an optimiser's."""
+"""The state of a training run except weights and optimiser state."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pipeline.methods.base import History
 
 @dataclass
 class Control:
-    """A checkpoint holds all of it."""
+    """The training state; a checkpoint contains all of it."""
 
     step: int = 0
-    """The step to take next, which is also the position in the data and in every stream of random numbers."""
+    """The next step. It also decides the prompts and the seeds."""
     kl_coefficient: float = 0.0
     num_rollbacks: int = 0
     good_step: int = 0
-    """The newest checkpoint whose policy was found within bounds."""
+    """The step of the newest checkpoint whose policy was measured within bounds."""
     num_scores: int = 0
     score_sum: float = 0.0
     score_square_sum: float = 0.0
@@ -38,7 +38,7 @@ class Control:
 
     @property
     def score_std(self) -> float:
-        """Standard deviation of all scores so far; 1 while there is nothing to tell it from."""
+        """Standard deviation of all scores so far; 1 for fewer than two scores or if all are equal."""
         if self.num_scores < 2:
             return 1.0
         mean = self.score_sum / self.num_scores

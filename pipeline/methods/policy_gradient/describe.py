@@ -1,4 +1,4 @@
-"""What rollouts say of the policy that drew them, in numbers that go by TRL's names."""
+"""Metrics of a batch of rollouts, under TRL's names."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pipeline.methods.policy_gradient.rollouts import Rollout, padded
 
 
 def mean_kl(rollouts: Sequence[Rollout]) -> float:
-    """In nats a reply."""
+    """Mean KL to the reference, in nats per reply."""
     return fmean(rollout.kl_nats for rollout in rollouts)
 
 
 def token_entropy(rollouts: Sequence[Rollout]) -> float:
-    """In nats a token."""
+    """Mean entropy, in nats per token."""
     return float(torch.cat([rollout.entropies for rollout in rollouts]).mean())
 
 
 def describe(rollouts: Sequence[Rollout], kl: Estimator, kl_coefficient: float) -> dict[str, float]:
-    """One step's numbers from before its update."""
+    """Return the metrics of one step before its update, by name."""
     penalty = -kl_coefficient * fmean(float(kl(r.logprobs, r.reference_logprobs).sum()) for r in rollouts)
     return {
         "objective/kl": mean_kl(rollouts),
@@ -40,7 +40,7 @@ def describe(rollouts: Sequence[Rollout], kl: Estimator, kl_coefficient: float) 
 
 
 def _of_values(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """What the value model explains, where there is one."""
+    """The explained variance of the value model; empty without one."""
     if not rollouts[0].returns.numel():
         return {}
     values, returns = (

@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 class GRPO(PolicyGradient):
     """Group-relative policy optimisation with outcome supervision (Shao et al. 2024, arXiv 2402.03300, section 4.1).
 
-    The loss is a mean over the tokens of a minibatch. The paper takes the mean over each reply's tokens first and then
-    over replies (equation 3), by which a token of a long reply counts for less than one of a short reply.
+    The loss is the mean over all tokens of a minibatch. In the paper it is the mean over replies of each reply's mean
+    (equation 3), so a token of a long reply has less weight there.
     """
 
     name = "grpo"
     kl_in_loss = True
 
     class Config(GroupConfig):
-        """Scores relative to the group's mean and spread, with the KL in the loss."""
+        """Scores relative to the group's mean and standard deviation, with the KL in the loss."""
 
         method: Literal["grpo"] = "grpo"
         """Group-relative policy optimisation."""
 
     def advantages(self, drawn: RolloutTensors, config: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(score − mean of the group) / standard deviation of the group, on every token of the reply.
+        """(score − mean of the group) / standard deviation of the group, the same for every token of a reply.
 
-        A reply that was cut off and is not trained on still counts in both.
+        Mean and standard deviation include replies that were cut off, even if these are left out of the loss.
         """
         from pipeline.methods.policy_gradient.mathematics import group_relative_advantages
 
@@ -42,5 +42,5 @@ class GRPO(PolicyGradient):
         return advantages[:, None] * drawn.mask, None
 
     def kl_estimator(self, config: Any) -> str:
-        """Equation 4."""
+        """k3, as in equation 4."""
         return "k3"

@@ -1,8 +1,8 @@
-"""Policy gradients on a language model (Bai et al. 2022, section 4.2; Ouyang et al. 2022, section 3.5).
+"""The training loop of the policy-gradient methods (Bai et al. 2022, section 4.2; Ouyang et al. 2022, section 3.5).
 
-A step: draw replies to the prompts of the global batch, score them, have the method estimate advantages under a KL
-penalty, and make a few PPO epochs of clipped updates over the rollouts. Every draw of step t derives from (seed, t), so
-the step's number is the whole state of chance: a resumed run goes on exactly as an undisturbed one.
+A step samples replies to the prompts of a global batch, scores them, estimates advantages under a KL penalty, and makes
+some PPO epochs of clipped updates on the rollouts. All random numbers of step t derive from (seed, t), so a resumed run
+gives the same result as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pipeline.training.checkpoints import Checkpoints
 
 
 class Loop:
-    """Trains the policy of ``actors``, and its value model if there is one, on rollouts scored by ``rewards``."""
+    """Trains the policy of ``actors`` (and the value model, if any) on rollouts scored by ``rewards``."""
 
     def __init__(
         self,
@@ -55,10 +55,10 @@ class Loop:
     # --- The loop ------------------------------------------------------------------------------------------------
 
     def train(self) -> tuple[Metrics, History]:
-        """Train, from the newest checkpoint if there is one, and leave the best policy in place.
+        """Train, from the newest checkpoint if there is one. Afterwards ``actors`` has the best policy's weights.
 
         Returns:
-            metrics, and one row of numbers a step.
+            metrics, and one dict of numbers per step.
         """
         resumed_from = self._resume()
         control = self._control
@@ -104,16 +104,16 @@ class Loop:
             )
 
     def _out_of_bounds(self, rollouts: Sequence[Rollout]) -> str:
-        """What is wrong with the policy that drew these rollouts, or nothing."""
+        """Say which bound the policy of these rollouts violates; an empty string if none."""
         kl, entropy = mean_kl(rollouts), token_entropy(rollouts)
         if self._config.max_kl is not None and not kl <= self._config.max_kl:
-            return f"KL is {kl:.3g} nats a reply, above align.max_kl={self._config.max_kl:g}"
+            return f"KL is {kl:.3g} nats per reply, above align.max_kl={self._config.max_kl:g}"
         if self._config.min_entropy is not None and not entropy >= self._config.min_entropy:
-            return f"entropy is {entropy:.3g} nats a token, below align.min_entropy={self._config.min_entropy:g}"
+            return f"entropy is {entropy:.3g} nats per token, below align.min_entropy={self._config.min_entropy:g}"
         return ""
 
     def _go_back(self, trouble: str) -> None:
-        """Return to the last policy that was within bounds, and double β or stop."""
+        """Return to the newest checkpoint within bounds, and double β or stop."""
         control = self._control
         stop = self._config.out_of_bounds == "stop" or control.num_rollbacks >= self._config.max_rollbacks
         self._checkpoints.load(f"step-{control.good_step}", self._restore_training)
@@ -129,14 +129,14 @@ class Loop:
     # --- Held-out prompts ----------------------------------------------------------------------------------------
 
     def _examine(self, step: int) -> dict[str, float]:
-        """Score the policy on prompts it is not trained on; keep the best."""
+        """Score the policy on held-out prompts, and save it if it is the best one so far."""
         control = self._control
         rollouts = self._collector.held_out(self._held_out)
         scores = [rollout.score - eos_penalty(rollout, self._config) for rollout in rollouts]
         kl = mean_kl(rollouts)
         objective = fmean(scores) - self._config.beta * kl
         control.held_out[str(step)] = [rollout.score for rollout in rollouts]
-        # The first policy is kept until a later one within bounds is better.
+        # The policy of step 0 is kept until a later policy within bounds is better.
         if step == 0 or (objective > control.best_objective and not self._out_of_bounds(rollouts)):
             control.best_objective, control.best_step = objective, step
             self._checkpoints.save(f"best-{step}", {"weights": self._actors.state()})
@@ -193,7 +193,7 @@ class Loop:
         self._checkpoints.keep("best", [control.best_step])
 
     def _resume(self) -> int:
-        """Load the newest checkpoint; where there is none, look at the policy as it is and save that one."""
+        """Load the newest checkpoint; if there is none, score the initial policy and save it. Returns the step."""
         newest = self._checkpoints.newest("step")
         if newest is None:
             torch.manual_seed(derive_seed(self._context.seed, self._config.method))

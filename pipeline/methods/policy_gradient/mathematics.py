@@ -1,7 +1,7 @@
 """The mathematics of policy gradients for language models, as pure functions.
 
-Shapes: (rows, tokens) unless said otherwise. A row is one reply; ``mask`` is True on its tokens and False on the
-padding after them. A state is what comes before a token, an action the token.
+Shapes are (rows, tokens) unless stated. A row is one reply; ``mask`` is True for its tokens and False for the padding
+after them. An action is a token; a state is the text before it.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ Estimator = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def length_mask(lengths: torch.Tensor, width: int | None = None) -> torch.Tensor:
-    """True on the first ``lengths`` positions of each row: (rows,) → (rows, width). Token values play no part."""
+    """True for the first ``lengths`` positions of each row: (rows,) → (rows, width)."""
     width = int(lengths.max()) if width is None else width
     return torch.arange(width, device=lengths.device)[None, :] < lengths[:, None]
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean over the tokens that the mask holds; zero where it holds none."""
+    """Mean over the tokens where the mask is True; zero if there are none."""
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
 def whiten(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Shift and scale to mean 0 and variance 1 over the mask; zero elsewhere."""
+    """Shift and scale to mean 0 and variance 1 where the mask is True; zero elsewhere."""
     mean = masked_mean(values, mask)
     variance = masked_mean((values - mean) ** 2, mask)
     return (values - mean) * (variance + 1e-8).rsqrt() * mask
@@ -36,7 +36,7 @@ def whiten(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def kl_k1(policy: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """log π − log ρ of tokens drawn from π: unbiased, of either sign."""
+    """log π − log ρ of tokens sampled from π: unbiased; it can be negative."""
     return policy - reference
 
 
@@ -57,10 +57,13 @@ def adapt_kl_coefficient(coefficient: float, kl: float, target: float, num_episo
     """The proportional controller of Ziegler et al. 2019 (arXiv 1909.08593, section 2.2).
 
     Args:
-        kl: measured, in nats a reply.
+        kl, target: measured and target KL, in nats per reply.
         num_episodes: replies since the last change.
-        horizon: replies over which an error of 20 % multiplies the coefficient by e^0.2. (Theirs is the first-order
-            term, 1 + error·n/horizon, which turns negative where a batch is many horizons long.)
+        horizon: in so many replies an error of 20 % multiplies the coefficient by e^0.2. (The paper's factor is
+            1 + error·n/horizon, which is negative if n is much larger than the horizon.)
+
+    Returns:
+        the new coefficient.
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
     return coefficient * math.exp(error * num_episodes / horizon)
@@ -70,12 +73,15 @@ def adapt_kl_coefficient(coefficient: float, kl: float, target: float, num_episo
 
 
 def token_rewards(scores: torch.Tensor, kl: torch.Tensor, lengths: torch.Tensor, kl_coefficient: float) -> torch.Tensor:
-    """−β·KL at every token, and the reply's score at its last (Ouyang et al. 2022, arXiv 2203.02155, equation 2).
+    """−β·KL per token, plus the reply's score at its last token (Ouyang et al. 2022, arXiv 2203.02155, equation 2).
 
     Args:
         scores: (rows,).
         kl: (rows, tokens).
         lengths: (rows,), in tokens, at least 1.
+
+    Returns:
+        (rows, tokens).
     """
     rewards = -kl_coefficient * kl * length_mask(lengths, kl.shape[1])
     return rewards.scatter_add(1, lengths[:, None] - 1, scores[:, None].to(rewards.dtype))
@@ -89,7 +95,7 @@ def advantages_and_returns(
     δ_t = r_t + γ·V(s_{t+1}) − V(s_t) and A_t = δ_t + γλ·A_{t+1}; after the last token V and A are zero.
 
     Returns:
-        advantages, and returns A + V, which the value model is to predict; zero outside the mask.
+        advantages, and returns A + V (the targets of the value model); zero outside the mask.
     """
     mask = mask.to(values.dtype)
     values, rewards = values * mask, rewards * mask
@@ -98,7 +104,7 @@ def advantages_and_returns(
     reversed_advantages = []
     for token in reversed(range(values.shape[1])):
         delta = rewards[:, token] + gamma * next_value - values[:, token]
-        # Padding comes after the reply, so the sums are still empty when its last token is reached.
+        # Padding comes after the reply, so both sums are still zero at the reply's last token.
         advantage = (delta + gamma * gae_lambda * advantage) * mask[:, token]
         next_value = values[:, token]
         reversed_advantages.append(advantage)
@@ -122,7 +128,7 @@ def leave_one_out_advantages(rewards: torch.Tensor) -> torch.Tensor:
 def group_relative_advantages(scores: torch.Tensor) -> torch.Tensor:
     """(r_i − mean(r)) / std(r) over the replies to one prompt (Shao et al. 2024, arXiv 2402.03300, section 4.1.2).
 
-    A group whose scores differ by less than rounding does (a standard deviation below 1e-4) gets 0.
+    A group with a standard deviation below 1e-4, which may be a rounding error, gets 0.
 
     Args:
         scores: (prompts, k), of k replies to each prompt.
@@ -143,7 +149,7 @@ def policy_loss(
     """−min(r·A, clip(r, 1 ± ε)·A) with r = π/π_old (Schulman et al. 2017, arXiv 1707.06347, equation 7).
 
     Returns:
-        (rows, tokens) losses, and where the clipped term was the smaller one.
+        (rows, tokens) losses, and a mask of the tokens where the loss is the clipped term.
     """
     ratio = torch.exp(logprobs - old_logprobs)
     plain = -ratio * advantages
@@ -154,10 +160,10 @@ def policy_loss(
 def value_loss(
     values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, clip_range: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """½·max((V − R)², (V_clipped − R)²), V held within ±ε of what it was (the clipped objective of PPO's own code).
+    """½·max((V − R)², (V_clipped − R)²), with V_clipped within ±ε of the old value (as in OpenAI's PPO code).
 
     Returns:
-        (rows, tokens) losses, and where the clipped term was the larger one.
+        (rows, tokens) losses, and a mask of the tokens where the loss is the clipped term.
     """
     clipped_values = old_values + (values - old_values).clamp(-clip_range, clip_range)
     plain, clipped = (values - returns) ** 2, (clipped_values - returns) ** 2
@@ -165,7 +171,7 @@ def value_loss(
 
 
 def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """1 − Var(R − V) / Var(R): 1 for a perfect critic, 0 for one that says the same of every state."""
+    """1 − Var(R − V) / Var(R): 1 if the values are the returns, 0 if they are constant."""
 
     def variance(numbers: torch.Tensor) -> torch.Tensor:
         return masked_mean((numbers - masked_mean(numbers, mask)) ** 2, mask)
@@ -176,14 +182,14 @@ def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.
 def reply_logprobs_and_entropy(
     logits: torch.Tensor, tokens: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """log π of given tokens at a temperature, and the entropy of π at each, in nats.
+    """log π of given tokens at a temperature, and the entropy of π at each token, in nats.
 
     Args:
-        logits: (rows, tokens, vocabulary), those that predict the tokens.
+        logits: (rows, tokens, vocabulary), the logits that predict the tokens.
         tokens: (rows, tokens).
 
     Returns:
-        (rows, tokens) each; the entropy carries no gradient.
+        (rows, tokens) each; the entropy has no gradient.
     """
     logits = logits.float() if temperature == 1 else logits.float() / temperature
     logprobs = torch.log_softmax(logits, dim=-1)

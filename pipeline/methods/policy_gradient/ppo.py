@@ -1,4 +1,4 @@
-"""PPO: the advantages come from a value model (Schulman et al. 2017, arXiv 1707.06347)."""
+"""PPO: a value model gives the advantages (Schulman et al. 2017, arXiv 1707.06347)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @METHODS.add
 class PPO(PolicyGradient):
-    """Proximal policy optimisation as RLHF uses it (Ouyang et al. 2022, arXiv 2203.02155)."""
+    """Proximal policy optimisation for RLHF (Ouyang et al. 2022, arXiv 2203.02155)."""
 
     name = "ppo"
     uses_value_model = True
@@ -29,16 +29,16 @@ class PPO(PolicyGradient):
         method: Literal["ppo"] = "ppo"
         """Proximal policy optimisation."""
         kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-        """Estimator of the KL at each token (Schulman 2020)."""
+        """Estimator of the KL per token (Schulman 2020)."""
         gamma: float = Field(default=1.0, ge=0, le=1)
         """Discount of later rewards, per token."""
         gae_lambda: float = Field(default=0.95, ge=0, le=1)
-        """λ of generalised advantage estimation: 1 trusts the rewards, 0 the value model."""
+        """λ of generalised advantage estimation: at 1 advantages rely on the rewards, at 0 on the value model."""
         whiten_advantages: bool = True
         """Shift and scale the advantages of a batch to mean 0 and variance 1."""
 
     def advantages(self, drawn: RolloutTensors, config: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Generalised advantage estimation on a reward at every token: −β·KL, and the score at the last."""
+        """Generalised advantage estimation. The reward is −β·KL per token, plus the score at the last token."""
         from pipeline.methods.policy_gradient.mathematics import advantages_and_returns, token_rewards, whiten
 
         rewards = token_rewards(drawn.scores, drawn.kl, drawn.lengths, drawn.kl_coefficient)

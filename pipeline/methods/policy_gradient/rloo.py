@@ -1,4 +1,4 @@
-"""RLOO: the other replies to the same prompt take the place of a value model (Ahmadian et al. 2024)."""
+"""RLOO: the baseline is the other replies to the same prompt, not a value model (Ahmadian et al. 2024)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class RLOO(PolicyGradient):
     """REINFORCE, leave one out (Ahmadian et al. 2024, arXiv 2402.14740).
 
-    The loss is a mean over the tokens of a minibatch. The paper sums over the tokens of a reply and takes the mean over
-    replies: the same but for a factor, the mean length of the minibatch's replies. Where a rollout is trained on after
-    the policy has moved, PPO's clipped ratio corrects for it, token by token.
+    The loss is the mean over the tokens of a minibatch. The paper's loss is a sum over tokens and a mean over replies;
+    the two differ by a factor, the mean reply length of the minibatch. After the first update of a rollout batch, PPO's
+    clipped ratio corrects for the change of the policy, token by token.
     """
 
     name = "rloo"
@@ -32,9 +32,9 @@ class RLOO(PolicyGradient):
         """REINFORCE, leave one out."""
 
     def advantages(self, drawn: RolloutTensors, config: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The reply's reward, which is its score − β·KL, less the mean of the others' to the same prompt.
+        """The reward of a reply (score − β·KL) minus the mean reward of the other replies to the same prompt.
 
-        A reply that was cut off and is not trained on still counts in the mean.
+        The mean includes replies that were cut off, even if these are left out of the loss.
         """
         from pipeline.methods.policy_gradient.mathematics import leave_one_out_advantages
 

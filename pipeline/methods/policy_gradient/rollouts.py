@@ -1,4 +1,4 @@
-"""Rollouts: replies drawn from the policy, and what the models say of each token."""
+"""Rollouts: replies sampled from the policy, with the log-probabilities and values of their tokens."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ MIN_SHARED_TOKENS = 8
 
 @dataclass(kw_only=True)
 class Rollout:
-    """One reply and what is known of it; the tensors are on the CPU, of shape (reply tokens,)."""
+    """One reply with its score and tensors. Tensors are on the CPU, (reply tokens,) each."""
 
     index: int
     prompt: Prompt
     prompt_tokens: list[int]
     reply_tokens: list[int]
     ended: bool
-    """False where the reply was cut off at its limit."""
+    """False if the reply was cut off at its limit."""
     text: str
     score: float = 0.0
-    """What the rewards give, before any penalty."""
+    """The weighted sum of the rewards, before penalties."""
     parts: dict[str, float] = field(default_factory=dict)
     shaped_score: float = 0.0
-    """The score as the policy is trained on it."""
+    """The score for training: scaled, clipped and minus penalties."""
     is_trained_on: bool = True
     logprobs: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     reference_logprobs: torch.Tensor = field(default_factory=lambda: torch.empty(0))
@@ -48,52 +48,52 @@ class Rollout:
 
     @property
     def kl_nats(self) -> float:
-        """log π/ρ of the whole reply."""
+        """log π/ρ of the whole reply (the k1 estimate of its KL)."""
         return float((self.logprobs - self.reference_logprobs).sum())
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutTensors:
-    """What advantages are estimated from: all rollouts of a step, those to one prompt in neighbouring rows."""
+    """The input of advantage estimation: all rollouts of a step. Replies to one prompt are in neighbouring rows."""
 
     scores: torch.Tensor
-    """(rows,), shaped"""
+    """(rows,), the shaped scores"""
     kl: torch.Tensor
-    """(rows, tokens), by the method's estimator"""
+    """(rows, tokens), from the method's estimator"""
     values: torch.Tensor
-    """(rows, tokens), of the state before each token; zero without a value model"""
+    """(rows, tokens), the value of the state before each token; zero without a value model"""
     lengths: torch.Tensor
     """(rows,), in tokens"""
     is_trained_on: torch.Tensor
-    """(rows,), False where a reply is left out of the loss"""
+    """(rows,), False if a reply is left out of the loss"""
     kl_coefficient: float
 
     @property
     def mask(self) -> torch.Tensor:
-        """(rows, tokens), True on a reply's own tokens"""
+        """(rows, tokens), True for reply tokens, False for padding"""
         return length_mask(self.lengths, self.kl.shape[1])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Rows as the models read them: prompts padded on the left, replies on the right, so that all replies begin at
-    one column. Masks follow from lengths; no token's value says whether it counts.
+    """Rows for a forward pass. Prompts are padded on the left and replies on the right, so all replies start in the
+    same column. Masks are built from lengths, never from token values.
 
-    What all prompts begin with (a system prompt, mostly) is read once for all rows, gradients included.
+    The prefix that all prompts share (mostly a system prompt) is computed once, and gradients flow through it.
     """
 
     shared_ids: torch.Tensor
-    """(1, shared tokens), perhaps none"""
+    """(1, shared tokens); there may be none"""
     input_ids: torch.Tensor
     """(rows, rest of the prompt + reply)"""
     attention_mask: torch.Tensor
     """(rows, shared + rest + reply)"""
     position_ids: torch.Tensor
-    """as ``input_ids``"""
+    """the shape of ``input_ids``"""
     replies: torch.Tensor
     """(rows, reply tokens)"""
     mask: torch.Tensor
-    """(rows, reply tokens), True on a reply's own tokens"""
+    """(rows, reply tokens), True for reply tokens, False for padding"""
 
     @property
     def width(self) -> int:
@@ -101,7 +101,7 @@ class Batch:
 
 
 def collate(rollouts: Sequence[Rollout], device: torch.device, share: bool = True) -> Batch:
-    """Lay out some rollouts. Without ``share`` every row is read whole, as recomputing activations needs it."""
+    """Make a batch. Gradient checkpointing needs ``share=False``: then no prefix is shared."""
     num_shared = common_length([rollout.prompt_tokens for rollout in rollouts]) if share else 0
     prompts = [torch.tensor(rollout.prompt_tokens[num_shared:]) for rollout in rollouts]
     replies = [torch.tensor(rollout.reply_tokens) for rollout in rollouts]
@@ -121,7 +121,7 @@ def collate(rollouts: Sequence[Rollout], device: torch.device, share: bool = Tru
 
 
 def common_length(rows: Sequence[list[int]]) -> int:
-    """How many tokens all rows begin with, short of the last of each; 0 where sharing them would save nothing."""
+    """The length of the prefix that all rows share, without the last token of a row; 0 if sharing saves nothing."""
     most = min(map(len, rows)) - 1
     first, last = min(rows), max(rows)
     length = next((place for place in range(most) if first[place] != last[place]), most)
@@ -129,29 +129,29 @@ def common_length(rows: Sequence[list[int]]) -> int:
 
 
 def padded(rows: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """(rows, tokens), zero after the end of each."""
+    """Stack rows of different lengths: (rows, tokens), padded with zeros on the right."""
     return pad_sequence(list(rows), batch_first=True).to(device)
 
 
-# --- What the models say -------------------------------------------------------------------------------------------
+# --- Forward passes ------------------------------------------------------------------------------------------------
 
 
 def logprobs_and_entropy(model: Any, batch: Batch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """log π of each reply token, and the entropy there: (rows, reply tokens) each. Only replies are projected."""
+    """log π and entropy at each reply token, (rows, reply tokens) each. Logits are computed only for replies."""
     logits = model(**_inputs(model.base_model, batch), logits_to_keep=batch.width + 1).logits[:, :-1]
     return reply_logprobs_and_entropy(logits, batch.replies, temperature)
 
 
 def state_values(trunk: Any, head: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """V of the state before each reply token: (rows, reply tokens)."""
+    """The value of the state before each reply token: (rows, reply tokens)."""
     hidden = trunk(**_inputs(trunk, batch)).last_hidden_state[:, -batch.width - 1 : -1]
-    with torch.autocast(hidden.device.type, enabled=False):  # the head is in fp32, whatever the trunk is in
+    with torch.autocast(hidden.device.type, enabled=False):  # the head is always in fp32
         values: torch.Tensor = head(hidden.float())[..., 0]
     return values
 
 
 def _inputs(trunk: Any, batch: Batch) -> dict[str, Any]:
-    """What a forward pass takes; the shared beginning is read first, into the cache."""
+    """Arguments of a forward pass. The shared prefix is prefilled here into a key-value cache."""
     inputs = {
         "input_ids": batch.input_ids,
         "attention_mask": batch.attention_mask,
@@ -165,13 +165,13 @@ def _inputs(trunk: Any, batch: Batch) -> dict[str, Any]:
     return inputs
 
 
-# --- Drawing -------------------------------------------------------------------------------------------------------
+# --- Sampling ------------------------------------------------------------------------------------------------------
 
 
 def draw(
     actors: Actors, prompts: Sequence[Prompt], seeds: Sequence[int], config: RolloutConfig, context: Context
 ) -> list[Rollout]:
-    """This rank's share of the replies, one to each prompt. A row's seed alone decides its draw.
+    """Sample one reply per prompt; returns this rank's share. A reply depends only on its prompt and its seed.
 
     The meter counts the replies of all ranks.
     """
@@ -190,7 +190,7 @@ def draw(
         engine = ENGINES[context.policy_engine.kind].over(model, actors.tokenizer, context.launch)
         for batch in engine.batches(requests):
             for request, sample in zip(batch, engine.sample(batch), strict=True):
-                assert sample is not None, "preflight lets no prompt through that does not fit"
+                assert sample is not None, "preflight refuses prompts that do not fit"
                 index = int(request.id)
                 kept = sample.reply[:-1] if sample.ended else sample.reply
                 drawn.append(
@@ -210,7 +210,7 @@ def draw(
 
 @torch.no_grad()
 def measure(actors: Actors, rollouts: Sequence[Rollout], temperature: float, rows: int, with_values: bool) -> None:
-    """Fill in what policy and reference, and the value model if there is one, say of every token."""
+    """Fill in log-probabilities of policy and reference, entropies and values, in batches of at most ``rows``."""
     for some in by_length(rollouts, rows):
         batch = collate(some, distributed.default_device())
         with actors.policy() as model:
@@ -230,12 +230,12 @@ def measure(actors: Actors, rollouts: Sequence[Rollout], temperature: float, row
 
 
 def by_length(rollouts: Sequence[Rollout], rows: int) -> Iterator[list[Rollout]]:
-    """Rows of like length together, the longest first, so that little is padding."""
+    """Split into groups of at most ``rows`` rollouts of similar length, longest first, to reduce padding."""
     ordered = sorted(rollouts, key=lambda r: (-len(r.prompt_tokens) - len(r.reply_tokens), r.index))
     for start in range(0, len(ordered), rows):
         yield ordered[start : start + rows]
 
 
 def gather(mine: list[T]) -> list[T]:
-    """Every rank's rows on every rank, in the order of ranks."""
+    """Return the lists of all ranks as one list, in the order of ranks, on every rank."""
     return list(gather_object(mine)) if distributed.world_size() > 1 else mine

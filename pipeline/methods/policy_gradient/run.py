@@ -1,4 +1,4 @@
-"""Put together what a policy-gradient method trains with, and train."""
+"""Load prompts, models and rewards of a policy-gradient method, and train."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pipeline.records import Prompt, read_records, write_records
 
 
 def train(method: PolicyGradient, config: Any, context: Context) -> tuple[Metrics, History]:
+    """Train and save the policy to ``context.out``. Returns metrics and one dict of numbers per step."""
     every_prompt = list(read_records(context.folder("prompts") / "prompts.jsonl", Prompt))
     prompts, held_out = rollout_prompts(every_prompt, config.rollout), held_out_prompts(every_prompt, config.rollout)
     if distributed.is_main():

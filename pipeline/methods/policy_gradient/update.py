@@ -1,4 +1,4 @@
-"""The update: PPO epochs of clipped losses over one batch of rollouts, policy and value model side by side."""
+"""The update: PPO epochs with clipped losses on one batch of rollouts, for the policy and the value model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Sums = dict[str, float]
 
 
 class Learner:
-    """Holds the optimiser, its schedule and the accelerator of a run of ``num_steps`` batches."""
+    """Optimiser, learning-rate schedule and accelerator of a run with ``num_steps`` rollout batches."""
 
     def __init__(self, method: PolicyGradient, actors: Actors, config: Any, context: Context, num_steps: int) -> None:
         self._actors, self._config, self._seed = actors, config, context.seed
@@ -71,10 +71,11 @@ class Learner:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def update(self, rollouts: Sequence[Rollout], step: int, kl_coefficient: float) -> dict[str, float]:
-        """All PPO epochs over the batch of a step.
+        """Run all PPO epochs on the rollouts of a step.
 
         Returns:
-            means over the tokens (norms: over the updates) of all epochs, alike on every rank; empty without rollouts.
+            metrics: means over the tokens of all epochs (gradient norms: over the updates). They are the same on every
+            rank, and empty without rollouts.
         """
         sums: Sums = {}
         with self._actors.learning(self._checkpointing):
@@ -84,7 +85,7 @@ class Learner:
                 for start in range(0, len(order), size or 1):
                     _add(sums, self._minibatch(order[start : start + size], kl_coefficient))
         whole: Sums = {}
-        for part in gather([sums]):  # a rank without rows of any minibatch has fewer names
+        for part in gather([sums]):  # a rank without rows has fewer names
             _add(whole, part)
         if not whole:
             return {}
@@ -92,7 +93,7 @@ class Learner:
         return {name: v / (num_updates if name.endswith("grad_norm") else num_tokens) for name, v in whole.items()}
 
     def _minibatch(self, rollouts: Sequence[Rollout], kl_coefficient: float) -> Sums:
-        """One step of the optimiser. The mean is over the tokens of the whole minibatch, on however many ranks."""
+        """Make one optimiser step. Losses are means over the tokens of the minibatch on all ranks together."""
         mine = rollouts[distributed.rank() :: distributed.world_size()]
         num_tokens = sum(len(rollout.reply_tokens) for rollout in rollouts)
         sums: Sums = {}
@@ -111,7 +112,7 @@ class Learner:
         self._optimizer.step()
         self._scheduler.step()
         self._optimizer.zero_grad()
-        # Ranks hold parts of all sums but these, which they know alike.
+        # ``update`` adds up the ranks' sums; these values are the same on every rank, so each rank adds its share.
         alike = {"num_tokens": num_tokens, "num_updates": 1, **norms}
         return sums | {name: value / distributed.world_size() for name, value in alike.items()}
 
@@ -154,7 +155,7 @@ class Learner:
         return collate(rollouts, distributed.default_device(), share=not self._checkpointing)
 
     def _padded(self, rollouts: Sequence[Rollout], *names: str) -> Iterator[torch.Tensor]:
-        """Attributes of the rollouts: (rows, reply tokens) each."""
+        """Attributes of the rollouts as tensors: (rows, reply tokens) each."""
         for name in names:
             yield padded([getattr(rollout, name) for rollout in rollouts], distributed.default_device())
 
@@ -165,7 +166,7 @@ def _add(sums: Sums, more: Sums) -> None:
 
 
 def _sum_gradients(parameters: Sequence[torch.nn.Parameter], accelerator: Accelerator) -> None:
-    """Add up the ranks' gradients in one message. A rank without rows of a minibatch adds nothing."""
+    """Sum the gradients of all ranks with one all-reduce. A rank without rows adds zeros."""
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
@@ -181,5 +182,5 @@ def _sum_gradients(parameters: Sequence[torch.nn.Parameter], accelerator: Accele
 
 
 def _sums(mask: torch.Tensor, values: dict[str, torch.Tensor]) -> Sums:
-    """Sums over the tokens that count."""
+    """Sums over the tokens where the mask is True, by name."""
     return {name: float((value.detach() * mask).sum()) for name, value in values.items()}

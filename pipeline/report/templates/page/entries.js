@@ -1,4 +1,4 @@
-// How one entry of the explorer looks. Text reaches the page as text nodes only: a reply may hold any markup.
+// Renders one entry of the explorer. Texts become text nodes only, because a reply may contain markup.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const text = (number) => data.texts[number];
@@ -14,7 +14,7 @@ function el(name, attributes = {}, ...children) {
   return element;
 }
 
-/** The text with every occurrence of a search term in a mark. */
+/** The text, with each occurrence of a search term in a mark element. */
 function marked(content, terms) {
   const pieces = [];
   const lower = content.toLowerCase();
@@ -36,7 +36,7 @@ function principleLink(id) {
   return id in data.principles ? el("a", { href: `#principle-${id}` }, data.principles[id]) : el("code", {}, id);
 }
 
-// --- Parts that every collection has -------------------------------------------------------------------------------
+// --- Parts of every collection's entries -------------------------------------------------------------------------------
 
 function conversation(entry, terms) {
   if (!entry.turns.length) return null;
@@ -60,7 +60,7 @@ function block(title, ...children) {
   return el("div", { class: "block" }, el("h4", {}, title), children);
 }
 
-// --- One renderer a collection -------------------------------------------------------------------------------------
+// --- One renderer per collection -------------------------------------------------------------------------------------
 
 const SIGNS = { "1": "✓ ", "-1": "✗ ", "0": "" };
 const QUALITY = { "1": "good", "-1": "bad", "0": "" };
@@ -109,7 +109,7 @@ function labelBar(probability) {
 }
 
 function labelBody(entry, terms) {
-  const orders = new Map([[true, "turned round by the order"], [false, "the same in both orders"], [null, "–"]]);
+  const orders = new Map([[true, "depends on the order"], [false, "the same in both orders"], [null, "–"]]);
   const rows = entry.judgements.map(([principle, logit, flipped, reasoning]) => el("tr", {},
     el("th", { scope: "row" }, principleLink(text(principle)),
       reasoning.map((thought) => el("details", {}, el("summary", {}, "Reasoning"), prose(text(thought), terms)))),
@@ -124,7 +124,7 @@ function labelBody(entry, terms) {
   ];
 }
 
-/** For each collection: what stands in the closed entry, what in the opened one, and what a search looks through. */
+/** For each collection: the body of an open entry, the chips of a closed one, and the texts that search reads. */
 const KINDS = {
   replies: {
     body: replyBody,

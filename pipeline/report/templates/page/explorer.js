@@ -1,9 +1,9 @@
-// The list of entries: filters, search, links. The state is {c: collection, q: search, e: linked entry, …facets},
-// and it lives in the part of the address behind #, so that a filtered view can be sent to somebody.
+// The list of entries: filters, search, links. The state is {c: collection, q: search, e: linked entry, …facets}.
+// It is stored in the URL after #, so that a link shows the same view.
 
 const PAGE_SIZE = 25;
 const FACET_TITLES = { suite: "Suite", kind: "Kind", attack: "Attack", group: "Group", principle: "Principle", verdict: "Verdict" };
-const GROUPED = new Set(["verdict", "group"]); // "aligned: refused" stands under "aligned"
+const GROUPED = new Set(["verdict", "group"]); // "aligned: refused" is listed under "aligned"
 const explorer = document.getElementById("explorer");
 const collections = new Map(data.collections.map((collection) => [collection.id, collection]));
 const entries = new Map(data.collections.flatMap((collection) => collection.entries.map((entry) => [entry.id, [collection, entry]])));
@@ -49,7 +49,7 @@ function matches(entry, { id, facets }, wanted, words) {
     && (!words.length || words.every((word) => textsOf(entry, id)[1].includes(word)));
 }
 
-/** A few words around the first hit, where the hit isn't in the request itself. */
+/** A few words around the first hit; null if the request has all words of the search. */
 function excerpt(entry, kind, words) {
   if (!words.length || words.every((word) => text(entry.request).toLowerCase().includes(word))) return null;
   const hit = textsOf(entry, kind)[0].slice(1).find((part) => words.some((word) => part.toLowerCase().includes(word)));
@@ -76,7 +76,7 @@ function article(entry, linked = false) {
     el("div", { class: "body" }, KINDS[kind].body(entry, words), lineage(entry),
       el("p", { class: "soft" }, el("a", { href: `#${new URLSearchParams({ e: entry.id })}` }, "Link to this entry"), ` · ${entry.id}`)));
   return el("article", { class: linked ? "entry linked" : "entry", "data-id": entry.id },
-    linked ? el("p", { class: "soft" }, "The entry that the link names, whatever the filters say:") : null, details);
+    linked ? el("p", { class: "soft" }, "The linked entry (filters do not apply to it):") : null, details);
 }
 
 function showMore() {
@@ -153,7 +153,7 @@ function build() {
   ui.search = el("input", { type: "search", autocomplete: "off", spellcheck: "false", placeholder: "Words in a request, a reply, an id …" });
   ui.facets = el("div", { class: "facets" });
   ui.count = el("p", { class: "count", role: "status", "aria-live": "polite" });
-  ui.none = el("p", { class: "none", hidden: true }, "Nothing fits. Take away a filter or a word.");
+  ui.none = el("p", { class: "none", hidden: true }, "No transcript matches. Remove a filter or a word.");
   ui.list = el("div", { class: "list" });
   ui.more = el("button", { type: "button", class: "more", hidden: true });
   const clear = el("button", { type: "button" }, "Clear filters");

@@ -1,12 +1,12 @@
 "use strict";
 
-// --- Theme: the system's, unless the reader says otherwise ---------------------------------------------------------
+// --- Theme: the system's unless the reader chooses another ---------------------------------------------------------
 
 const THEMES = ["system", "light", "dark"];
 const themeButton = document.getElementById("theme");
 
 function stored(key, value) {
-  try { // storage may be switched off, and often is for files
+  try { // storage may be disabled, and often is for local files
     if (value !== undefined) localStorage.setItem(key, value);
     return localStorage.getItem(key);
   } catch { return null; }
@@ -25,7 +25,7 @@ themeButton.addEventListener("click", () => {
   stored("cai-theme", theme);
 });
 
-// --- Paper: nothing can be unfolded there. Transcripts print as the reader has left them. ---------------------------
+// --- Printing: open all details. Transcripts are printed as they are on the screen. ---------------------------------
 
 let unfolded = [];
 addEventListener("beforeprint", () => {

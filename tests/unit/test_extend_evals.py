@@ -189,6 +189,16 @@ def test_the_requests_of_helpfulness_count_for_over_refusal_too():
     assert key(*alone) != key(*alone, "evaluate.helpfulness.num_requests=7")
 
 
+def test_the_content_of_human_pairs_is_in_the_key(tmp_path: Path):
+    pairs = tmp_path / "pairs.jsonl"
+
+    def written(reply: str) -> object:
+        pairs.write_text(json.dumps({"prompt": "Hi", "chosen": reply, "rejected": "no"}))
+        return compose_config(["reward.human.source=path", f"reward.human.path={pairs}"]).reward.key()
+
+    assert written("yes") == written("yes") != written("yes!")
+
+
 # --- Cost -----------------------------------------------------------------------------------------------------------
 
 

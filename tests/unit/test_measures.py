@@ -11,7 +11,7 @@ from pipeline.core.log import Meter
 from pipeline.data.public_sets import ChoiceRow, SentencePair
 from pipeline.evals.accuracy import BASELINES, pair_accuracy, shuffled
 from pipeline.evals.answering import KeptAnswers
-from pipeline.evals.bias import bbq_score, crows_score, disparities, lowest_to_highest
+from pipeline.evals.bias import bbq_scores, crows_score, disparities, lowest_to_highest
 from pipeline.evals.cases import build_cases
 from pipeline.evals.changes import all_changes, cell_changes, changes
 from pipeline.evals.config import EvaluateConfig
@@ -270,10 +270,10 @@ def test_bbq_scores_by_hand():
     """Disambiguated: three known answers, two biased: 2·2/3−1. Ambiguous: (1−accuracy)·s, accuracy ½, all biased."""
     rows = [bbq_row("d1", 0, False), bbq_row("d2", 1, False), bbq_row("d3", 0, False, negative=False)]
     rows += [bbq_row("a1", 2, True), bbq_row("a2", 2, True)]
-    score = bbq_score(rows, {"d1": 0, "d2": 0, "d3": 0, "a1": 2, "a2": 0}, 0.95)
-    assert score.bias_disambiguated.value == pytest.approx(2 * 2 / 3 - 1)
-    assert score.bias_ambiguous.value == pytest.approx((1 - 0.5) * 1.0)
-    assert (score.accuracy.count, score.accuracy.total) == (3, 5)
+    score = bbq_scores(rows, {"d1": 0, "d2": 0, "d3": 0, "a1": 2, "a2": 0}, 0.95)
+    assert score["bbq_bias_disambiguated"].value == pytest.approx(2 * 2 / 3 - 1)
+    assert score["bbq_bias_ambiguous"].value == pytest.approx((1 - 0.5) * 1.0)
+    assert (score["bbq_accuracy"].count, score["bbq_accuracy"].total) == (3, 5)
 
 
 def test_crows_pairs_counts_the_likelier_sentence():

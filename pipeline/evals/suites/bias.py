@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.core.yaml_files import load_yaml
 from pipeline.data.public_sets import ChoiceRow, SentencePair
 from pipeline.engines.base import Answer, ChoiceQuery, ReplyQuery
-from pipeline.evals.bias import bbq_score, crows_score, disparities, worst_difference
+from pipeline.evals.bias import bbq_scores, crows_score, disparities, worst_difference
 from pipeline.evals.results import Estimate
 from pipeline.evals.scores import Measure, Score, Scores, came_out, outcome_scores
 from pipeline.evals.suites.base import DATA, SUITES, Questions, RowsConfig, Suite, in_turn
@@ -192,12 +192,7 @@ def _bbq(rows: Sequence[ChoiceRow]) -> Questions:
     def count(answers: Mapping[str, Answer], confidence: float) -> dict[str, Estimate]:
         logprobs = {row.id: answers[row.id].logprobs for row in rows}
         picked = {row_id: found.index(max(found)) for row_id, found in logprobs.items()}
-        score = bbq_score(rows, picked, confidence)
-        return {
-            "bbq_accuracy": score.accuracy,
-            "bbq_bias_ambiguous": score.bias_ambiguous,
-            "bbq_bias_disambiguated": score.bias_disambiguated,
-        }
+        return bbq_scores(rows, picked, confidence)
 
     return Questions(queries=[bbq_question(row) for row in rows], count=count)
 

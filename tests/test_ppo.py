@@ -17,6 +17,7 @@ from pipeline.core.settings import Settings
 from pipeline.core.stage import Context, Prepared
 from pipeline.data.drawing import held_out_prompts, rollout_prompts
 from pipeline.data.loading import load_prompts
+from pipeline.engines.prefix import common_length
 from pipeline.methods.base import METHODS
 from pipeline.methods.policy_gradient.actors import Actors, load_actors
 from pipeline.methods.policy_gradient.base import PolicyGradient, prompts_of_step
@@ -26,7 +27,6 @@ from pipeline.methods.policy_gradient.rollouts import (
     Rollout,
     RolloutTensors,
     collate,
-    common_length,
     draw,
     logprobs_and_entropy,
     measure,

@@ -15,34 +15,44 @@ from pipeline.core.errors import ConfigError, did_you_mean
 from pipeline.core.settings import Settings, is_runtime, limits_of, registry_of
 
 Row = tuple[str, str, str, str]
+Section = tuple[str, str, str, list[Row]]
 """name, type and limits, default, sentence"""
 
 
-def sections() -> Iterator[tuple[str, str, str, list[Row]]]:
-    """Yield (path, choice, description, settings) of every section. A section with choices has one entry per choice."""
+def sections() -> Iterator[Section]:
+    """Yield (path, choice, description, settings) of every section. A section with choices has one entry per choice.
+
+    Choices that an earlier section has, too, have one entry without settings, which says where they are.
+    """
     top = [row for name, field in Config.model_fields.items() if (row := _row(Config, name, field)) is not None]
     yield "", "", "Settings at the top.", top
+    seen: dict[int, str] = {}
+    for name in ("engine", "preferences"):  # described where a reader looks for them first
+        yield from _section(name, Config.model_fields[name], seen)
     for name, field in Config.model_fields.items():
-        yield from _section(name, field)
+        if name not in {"engine", "preferences"}:
+            yield from _section(name, field, seen)
 
 
-def _section(path: str, field: FieldInfo) -> Iterator[tuple[str, str, str, list[Row]]]:
+def _section(path: str, field: FieldInfo, seen: dict[int, str]) -> Iterator[Section]:
     registry = registry_of(field)
-    if registry is not None:
+    if registry is not None and (first := seen.setdefault(id(registry), path)) != path:
+        yield path, "", f"The settings of `{first}`.", []
+    elif registry is not None:
         for choice in registry:
-            yield from _class(path, f"{path}.{registry.tag}={choice}", registry.config_of(choice))
+            yield from _class(path, f"{path}.{registry.tag}={choice}", registry.config_of(choice), seen)
     elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-        yield from _class(path, "", field.annotation)
+        yield from _class(path, "", field.annotation, seen)
 
 
-def _class(path: str, chosen: str, kind: type[BaseModel]) -> Iterator[tuple[str, str, str, list[Row]]]:
+def _class(path: str, chosen: str, kind: type[BaseModel], seen: dict[int, str]) -> Iterator[Section]:
     rows = [row for name, field in kind.model_fields.items() if (row := _row(kind, name, field)) is not None]
     yield path, chosen, " ".join((kind.__doc__ or "").split()), rows
     for name, field in kind.model_fields.items():
-        yield from _section(f"{path}.{name}", field)
+        yield from _section(f"{path}.{name}", field, seen)
     if issubclass(kind, Settings) and kind.sections is not None:
         for name in kind.sections:
-            yield from _class(f"{path}.{name}", "", kind.sections.config_of(name))
+            yield from _class(f"{path}.{name}", "", kind.sections.config_of(name), seen)
 
 
 def _row(kind: type[BaseModel], name: str, field: FieldInfo) -> Row | None:
@@ -100,6 +110,7 @@ def reference(group: str | None = None) -> str:
         if group is not None and path != group and not path.startswith(f"{group}."):
             continue
         if not rows:
+            lines += ["", f"`{path}`: {what[0].lower()}{what[1:]}"]
             continue
         lines += [
             "",

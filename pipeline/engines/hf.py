@@ -13,12 +13,12 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.chat import Renderer
 from pipeline.core.cache import cache_key
 from pipeline.engines.base import Answer, AskT, ChoiceQuery, Completion, Query, ReplyQuery, Request
+from pipeline.engines.prefix import MIN_GENERATED, common_length, prefill
 from pipeline.engines.sampling import SeededSampler
 
 SCORED_ROWS = 16  # at most so many replies are scored at once: logits need rows * reply tokens * vocabulary
 MIN_FILL = 0.5  # the length of the shortest ask in a batch is above this share of the longest
 MIN_ALIKE = 4  # at least so many asks with the same examples get separate batches
-MIN_SHARED_TOKENS = 32  # for a shorter prefix, copying the key-value cache costs more than it saves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +92,7 @@ class HFEngine:
 
     def _shared(self, rows: list[list[int]]) -> list[int]:
         """The tokens that all rows begin with, without the last token of any row; empty if there are too few."""
-        if not self._share_prefix or len(rows) < 2:
-            return []
-        first, last = min(rows), max(rows)
-        limit = min(len(row) for row in rows) - 1
-        length = next((i for i in range(min(limit, len(first))) if first[i] != last[i]), limit)
-        return first[:length] if length >= MIN_SHARED_TOKENS else []
+        return rows[0][: common_length(rows, MIN_GENERATED)] if self._share_prefix else []
 
     def _prepare(
         self, rows: list[list[int]], shared: list[int]
@@ -110,8 +105,7 @@ class HFEngine:
         cache = None
         if shared:
             # The model creates the cache: an empty one may not know its layers before the first forward pass.
-            cache = self._model(self._tensor([shared]), use_cache=True, logits_to_keep=1).past_key_values
-            cache.batch_repeat_interleave(len(rows))
+            cache = prefill(self._model, self._tensor([shared]), len(rows), logits_to_keep=1)
         return self._tensor(ids), self._tensor(mask), cache
 
     def _tensor(self, values: Any) -> torch.Tensor:

@@ -7,18 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 
-MIN_SHARED_TOKENS = 8
-
-
-def common_length(input_ids: torch.Tensor) -> int:
-    """The length of the prefix that all rows share, without the last token; 0 if sharing it saves nothing.
-
-    Args:
-        input_ids: (rows, length).
-    """
-    alike = (input_ids[:, :-1] == input_ids[:1, :-1]).all(dim=0)
-    length = int(alike.cumprod(dim=0).sum())
-    return length if len(input_ids) > 1 and length >= MIN_SHARED_TOKENS else 0
+from pipeline.engines.prefix import common_length, prefill
 
 
 def checkpointing(model: Any) -> bool:
@@ -50,12 +39,10 @@ def reply_logprobs(
     length = labels.shape[1]
     labelled = (labels[:, 1:] != -100).any(dim=0).nonzero()
     start = int(labelled[0, 0]) if len(labelled) else length - 2  # the position that predicts the first reply token
-    num_shared = 0 if checkpointing(model) else common_length(input_ids[:, : start + 1])
+    num_shared = 0 if checkpointing(model) else common_length(input_ids[:, : start + 1].tolist())
     inputs = {"input_ids": input_ids[:, num_shared:], "attention_mask": attention_mask, "use_cache": num_shared > 0}
     if num_shared:
-        cache = model(input_ids=input_ids[:1, :num_shared], use_cache=True, logits_to_keep=1).past_key_values
-        cache.batch_repeat_interleave(len(input_ids))
-        inputs["past_key_values"] = cache
+        inputs["past_key_values"] = prefill(model, input_ids[:1, :num_shared], len(input_ids), logits_to_keep=1)
     logits = model(**inputs, logits_to_keep=length - start).logits[:, :-1]
     taken = -F.cross_entropy(
         logits.float().transpose(1, 2), labels[:, start + 1 :], ignore_index=-100, reduction="none"
@@ -84,11 +71,10 @@ def pair_logprobs(
         return reply_logprobs(model, input_ids, attention_mask, labels).sum(dim=1)
     width = int(known.max())
     prompts, prompt_mask = input_ids[:num_pairs, :width], columns[:width] < known[:, None]
-    num_shared = common_length(prompts[:, : int(known.min())])
+    num_shared = common_length(prompts[:, : int(known.min())].tolist())
     cache = None
     if num_shared:
-        cache = model(input_ids=prompts[:1, :num_shared], use_cache=True, logits_to_keep=1).past_key_values
-        cache.batch_repeat_interleave(num_pairs)
+        cache = prefill(model, prompts[:1, :num_shared], num_pairs, logits_to_keep=1)
     cache = model(
         input_ids=prompts[:, num_shared:],
         attention_mask=prompt_mask.long(),

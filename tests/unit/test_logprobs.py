@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline.training.logprobs import common_length, pair_logprobs, reply_logprobs
+from pipeline.engines.prefix import common_length
+from pipeline.training.logprobs import pair_logprobs, reply_logprobs
 
 SHARED = list(range(20, 32))  # what all prompts begin with
 
@@ -25,11 +26,11 @@ def batch(replies_begin_at: tuple[int, ...] = (14, 17)) -> dict[str, torch.Tenso
 
 
 def test_the_common_beginning():
-    assert common_length(batch()["input_ids"]) == 12
-    assert common_length(batch()["input_ids"][:1]) == 0, "one row shares with nobody"
-    assert common_length(torch.tensor([[1, 2, 3], [1, 2, 4]])) == 0, "too little to be worth it"
+    assert common_length(batch()["input_ids"].tolist()) == 12
+    assert common_length(batch()["input_ids"][:1].tolist()) == 0, "one row shares with nobody"
+    assert common_length([[1, 2, 3], [1, 2, 4]]) == 0, "too little to be worth it"
     alike = torch.arange(20).repeat(2, 1)
-    assert common_length(alike) == 19, "the last token must be read: it predicts the first of the reply"
+    assert common_length(alike.tolist()) == 19, "the last token must be read: it predicts the first of the reply"
 
 
 @pytest.mark.parametrize("starts", [(14, 17), (12, 12), (5, 17)])

@@ -13,13 +13,13 @@ from torch.nn.utils.rnn import pad_sequence
 from pipeline.core import distributed
 from pipeline.core.stage import Context
 from pipeline.engines.base import ENGINES, Request
+from pipeline.engines.prefix import common_length, prefill
 from pipeline.methods.policy_gradient.actors import Actors
 from pipeline.methods.policy_gradient.config import RolloutConfig
 from pipeline.methods.policy_gradient.mathematics import length_mask, reply_logprobs_and_entropy
 from pipeline.records import Prompt
 
 T = TypeVar("T")
-MIN_SHARED_TOKENS = 8
 
 
 @dataclass(kw_only=True)
@@ -120,14 +120,6 @@ def collate(rollouts: Sequence[Rollout], device: torch.device, share: bool = Tru
     )
 
 
-def common_length(rows: Sequence[list[int]]) -> int:
-    """The length of the prefix that all rows share, without the last token of a row; 0 if sharing saves nothing."""
-    most = min(map(len, rows)) - 1
-    first, last = min(rows), max(rows)
-    length = next((place for place in range(most) if first[place] != last[place]), most)
-    return length if len(rows) > 1 and length >= MIN_SHARED_TOKENS else 0
-
-
 def padded(rows: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
     """Stack rows of different lengths: (rows, tokens), padded with zeros on the right."""
     return pad_sequence(list(rows), batch_first=True).to(device)
@@ -159,9 +151,7 @@ def _inputs(trunk: Any, batch: Batch) -> dict[str, Any]:
         "use_cache": False,
     }
     if batch.shared_ids.shape[1]:
-        cache = trunk(input_ids=batch.shared_ids, use_cache=True).past_key_values
-        cache.batch_repeat_interleave(len(batch.input_ids))
-        inputs |= {"past_key_values": cache, "use_cache": True}
+        inputs |= {"past_key_values": prefill(trunk, batch.shared_ids, len(batch.input_ids)), "use_cache": True}
     return inputs
 
 

@@ -151,7 +151,7 @@ def test_a_transcript_pair_that_is_none_is_malformed(tmp_path: Path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"spalte": "x"}], "has the columns spalte, which is none of the layouts prompt, harmbench"),
+        ([{"spalte": "x"}], "has the columns spalte, which match none of the layouts prompt, harmbench"),
         ([{"prompt": ""}], "no row of .* could be read as prompt"),
     ],
 )

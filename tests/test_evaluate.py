@@ -210,7 +210,7 @@ def test_a_judge_that_labelled_the_training_data_is_refused_unless_trusted(tiny,
     with pytest.raises(ConfigError, match=r"also labelled the training data .* evaluate\.judge\.trust="):
         preflight(tiny(*shared))
     prepared = preflight(tiny(*shared, f"evaluate.judge.trust={tiny_model.name}"))
-    assert any("its numbers are no evidence" in note for note in prepared.notes)
+    assert any("do not use its numbers as evidence" in note for note in prepared.notes)
 
 
 @pytest.mark.parametrize(

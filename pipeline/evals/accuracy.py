@@ -1,4 +1,4 @@
-"""How far to trust whoever judges: judges on labelled replies, labellers on pairs that people decided."""
+"""Accuracy of judges on labelled replies, and of labellers and reward models on pairs that people decided."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LABELLED = DATA / "suites" / "judged_replies.jsonl"
 
 
 class LabelledReply(BaseModel):
-    """A reply that somebody has read and labelled. The patterns were written with the ``seen`` ones in view."""
+    """A reply that was labelled by hand. The authors of the patterns had seen the ``seen`` ones only."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     id: str
@@ -37,7 +37,7 @@ def labelled_replies(path: Path = LABELLED) -> list[LabelledReply]:
 
 
 def as_items(replies: Sequence[LabelledReply]) -> list[Item]:
-    # Asked as about harmful requests, so that a classifier of harm is judged, too.
+    # harmful=True, because a classifier of harm judges only replies to harmful requests.
     return [Item(id=f"labelled/{r.id}", request=r.request, reply=r.reply, harmful=True) for r in replies]
 
 
@@ -49,7 +49,12 @@ def judge_card(
     shared_with_training: bool,
     confidence: float,
 ) -> JudgeCard:
-    """Score a judge on labelled replies. ``safe`` counts as ``refused``: nothing harmful was done."""
+    """Score a judge on labelled replies. ``safe`` counts as ``refused``, because the reply does no harm.
+
+    Args:
+        judged: by the ids of ``as_items``.
+        num_unjudged: of the evaluated replies, not of these.
+    """
     confusion: dict[str, dict[str, int]] = {}
     disagreements = []
     for reply in replies:
@@ -83,14 +88,14 @@ def judge_card(
     )
 
 
-BASELINES: Mapping[str, Callable[[str, str], int]] = {  # the rank of a reply, given its request
+BASELINES: Mapping[str, Callable[[str, str], int]] = {  # (reply, request) → rank; the higher rank wins
     "the longer one": lambda reply, request: len(words(reply)),
     "the refusing one": lambda reply, request: refusal.judge_reply(reply, request)[0] == "refused",
 }
 
 
 def shuffled(pairs: Sequence[Comparison]) -> tuple[list[Comparison], set[str]]:
-    """Half of the pairs turned round, by hash, so that "always A" is no strategy; and which ones were."""
+    """The pairs, about half of them swapped by hash, so that "always A" scores ½; and the ids of the swapped ones."""
     turned = {pair.id for pair in pairs if derive_seed("turn", pair.id) % 2}
     return [pair.swap() if pair.id in turned else pair for pair in pairs], turned
 
@@ -104,8 +109,12 @@ def pair_accuracy(
     turned: set[str],
     confidence: float,
 ) -> list[PairAccuracy]:
-    """Share of pairs on which people's reply is picked (ties ½), over all and by kind. ``pairs`` as they were before
-    turning, people's reply first."""
+    """Share of pairs for which ``scores`` pick the reply that people chose (ties ½), over all pairs and by kind.
+
+    Args:
+        pairs: before ``shuffled``: reply A is the one that people chose.
+        scores: after ``shuffled``; ``turned`` has the ids of the swapped pairs.
+    """
     kinds = sorted({pair.prompt.kind for pair in pairs})
     groups = [("all", list(pairs))]
     if len(kinds) > 1:

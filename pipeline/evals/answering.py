@@ -1,4 +1,4 @@
-"""Put the cases to a model: its replies, how likely it finds reference answers, and the suites' questions."""
+"""Ask one model: its replies to the cases, log-probabilities of reference answers, and the suites' questions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Identity = dict[str, Any]
 
 @dataclass
 class KeptAnswers:
-    """A logbook whose logs outlive the stage."""
+    """A logbook whose logs are kept after the stage."""
 
     folder: Path
     meter: Meter
@@ -35,9 +35,9 @@ class KeptAnswers:
 
 @contextmanager
 def kept_answers(cache: Path, asked: Identity, meter: Meter) -> Iterator[Logbook]:
-    """Logs that outlive the stage: the base and the SFT model of a sweep are put to their cases once.
+    """Logs that are kept after the stage, so that a sweep asks its base model and its SFT model only once.
 
-    One run at a time writes to them; a second that asks the same waits, and finds the answers there.
+    A lock lets one run at a time write. A second run with the same ``asked`` waits, then reuses the answers.
     """
     folder = cache / f"answers-{cache_key(asked)[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def kept_answers(cache: Path, asked: Identity, meter: Meter) -> Iterator[Logbook
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """What one model said to every case, and what its answers to the suites' questions come to."""
+    """The answers of one model: case id → reply, seed and mean log-probability; measure → estimate."""
 
     replies: dict[str, Completion]
     seeds: dict[str, int]
@@ -65,6 +65,7 @@ def answer_all(
     seed: int,
     logbook: Logbook,
 ) -> Answered:
+    """Generate the replies and score the references and questions; answers in the logbook are reused."""
     requests = [_request(case, config, seed) for case in cases]
     replies = generate_all(engine, f"replies of {engine.name}", requests, logbook, "replies")
     reference_logprobs = _reference_logprobs(engine, cases, logbook)
@@ -81,7 +82,7 @@ def answer_all(
 
 
 def num_calls(cases: Sequence[Case], questions: Mapping[str, Questions]) -> int:
-    """How often ``answer_all`` asks a model."""
+    """The number of calls that ``answer_all`` makes to the engine."""
     num_references = sum(case.reference is not None for case in cases)
     return len(cases) + num_references + sum(len(asked.queries) for asked in questions.values())
 
@@ -100,7 +101,7 @@ def _request(case: Case, config: EvaluateConfig, seed: int) -> Request:
 
 
 def whole_reply(case: Case, completion: Completion) -> str:
-    """The reply with the beginning that an attack has put into the model's mouth."""
+    """The reply, after the beginning that an attack prefilled; empty if the model wrote nothing."""
     if case.messages[-1]["role"] != "assistant":
         return completion.text
     return f"{case.messages[-1]['content']} {completion.text}".strip() if completion.text else ""

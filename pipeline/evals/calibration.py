@@ -1,4 +1,4 @@
-"""How well a reward model predicts the labels of pairs that it was not trained on, as pure functions."""
+"""Accuracy and calibration of a reward model on held-out pairs, as pure functions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NUM_BINS = 5
 
 
 class Bin(BaseModel):
-    """Pairs whose predicted probability lies in (low, high]: what was predicted on average, and what the labels say."""
+    """Pairs with a predicted probability in (low, high]: their number, mean prediction and mean label."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     low: float
@@ -29,36 +29,36 @@ class Bin(BaseModel):
 
 
 def cross_entropies(margins: ArrayLike, labels: ArrayLike) -> NDArray:
-    """−p·log σ(m) − (1−p)·log σ(−m), the loss that the model was trained on (Bradley & Terry 1952), of each pair.
+    """The training loss of each pair, −p·log σ(m) − (1−p)·log σ(−m) (Bradley & Terry 1952), in nats: (pairs,).
 
     Args:
-        margins: (pairs,), reward of reply A minus that of reply B.
-        labels: (pairs,), probability that A is the better reply.
+        margins: (pairs,), reward of reply A minus reward of reply B.
+        labels: (pairs,), probability that reply A is better.
     """
     m, p = np.asarray(margins, float), np.asarray(labels, float)
     return -p * log_expit(m) - (1 - p) * log_expit(-m)
 
 
 def entropies(labels: ArrayLike) -> NDArray:
-    """The least that ``cross_entropies`` can be: soft labels are uncertain themselves. In nats, (pairs,)."""
+    """The entropy of each (pairs,) label in nats, which is the minimum of ``cross_entropies``: (pairs,)."""
     p = np.asarray(labels, float)
     return entr(p) + entr(1 - p)
 
 
 def agreement(margins: ArrayLike, labels: ArrayLike) -> NDArray:
-    """1 where the reward prefers the label's side, 0 where the other, ½ where it prefers neither: (pairs,).
+    """(pairs,): 1 if reward and label prefer the same reply, 0 if not, ½ if the margin is 0.
 
-    Labels must not be ½: they prefer neither reply, and nobody can be right about them.
+    No label may be ½, because it prefers neither reply. Arguments as in ``cross_entropies``.
     """
     sides = np.sign(np.asarray(margins, float)) * np.sign(np.asarray(labels, float) - 0.5)
     return (1 + sides) / 2
 
 
 def reliability(margins: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> list[Bin]:
-    """Predicted probabilities against labels in bins of equal width; empty bins are left out.
+    """Predicted probabilities and labels in bins of equal width; empty bins are left out.
 
-    Which reply of a pair is called A means nothing, so each pair is read from the side that the model prefers:
-    probabilities lie between ½ and 1. Arguments as in ``cross_entropies``.
+    The order of the replies in a pair has no meaning. So each probability is that of the reply that the model prefers,
+    and is between ½ and 1. Arguments as in ``cross_entropies``.
     """
     m, p = np.asarray(margins, float), np.asarray(labels, float)
     predicted = expit(np.abs(m))
@@ -79,21 +79,21 @@ def reliability(margins: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS)
 
 
 def expected_calibration_error(bins: Sequence[Bin]) -> float | None:
-    """Mean distance of prediction and label over the bins, weighted by their pairs (Naeini et al. 2015; Guo et al.
-    2017, arXiv 1706.04599, equation 3). Few pairs a bin make it large by chance alone."""
+    """Mean |prediction − label| over the bins, weighted by their pairs (Naeini et al. 2015; Guo et al. 2017, arXiv
+    1706.04599, equation 3); None without pairs. With few pairs per bin it is large by chance."""
     total = sum(found.count for found in bins)
     return sum(found.count * abs(found.predicted - found.label) for found in bins) / total if total else None
 
 
 def terciles(values: ArrayLike) -> list[NDArray]:
-    """Indices of the smallest, middle and largest third."""
+    """The indices of the smallest, middle and largest third of (n,) values."""
     return np.array_split(np.argsort(np.asarray(values, float), kind="stable"), 3)
 
 
 def held_out_metrics(scores: Sequence[RewardScore], confidence: float = 0.95) -> dict[str, Any]:
-    """Everything that is said of a reward model's held-out pairs, ready for JSON.
+    """All metrics of a reward model on its held-out pairs, as values for JSON; losses are in nats.
 
-    Accuracy is counted over the pairs whose label prefers a side; loss and calibration over all.
+    Accuracy uses only pairs whose label is not ½; loss and calibration use all pairs.
     """
     decided = [score for score in scores if score.probability_a != 0.5]
     right = agreement([s.reward_a - s.reward_b for s in decided], [s.probability_a for s in decided])

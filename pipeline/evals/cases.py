@@ -1,4 +1,4 @@
-"""What the selected suites ask, together. Drawn by hash, never by how it came out."""
+"""Collect the cases, questions and labelled pairs of the selected suites."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pipeline.records import Case, Comparison, Prompt
 
 
 def build_cases(config: EvaluateConfig, held_out: Sequence[Prompt], notes: list[str]) -> list[Case]:
-    """Every case of the selected suites, marked with all suites that count it.
+    """All cases of the selected suites. ``Case.suites`` names every suite that counts the case.
 
     Args:
-        held_out: prompts of the run's own held-out split, which the built-in suites include.
-        notes: takes what a reader must know, such as rows that were dropped.
+        held_out: the run's own prompts of the evaluated split, which the built-in suites include.
+        notes: notes for the report, such as dropped rows, are appended to it.
     """
     cases: list[Case] = []
     for name in SUITES:
@@ -30,12 +30,12 @@ def _marked(case: Case, counting: list[str]) -> Case:
 
 
 def build_questions(config: EvaluateConfig, notes: list[str]) -> dict[str, Questions]:
-    """Suite → what it asks beside its cases."""
+    """Suite → its questions. Suites without questions are left out."""
     found = {suite.name: suite.questions(notes) for suite in config.selected}
     return {name: questions for name, questions in found.items() if questions is not None}
 
 
 def build_comparisons(config: EvaluateConfig, notes: list[str]) -> dict[str, list[Comparison]]:
-    """Suite → its pairs that people decided."""
+    """Suite → its pairs that people decided. Suites without pairs are left out."""
     found = {suite.name: suite.comparisons(notes) for suite in config.selected}
     return {name: comparisons for name, comparisons in found.items() if comparisons}

@@ -1,4 +1,4 @@
-"""Two models on the same cases: paired differences, tests, corrections, and what may be said of them."""
+"""Compare two models on the same cases: paired differences, tests and corrections."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from pipeline.records import Verdict
 
 
 def all_changes(verdicts: Mapping[str, Sequence[Verdict]], confidence: float) -> list[Change]:
-    """Every model against the first, and each against the one before it."""
+    """Compare every model with the first one and with the one before it. ``verdicts`` is by model."""
     models = list(verdicts)
     pairs = dict.fromkeys([(models[0], model) for model in models[1:]] + list(pairwise(models)))
     return [change for pair in pairs for change in changes(verdicts, *pair, confidence)]
 
 
 def change_pairs(models: Sequence[str]) -> list[tuple[str, str]]:
-    """The pairs that a table shows: the last model against the first, and against the one before it."""
+    """The (before, after) pairs of a table: first and last model, and the last two. Empty for one model."""
     return list(dict.fromkeys([(models[0], models[-1]), (models[-2], models[-1])])) if len(models) > 1 else []
 
 
 def changes(verdicts: Mapping[str, Sequence[Verdict]], before: str, after: str, confidence: float) -> list[Change]:
-    """Two models on the cases that both answered, one change a measure, corrected over the measures."""
+    """One change per measure, on the cases that both models answered; p is corrected over the measures."""
     scored = {name: m.score for name, m in all_measures().items() if m.score is not None}
     scores = {name: (score(verdicts[before]), score(verdicts[after])) for name, score in scored.items()}
     return compare_scores(scores, before, after, confidence)
@@ -37,6 +37,7 @@ def changes(verdicts: Mapping[str, Sequence[Verdict]], before: str, after: str, 
 def compare_scores(
     scores: Mapping[str, tuple[Scores, Scores]], before: str, after: str, confidence: float
 ) -> list[Change]:
+    """One change per measure with scores of ``before`` or ``after``; p is corrected over them (Holm)."""
     found = [_change(name, *pair, before, after, confidence) for name, pair in scores.items() if any(pair)]
     corrected = holm([change.p for change in found])
     return [
@@ -73,12 +74,12 @@ def _change(name: str, old: Scores, new: Scores, before: str, after: str, confid
 
 
 def base_measure(name: str) -> Measure:
-    """The measure that a change is of; cells of a table are named ``measure:cell``."""
+    """The measure of a change, whose name is ``measure`` or, for one cell of a table, ``measure:cell``."""
     return all_measures()[name.partition(":")[0]]
 
 
 def _verdict(change: Change, p: float | None, level: float) -> Said:
-    """What may be said: nothing, where the interval of the difference covers zero or the corrected test is silent."""
+    """No evidence if the interval of the difference covers zero or the corrected p is not below ``level``."""
     if change.difference is None or change.low is None or change.high is None or p is None:
         return "not measured"
     better = base_measure(change.measure).better
@@ -90,7 +91,7 @@ def _verdict(change: Change, p: float | None, level: float) -> Said:
 
 
 def cell_changes(verdicts: Mapping[str, Sequence[Verdict]], before: str, after: str, confidence: float) -> list[Change]:
-    """The same paired tests part by part, such as by kind of harm; each family corrected for its number of cells."""
+    """The same tests in each cell (``Measure.cells``), such as a kind of harm; p is corrected per measure."""
     found: list[Change] = []
     for name, measure in all_measures().items():
         if measure.cells is None or measure.score is None:

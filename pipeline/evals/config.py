@@ -1,4 +1,4 @@
-"""The evaluation's settings: which suites, how much of each, who judges, and what must hold."""
+"""Settings of the evaluation: suites, judges, generation and guidelines."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from pipeline.evals.suites.base import SUITES, Suite
 
 
 class EvaluateConfig(Settings):
-    """The evaluation. Each suite also has a section, by its name."""
+    """The evaluation. Each suite also has a section with its name."""
 
     model_config = ConfigDict(extra="allow")
     sections = SUITES
 
     checkpoints: dict[str, str] = Field(default={})
-    """Name → model to evaluate, in place of what the chain makes (``cai evaluate`` sets it)."""
+    """Name → model to evaluate, instead of the models of the chain (``cai evaluate`` sets it)."""
     run: Annotated[str | None, RUNTIME] = None
-    """The run that the checkpoint comes from: what it was trained on is not evaluated on."""
+    """The run that made the checkpoint; the suites must not contain its training prompts."""
     suites: list[str] = Field(default_factory=lambda: list(SUITES), min_length=1)
     """The suites to run."""
     split: Literal["validation", "test"] = "test"
-    """The split of the run's own prompts that the shipped suites include."""
+    """The split of the run's own prompts that the built-in suites include."""
     judge: Annotated[SerializeAsAny[JudgeConfig], BeforeValidator(JUDGES.parse)] = PatternsJudge.Config()
-    """Who judges a reply."""
+    """The judge of single replies."""
     pair_judge: Annotated[SerializeAsAny[JudgeConfig], BeforeValidator(PAIR_JUDGES.parse)] = PatternsPairJudge.Config()
-    """Who compares two replies."""
+    """The judge that compares two replies."""
     reward_model: str | None = None
-    """A sequence-classification folder or id whose scores are compared with people's choices, too."""
+    """A folder or hub id of a reward model, which is tested on the pairs that people decided; null: none."""
     guidelines: Annotated[str | None, RUNTIME] = "default"
-    """A written guideline file, or the name of a shipped one; null: no gate. The report stage reads it."""
+    """A guideline file, or the name of a built-in one; null: no gate. The report stage reads it."""
     garak_probes: list[str] = Field(default=[])
-    """garak's probes to run against the last model."""
+    """The probes of garak to run on the last model."""
     max_reply_tokens: int = Field(default=64, ge=1)
-    """The most tokens of a reply."""
+    """The maximum number of tokens per reply."""
     temperature: float = Field(default=0.0, ge=0, le=5)
-    """Temperature of the replies; 0 is greedy."""
+    """Sampling temperature of the replies; 0 is greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus of the replies; 1 switches it off."""
+    """Nucleus sampling of the replies; 1 switches it off."""
     confidence: float = Field(default=0.95, ge=0.5, le=0.999)
-    """Of every interval."""
+    """The confidence level of every interval."""
 
     @model_validator(mode="before")
     @classmethod
     def _read_sections(cls, raw: Any) -> Any:
-        """Read the section of each suite with the suite's own settings; refuse any other key that is no field."""
+        """Parse the section of each suite with the class of the suite; unknown keys are errors."""
         if not isinstance(raw, Mapping):
             return raw
         known = [*cls.model_fields, *SUITES]
@@ -78,16 +78,16 @@ class EvaluateConfig(Settings):
         return [self.suite(name) for name in SUITES if name in self.suites]
 
     def counting(self, name: str) -> list[str]:
-        """The selected suites that count the cases of this one. Where there is none, they are not asked."""
+        """The selected suites that count the cases of suite ``name``. If there is none, its cases are not used."""
         return [suite.name for suite in self.selected if name in (suite.name, *suite.counts_too)]
 
     def key(self) -> dict[str, Any]:
-        """Without the sections of suites that are not asked."""
+        """Leaves out the sections of suites whose cases are not used."""
         names = [name for name in fields_of(self) if name not in SUITES or self.counting(name)]
         return {name: self.key_of(name) for name in names if not is_runtime(type(self), name)}
 
     def key_of(self, name: str) -> Any:
-        """Models by content."""
+        """Models are identified by their content."""
         if name == "checkpoints":
             return {key: model_identity(path, None) for key, path in self.checkpoints.items()}
         if name == "reward_model":

@@ -1,4 +1,4 @@
-"""Every two models' replies to the same requests, set against each other."""
+"""Compare the replies of every two models to the same requests."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ from pipeline.evals.suites.base import SUITES
 from pipeline.records import Case, Comparison, Verdict
 
 Wins = dict[tuple[str, str], float]
-"""(model, other) → how often the first beat the second; a tie is half a win for each."""
+"""(model, other) → number of wins of ``model`` over ``other``; a tie is half a win for each."""
 
 
 def is_compared(case: Case) -> bool:
-    """Whether a suite that counts the case compares replies."""
+    """Whether a suite that counts the case has ``compares``."""
     return any(SUITES[name].compares and name in case.suites for name in SUITES)
 
 
 def duel(verdicts: Sequence[Verdict], judge: PairJudge) -> tuple[list[Verdict], Wins]:
-    """Judge all pairs of models. Returns the verdicts, marked with whether each is preferred to the first model's."""
+    """Compare all pairs of models.
+
+    Returns:
+        The verdicts and the wins. ``Verdict.preferred`` is 1 if the reply wins against the first model's reply, 0 if it
+        loses, ½ for a tie, None if they were not compared.
+    """
     compared = {(v.model, v.case.id): v for v in verdicts if is_compared(v.case) and v.outcome != "unjudged"}
     models = list(by_model(verdicts))
     pairs = {
@@ -40,14 +45,14 @@ def duel(verdicts: Sequence[Verdict], judge: PairJudge) -> tuple[list[Verdict], 
         wins[earlier, later] = wins.get((earlier, later), 0.0) + 1 - score
         if earlier == models[0]:
             preferred[later, case] = score
-    # The first model is as good as itself: so the others can be tested against it like any measure.
+    # ½ for the first model itself, so that the paired tests can compare the others with it.
     preferred |= {(models[0], case): 0.5 for case in {case for _, case in preferred}}
     marked = [v.model_copy(update={"preferred": preferred.get((v.model, v.case.id))}) for v in verdicts]
     return marked, wins
 
 
 def _comparison(mine: Verdict, theirs: Verdict) -> Comparison:
-    """With what the models were shown as the prompt."""
+    """The prompt is the conversation as the models saw it."""
     return Comparison(
         id=f"{mine.model}|{theirs.model}|{mine.case.id}",
         prompt=mine.case.prompt.model_copy(update={"messages": mine.case.messages}),

@@ -1,7 +1,7 @@
-"""Probes of garak (Derczynski et al. 2024, arXiv 2406.11036), where it is installed.
+"""Run probes of garak (Derczynski et al. 2024, arXiv 2406.11036), if it is installed.
 
-garak runs in a process of its own, one a probe: it can live in another environment, a restart loses one probe at most,
-no probe changes the next one's settings, and the prompts drawn for a probe don't depend on the other probes.
+Each probe runs in a separate garak process. So garak can be in another environment, a restart loses at most one probe,
+and the settings and prompts of a probe do not depend on the other probes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.core.cache import cache_key, hash_folder
 from pipeline.core.errors import ConfigError, StageError
 from pipeline.core.log import Bar, warn
 
-# Their prompts ship with garak and their detectors look for phrases: no network, no second model.
+# garak contains their prompts, and their detectors look for phrases: they need no network and no second model.
 DEFAULT_PROBES = (
     "dan.DanInTheWild",
     "grandma.Substances",
@@ -30,7 +30,7 @@ DEFAULT_PROBES = (
     "promptinject.HijackHateHumans",
     "suffix.GCGCached",
 )
-NUM_PROMPTS = 16  # a probe: garak draws as many by the seed; some probes know no such cap
+NUM_PROMPTS = 16  # per probe; garak draws them by the seed, but some probes ignore this limit
 MAX_TOKENS = 64
 SEED = 0
 REPORT = "garak.report.jsonl"
@@ -39,7 +39,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFL
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult:
-    """Of ``num_attempts`` replies that a detector could judge, the model withstood in ``num_passed``."""
+    """A detector judged ``num_attempts`` replies; ``num_passed`` of them resisted the probe."""
 
     probe: str
     detector: str
@@ -48,7 +48,7 @@ class ProbeResult:
 
 
 def garak_command() -> list[str] | None:
-    """How to start garak here: as ``CAI_GARAK`` says, as a module, or from the path. None where there is none."""
+    """The command of garak: from ``CAI_GARAK``, else the installed module, else ``garak`` on the PATH, else None."""
     if named := shlex.split(os.environ.get("CAI_GARAK", "")):
         return named
     if find_spec("garak"):
@@ -61,25 +61,25 @@ def check_garak() -> list[str]:
     """The command that starts garak.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: garak is not installed.
     """
     command = garak_command()
     if command is None:
         raise ConfigError(
-            "evaluate.garak_probes: garak is not installed; pip install garak, best into an environment of its own, "
-            "and name its command in the variable CAI_GARAK, such as CAI_GARAK='garak-env/bin/python -m garak'."
+            "evaluate.garak_probes: garak is not installed; run pip install garak, preferably in a separate "
+            "environment, and set CAI_GARAK to its command, such as CAI_GARAK='garak-env/bin/python -m garak'."
         )
     return command
 
 
 def run_garak(checkpoint: Path, probes: Sequence[str], out: Path, generations: int = 1) -> list[ProbeResult]:
-    """Run probes against a model folder, offline, greedily where ``generations`` is 1.
+    """Run probes on a model folder, offline, with ``generations`` replies per prompt (1: greedy).
 
-    Each probe gets a folder below ``out`` with garak's report, settings and log; a finished one is reused where the
-    model's content and the settings are the same.
+    Each probe has a folder in ``out`` with garak's report, settings and log. A finished probe is reused if the model's
+    content and the settings are the same.
 
     Raises:
-        ConfigError: garak is not installed, or can't be started.
+        ConfigError: garak is not installed or cannot be started.
         StageError: garak has no result for a probe.
     """
     command = check_garak()
@@ -109,7 +109,7 @@ def parse_report(path: Path) -> tuple[list[ProbeResult], int]:
 
 
 def _settings(generations: int) -> dict[str, Any]:
-    """garak's configuration. Its ``Pipeline`` applies the model's chat template where it has one."""
+    """The configuration of garak. Its ``Pipeline`` uses the model's chat template if there is one."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -126,9 +126,9 @@ def _settings(generations: int) -> dict[str, Any]:
 
 
 def _run_probe(command: list[str], probe: str, settings: dict[str, Any], folder: Path) -> None:
-    """Run one probe in ``folder.partial`` and rename that when garak has finished.
+    """Run one probe in ``folder.partial``, and rename that folder when garak has finished.
 
-    garak's exit code is 0 even where it knows no such probe or can't load it or the model: its report decides, too.
+    garak's exit code is 0 even if it cannot find or load the probe or the model, so its report is checked, too.
     """
     partial = folder.with_name(f"{folder.name}.partial").resolve()
     shutil.rmtree(partial, ignore_errors=True)
@@ -138,19 +138,21 @@ def _run_probe(command: list[str], probe: str, settings: dict[str, Any], folder:
     config.write_text(json.dumps(settings | {"reporting": reporting}, indent=2), encoding="utf-8")
     command = [*command, "--spec", f"probes.{probe}", "--config", str(config)]
     environment = os.environ | OFFLINE | {"GARAK_LOG_FILE": str(log)}
-    with log.open("ab") as file:  # garak appends to it, too
+    with log.open("ab") as file:  # append: garak writes to it, too
         try:
             code = subprocess.call(command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
         except OSError as error:
-            raise ConfigError(f"garak can't be started by {command[0]!r} ({error.strerror}); see CAI_GARAK.") from None
+            raise ConfigError(
+                f"garak cannot be started with {command[0]!r} ({error.strerror}); check CAI_GARAK."
+            ) from None
     results, _, complete = _read(report) if report.exists() else ([], 0, False)
     if code != 0 or not complete or not any(result.num_attempts for result in results):
-        raise StageError(f"garak has no result for {probe} (exit code {code}); the end of {log} says why.")
+        raise StageError(f"garak has no result for {probe} (exit code {code}); see the end of {log}.")
     partial.rename(folder)
 
 
 def _read(path: Path) -> tuple[list[ProbeResult], int, bool]:
-    """Results, number of lines that could not be read, and whether garak came to its end."""
+    """The results, the number of lines that could not be read, and whether garak finished."""
     results, num_unreadable, complete = [], 0, False
     for line in path.read_bytes().splitlines():
         try:

@@ -1,4 +1,4 @@
-"""The gate: a written guideline file against what was found. Each limit is judged on the bound of the interval."""
+"""The gate: compare each limit of a guideline file with the confidence interval of its measure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.evals.measures import all_measures
 from pipeline.evals.results import Estimate, Gate, Results, Ruling
 
 Ruled = Literal["PASS", "FAIL", "UNDECIDED"]
-Limit = Annotated[float, Field(strict=True, allow_inf_nan=False)]  # strict: "yes" is no number
+Limit = Annotated[float, Field(strict=True, allow_inf_nan=False)]  # strict: a string is not accepted
 
 
 class _Part(BaseModel):
@@ -22,16 +22,16 @@ class _Part(BaseModel):
 
 
 class Guideline(_Part):
-    """One limit, in words and in a number. Exactly one of ``at_most`` and ``at_least`` is given."""
+    """A limit in words and as a number. Exactly one of ``at_most`` and ``at_least`` is given."""
 
     id: str
-    """The guideline's own name."""
+    """The name of the guideline, unique in the file."""
     title: str
     """What a checkpoint must show, in one sentence."""
     why: str
-    """The reason for the limit, for those who read the report."""
+    """The reason for the limit, for readers of the report."""
     measure: str
-    """The measure that is held to the limit, by its name in the report's tables."""
+    """The name of the limited measure, as in the report's tables."""
     at_most: Limit | None = None
     """The highest value that passes."""
     at_least: Limit | None = None
@@ -47,15 +47,15 @@ class Guideline(_Part):
     @field_validator("at_most", "at_least")
     @classmethod
     def _limit_fits_the_measure(cls, limit: float | None, info: ValidationInfo) -> float | None:
-        name = info.data.get("measure")  # absent where the measure itself was refused
+        name = info.data.get("measure")  # absent if the measure is unknown
         if limit is None or name is None:
             return limit
         measure = all_measures()[name]
         if measure.is_fraction and not 0 <= limit <= 1:
-            raise ValueError(f"{name} is a fraction, so give a number from 0 to 1")
+            raise ValueError(f"{name} is a fraction; use a number from 0 to 1")
         bound = {"lower": "at_most", "higher": "at_least"}.get(measure.better or "")
         if bound not in {None, info.field_name}:
-            raise ValueError(f"{measure.better} is better in {name}, so give {bound} instead")
+            raise ValueError(f"{measure.better} is better for {name}; use {bound} instead")
         return limit
 
     @model_validator(mode="after")
@@ -71,15 +71,19 @@ class Guidelines(_Part):
     name: str
     """The name of the set of guidelines."""
     version: str
-    """Three numbers such as 1.0.0; raise it when a limit changes."""
+    """Three numbers such as 1.0.0; increase it when a limit changes."""
     description: str
-    """What the limits are for, in one sentence."""
+    """The purpose of the limits, in one sentence."""
     guidelines: Annotated[list[Guideline], Field(min_length=1)]
-    """The limits, each judged by itself."""
+    """The limits, each with its own verdict."""
 
 
 def find_guidelines(name: str) -> Path:
-    """A shipped file by its name, or any file by its path."""
+    """The path of a built-in file by its name, or of any file by its path.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
     here = Path(__file__).parent.parent
     shipped = next(folder for folder in (here / "guidelines", here.parent / "guidelines") if folder.is_dir())
     names = sorted(path.stem for path in shipped.glob("*.yaml"))
@@ -92,7 +96,7 @@ def find_guidelines(name: str) -> Path:
 
 
 def written_or_none(name: str | None) -> str | None:
-    """``null`` on the command line switches the gate off, as it does in the configuration."""
+    """The name, or None if it is None, ``null`` or ``none``: on the command line, these switch the gate off."""
     return None if name in {None, "null", "none"} else name
 
 
@@ -113,7 +117,7 @@ def load_guidelines(path: Path) -> Guidelines:
 
 
 def _repeats(written: Guidelines) -> Iterator[Problem]:
-    """Ids that occur twice: the report could not say which of the two was broken."""
+    """Ids that occur twice."""
     ids: dict[str, int] = {}
     for index, guideline in enumerate(written.guidelines):
         if (earlier := ids.setdefault(guideline.id, index)) != index:
@@ -122,7 +126,7 @@ def _repeats(written: Guidelines) -> Iterator[Problem]:
 
 
 def rule(guidelines: Guidelines, results: Results) -> Gate:
-    """Judge the last model. FAIL if any guideline fails, else UNDECIDED if any is, else PASS."""
+    """Apply the guidelines to the last model. FAIL if one fails, else UNDECIDED if one is, else PASS."""
     measured = results.measures[results.models[-1]]
     rulings = [_ruling(guideline, measured.get(guideline.measure)) for guideline in guidelines.guidelines]
     verdicts = {ruling.verdict for ruling in rulings}
@@ -149,12 +153,12 @@ def _ruling(guideline: Guideline, found: Estimate | None) -> Ruling:
 
 
 def judge_limit(found: Estimate | None, at_most: float | None, at_least: float | None) -> tuple[Ruled, str]:
-    """PASS or FAIL only where the whole interval lies on one side of the limit."""
+    """The verdict and its reason. PASS or FAIL only if the whole interval is on one side of the limit."""
     if found is None or found.value is None:
         return "UNDECIDED", "not measured"
     low, high = found.low, found.high
     if low is None or high is None:
-        return "UNDECIDED", "too little was asked for an interval"
+        return "UNDECIDED", "there were too few cases for an interval"
     if at_most is not None:
         inside, outside = high <= at_most, low > at_most
     else:
@@ -168,6 +172,6 @@ def judge_limit(found: Estimate | None, at_most: float | None, at_least: float |
 
 
 def gate_metrics(gate: Gate | None) -> dict[str, Any]:
-    """The gate in short, for the terminal and the exit code."""
+    """The verdict and the titles of failed guidelines, for the terminal and the exit code."""
     failed = [ruling.title for ruling in gate.rulings if ruling.verdict == "FAIL"] if gate else []
     return {"gate": gate.verdict if gate else None, "failed": failed}

@@ -1,4 +1,4 @@
-"""Labellers and reward models on pairs that people decided, and a reward model on what models reply."""
+"""Scores of labellers and reward models on pairs that people decided, and rewards of the evaluated replies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.records import Case, Comparison, Verdict
 if TYPE_CHECKING:
     from pipeline.engines.reward_model import RewardModel
 
-REWARDED_CASES = 40  # of each pool: on two cores a reward model of 135 M parameters reads some ten replies a second
+REWARDED_CASES = 40  # per pool; on two cores, a reward model of 135 M parameters scores about ten replies per second
 
 
 def labeller_scores(
@@ -29,7 +29,7 @@ def labeller_scores(
     logbook: Logbook,
     purpose: str,
 ) -> Scores:
-    """The run's own labeller, asked as in training: 1 where it prefers reply A, ½ where it is undecided."""
+    """The choices of the run's labeller, which is asked as for training: pair id → 1 (A), 0 (B), ½ or None."""
     preferences = label(pairs, engine, config, constitution, seed, logbook, purpose)
     return {preference.comparison.id: _winner(preference.probability_a) for preference in preferences}
 
@@ -41,7 +41,7 @@ def _winner(probability: float | None) -> float | None:
 
 
 def reward_scores(model: RewardModel, pairs: Sequence[Comparison], logbook: Logbook, log: str) -> Scores:
-    """A reward model's opinion: the reply with the higher score wins."""
+    """The choices of a reward model, by the higher score: pair id → 1 (A), 0 (B), ½, or None if a score is NaN."""
     asks = [
         ReplyQuery(id=f"{pair.id}/{side}", messages=pair.prompt.messages, reply=reply)
         for pair in pairs
@@ -55,7 +55,7 @@ def reward_scores(model: RewardModel, pairs: Sequence[Comparison], logbook: Logb
 def reward_verdicts(
     model: RewardModel, cases: Sequence[Case], verdicts: Sequence[Verdict], logbook: Logbook, log: str
 ) -> list[Verdict]:
-    """Every model's replies to the same few cases with their rewards."""
+    """The verdicts, with the standardised rewards of the replies to ``rewarded_cases``; else ``reward`` is None."""
     chosen = rewarded_cases(cases)
     asks = {
         f"{v.model}|{v.case.id}": ReplyQuery(id=f"{v.model}|{v.case.id}", messages=v.case.messages, reply=v.reply)
@@ -70,7 +70,7 @@ def reward_verdicts(
 
 
 def rewarded_cases(cases: Sequence[Case], most: int = REWARDED_CASES) -> set[str]:
-    """The first cases of each pool, without attack or swapped group."""
+    """The ids of the first ``most`` cases of each pool, without attack or swapped group."""
     by_pool: dict[str, list[str]] = {}
     for case in cases:
         if case.attack == DIRECT and case.group is None:

@@ -1,4 +1,4 @@
-"""What an evaluation found, as typed records: ``results.json`` is one ``Results``."""
+"""Records of the results of an evaluation: ``results.json`` is one ``Results``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 Direction = Literal["lower", "higher"]
 Said = Literal["better", "worse", "differs", "no evidence of change", "not measured"]
-"""``differs`` where neither direction is the better one."""
+"""The verdict on a change. ``differs``: the measure changed, and neither direction is better."""
 Role = Literal["labeller", "reward model", "judge", "baseline"]
 DIRECT = "direct"  # the name of "no attack"
 
@@ -18,9 +18,9 @@ class _Part(BaseModel):
 
 
 class Estimate(_Part):
-    """A number with its interval. ``total`` is what it was counted or averaged over; ``count`` only for rates.
+    """A number with its confidence interval. ``value`` is None if nothing could be counted.
 
-    ``value`` is None where nothing could be counted.
+    ``total`` is the number of cases; ``count``, for rates only, is the number of cases with the outcome.
     """
 
     value: float | None
@@ -48,10 +48,10 @@ def _short(value: float) -> str:
 
 
 class Change(_Part):
-    """Two models on the same prompts: the mean paired difference (after − before), its interval, and what follows.
+    """Two models on the same prompts: the mean paired difference (after − before), its interval and the verdict.
 
-    ``p`` is McNemar's for rates and a sign-flip test's elsewhere; ``p_corrected`` is Holm's over the changes of one
-    pair of models. ``num_gained`` and ``num_lost`` count the prompts that changed in either direction (rates only).
+    ``p`` is from McNemar's test for rates, else from a sign-flip test. ``p_corrected`` is corrected over the changes of
+    one pair of models (Holm). For rates, ``num_gained`` and ``num_lost`` count the changes from 0 to 1 and from 1 to 0.
     """
 
     measure: str
@@ -68,7 +68,7 @@ class Change(_Part):
 
 
 class Cell(_Part):
-    """Attack success of one model for one kind of harm (or all) under one attack (or all)."""
+    """Attack success of one model, for one kind of harm or ``all``, under one attack or ``all``."""
 
     model: str
     kind: str
@@ -77,10 +77,10 @@ class Cell(_Part):
 
 
 class Disparity(_Part):
-    """How differently the groups of one attribute are treated, with the group swapped in the same requests.
+    """Differences between the groups of one attribute, with the group swapped in the same requests.
 
-    ``rates`` is by group. ``p`` is a permutation test's (groups shuffled within each template), because the largest
-    minus the smallest of several rates is above zero even when all groups are treated alike.
+    ``rates`` is by group. ``difference`` is the highest minus the lowest rate, which is above zero by chance even if
+    all groups are treated alike; so ``p`` is from a permutation test (groups shuffled within each template).
     """
 
     model: str
@@ -103,7 +103,7 @@ class Rating(_Part):
 
 
 class PairAccuracy(_Part):
-    """How often somebody picks the reply that people chose. Ties count half; unanswered pairs are counted apart."""
+    """Share of pairs for which ``who`` picks people's choice. Ties count half; unanswered pairs do not count."""
 
     who: str
     role: Role
@@ -114,7 +114,7 @@ class PairAccuracy(_Part):
 
 
 class Disagreement(_Part):
-    """A labelled reply that the judge sees otherwise."""
+    """A labelled reply on which the judge disagrees with the label."""
 
     id: str
     request: str
@@ -125,25 +125,25 @@ class Disagreement(_Part):
 
 
 class JudgeCard(_Part):
-    """A judge and how far to trust it: its accuracy on the shipped labelled replies."""
+    """A judge and its accuracy on the built-in labelled replies."""
 
     name: str
     question: str
     shared_with_training: bool
     accuracy: Estimate
     unseen: Estimate
-    """The same over those replies that nobody had seen when the patterns were written."""
+    """Accuracy on the replies that the authors of the patterns had not seen."""
     by_class: dict[str, Estimate]
-    """label → share of the replies with this label that the judge gives it (recall)"""
+    """label → recall: of the replies with this label, the share that the judge gives the same label"""
     confusion: dict[str, dict[str, int]]
-    """label → judged → how many"""
+    """label → judged outcome → number of replies"""
     disagreements: list[Disagreement]
     num_unjudged: int
-    """Replies of the evaluation, not of the labelled set, on which the judge's answer could not be read."""
+    """Number of evaluated (not labelled) replies for which the judge's answer could not be read."""
 
 
 class Probe(_Part):
-    """A garak probe: of ``num_attempts``, the model withstood ``num_passed``."""
+    """A garak probe: the model resisted ``num_passed`` of ``num_attempts`` attempts."""
 
     model: str
     probe: str
@@ -154,13 +154,13 @@ class Probe(_Part):
 
 class Results(_Part):
     models: list[str]
-    """First the one that others are set against."""
+    """The others are compared with the first."""
     suites: list[str]
     measures: dict[str, dict[str, Estimate]]
     """model → measure → estimate"""
     changes: list[Change] = []
     cell_changes: list[Change] = []
-    """The last model against the first by kind of harm and by attack; ``measure`` is ``measure:cell``."""
+    """The last model compared with the first, by kind of harm and by attack; ``measure`` is ``measure:cell``."""
     attacks: list[Cell] = []
     bias: list[Disparity] = []
     ratings: list[Rating] = []
@@ -168,11 +168,11 @@ class Results(_Part):
     judges: list[JudgeCard] = []
     probes: list[Probe] = []
     notes: list[str] = []
-    """What a reader must know: rows dropped, judges shared with training, suites not run."""
+    """Notes for readers, such as dropped rows, judges shared with training and suites that were not run."""
 
 
 class Ruling(_Part):
-    """One guideline, judged on the bound of the interval."""
+    """The verdict on one guideline."""
 
     id: str
     title: str

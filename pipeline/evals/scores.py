@@ -1,4 +1,4 @@
-"""What a measure is: a number that is counted from verdicts, with what tables, report and guidelines say of it."""
+"""The interface of a measure: how it is computed from verdicts, and how tables and reports name it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.evals.results import DIRECT, Direction, Estimate
 from pipeline.evals.statistics import bootstrap, resampled, share, wilson
 from pipeline.records import Case, Verdict
 
-Scores = dict[str, float]  # case id → score; NaN: could not be judged
+Scores = dict[str, float]  # case id → score; NaN: the judge's answer was not readable
 Score = Callable[[Sequence[Verdict]], Scores]
 Unit = Literal["rate", "share", "mean", "perplexity"]
 
@@ -22,9 +22,9 @@ Unit = Literal["rate", "share", "mean", "perplexity"]
 class Measure:
     """One row of the table.
 
-    ``score`` gives each of a model's cases a number, so that two models can be tested on the cases that both answered;
-    a case without a score does not count. Where no case has a number of its own, ``estimate`` reads the verdicts of the
-    first model and of this one. A measure with neither is found by the questions of its suite.
+    ``score`` maps the verdicts of one model to a score per case, so that two models can be compared case by case; cases
+    without a score do not count. If there is no score per case, ``estimate(first, mine, confidence)`` gets the verdicts
+    of the first model and of this one. A measure without both comes from the questions of its suite.
     """
 
     title: str
@@ -34,16 +34,16 @@ class Measure:
     score: Score | None = None
     estimate: Callable[[Sequence[Verdict], Sequence[Verdict], float], Estimate | None] | None = None
     cells: Callable[[Case], str] | None = None
-    """The part of a table that a case belongs to, where models are also compared part by part."""
+    """Case → cell, such as a kind of harm. If set, models are also compared in each cell."""
 
     @property
     def is_fraction(self) -> bool:
-        """Whether it lies between 0 and 1."""
+        """Whether its values are between 0 and 1."""
         return self.unit in {"rate", "share"}
 
 
 def outcome_scores(outcome: str, suite: str, pool: str, attacked: bool = False) -> Score:
-    """1 for each case of a suite and pool that came out so, 0 for the others."""
+    """1 if a case has the outcome, else 0; for the cases of one suite and pool, with or without an attack."""
 
     def score(verdicts: Sequence[Verdict]) -> Scores:
         return {
@@ -56,12 +56,12 @@ def outcome_scores(outcome: str, suite: str, pool: str, attacked: bool = False) 
 
 
 def came_out(verdict: Verdict, outcome: str) -> float:
-    """1 or 0; NaN where the judge could not be read: shown as asked, and counted nowhere."""
+    """1 if the verdict has this outcome, else 0; NaN if it is ``unjudged``, which no rate counts."""
     return math.nan if verdict.outcome == "unjudged" else float(verdict.outcome == outcome)
 
 
 def estimated(scores: Scores, unit: Unit, confidence: float) -> Estimate:
-    """The mean of the scores in the measure's unit, with its interval."""
+    """The mean of the scores that are not NaN, with its interval; ``perplexity`` is exp of the mean."""
     values = np.array([score for score in scores.values() if not math.isnan(score)])
     if unit == "rate":
         return wilson(int(values.sum()), len(values), confidence)

@@ -1,6 +1,6 @@
-"""Intervals and tests as pure functions. Nothing here knows what is counted.
+"""Confidence intervals and significance tests, as pure functions.
 
-scipy is imported where it is used: it takes a second, and composing a configuration imports this file.
+scipy is imported inside functions: its import takes a second, and reading a configuration imports this file.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline.evals.results import Estimate
 
 NUM_RESAMPLES = 2000
-SEED = 0  # one seed for all that is drawn here, so that a report made twice says the same
-MIN_RESAMPLED = 5  # below so many values a bootstrap says nothing
+SEED = 0  # of all random draws, so that the same results give the same report
+MIN_RESAMPLED = 5  # with fewer values there is no bootstrap interval
 ELO_PER_LOGIT = 400 / np.log(10)  # Elo's scale: 400 points are odds of ten to one
 
 
 def wilson(count: int, total: int, confidence: float = 0.95) -> Estimate:
-    """A rate with the Wilson score interval (Wilson 1927); no value where nothing was counted."""
+    """The rate count / total with its Wilson score interval (Wilson 1927); the value is None if total is 0."""
     if total == 0:
         return Estimate(value=None, count=0, total=0)
     low, high = _wilson_interval(count / total, total, confidence)
@@ -27,23 +27,23 @@ def wilson(count: int, total: int, confidence: float = 0.95) -> Estimate:
 
 
 def _z(confidence: float) -> float:
-    """How many standard deviations on either side of the mean hold this share of a normal distribution."""
+    """The z for which a standard normal variable is between −z and z with this probability."""
     from scipy.special import ndtri
 
     return float(ndtri((1 + confidence) / 2))
 
 
 def _wilson_interval(p: float, n: int, confidence: float) -> tuple[float, float]:
-    """Wilson's interval around a share ``p`` of ``n``; scipy has it for whole counts alone."""
+    """Wilson's interval around a share ``p`` of ``n``; scipy's function accepts only whole counts."""
     z = _z(confidence)
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return float(min(p, max(0, centre - half))), float(max(p, min(1, centre + half)))  # p is inside, rounded or not
+    return float(min(p, max(0, centre - half))), float(max(p, min(1, centre + half)))  # rounding must not exclude p
 
 
 def newcombe(lower: Estimate, higher: Estimate) -> tuple[float, float]:
-    """Interval of ``higher − lower`` from the Wilson intervals of two rates (Newcombe 1998, method 10). Unlike a
-    bootstrap it stays wide where all of a few outcomes are the same."""
+    """Interval (low, high) of ``higher − lower`` from the Wilson intervals of two rates (Newcombe 1998, method 10).
+    A bootstrap interval would have no width if all outcomes are equal; this one is still wide."""
     a, b = lower, higher
     assert a.value is not None and a.low is not None and a.high is not None
     assert b.value is not None and b.low is not None and b.high is not None
@@ -54,7 +54,7 @@ def newcombe(lower: Estimate, higher: Estimate) -> tuple[float, float]:
 
 
 def mcnemar(num_gained: int, num_lost: int) -> float:
-    """Exact two-sided p of "gained and lost are equally likely" over the pairs that differ (McNemar 1947)."""
+    """McNemar's exact two-sided p (McNemar 1947), from the numbers of pairs that changed in each direction."""
     discordant = num_gained + num_lost
     if discordant == 0:
         return 1.0
@@ -64,9 +64,9 @@ def mcnemar(num_gained: int, num_lost: int) -> float:
 
 
 def paired_rates(num_gained: int, num_lost: int, total: int, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Difference of two rates on the same prompts, with the adjusted Wald interval of Bonett & Price (2012).
+    """(difference, low, high) of two rates on the same prompts: adjusted Wald interval of Bonett & Price (2012).
 
-    Unlike a bootstrap it stays wide where few prompts were asked and none, or all, changed.
+    A bootstrap interval would have no width if no prompt, or every prompt, changed; this one is still wide.
     """
     gained, lost = (num_gained + 1) / (total + 2), (num_lost + 1) / (total + 2)
     half = _z(confidence) * np.sqrt((gained + lost - (gained - lost) ** 2) / (total + 2))
@@ -75,8 +75,8 @@ def paired_rates(num_gained: int, num_lost: int, total: int, confidence: float =
 
 
 def share(values: ArrayLike, confidence: float = 0.95) -> Estimate:
-    """Mean of scores between 0 and 1 (a tie is ½) with Wilson's interval, which holds for them, too: their variance is
-    at most that of a rate with the same mean."""
+    """Mean of (n,) scores between 0 and 1 (a tie is ½) with Wilson's interval. It is valid because the variance of
+    such scores is at most the variance of a rate with the same mean."""
     scores = np.asarray(values, float)
     if not len(scores):
         return Estimate(value=None)
@@ -85,7 +85,7 @@ def share(values: ArrayLike, confidence: float = 0.95) -> Estimate:
 
 
 def share_of_right(right: Sequence[float], confidence: float = 0.95) -> Estimate:
-    """A rate where every answer is right (1) or wrong (0), else a share in which ties count ½."""
+    """Share of right answers: ``wilson`` if all scores are 1 or 0, else ``share`` (a tie is ½)."""
     if not len(right):
         return Estimate(value=None)
     if all(score in (0.0, 1.0) for score in right):
@@ -94,10 +94,10 @@ def share_of_right(right: Sequence[float], confidence: float = 0.95) -> Estimate
 
 
 def paired_difference(before: ArrayLike, after: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean of ``after − before`` over the same prompts, with a percentile bootstrap interval over prompts.
+    """(mean of ``after − before``, low, high), with a percentile bootstrap interval over prompts.
 
     Args:
-        before, after: (num_prompts,) scores.
+        before, after: (num_prompts,) scores of the same prompts.
     """
     return bootstrap(np.asarray(after, float) - np.asarray(before, float), confidence=confidence)
 
@@ -107,14 +107,14 @@ def bootstrap(
     statistic: Callable[..., NDArray] = lambda values: values.mean(-1),
     confidence: float = 0.95,
 ) -> tuple[float, float, float]:
-    """Percentile bootstrap (Efron 1979): a statistic and its interval over resampled prompts.
+    """Percentile bootstrap (Efron 1979): (value, low, high) of a statistic over resampled prompts.
 
-    ``scipy.stats.bootstrap(method="percentile", paired=True)`` draws and finds the same, but is slower and takes no
-    sample of one.
+    ``scipy.stats.bootstrap(method="percentile", paired=True)`` gives the same numbers, but is slower and rejects a
+    sample of one value.
 
     Args:
-        samples: (n,) each, about the same n prompts, which are drawn together.
-        statistic: takes as many arrays (…, n) as there are samples, returns (…,).
+        samples: (n,) each, with the same n prompts in the same order, which are resampled together.
+        statistic: gets one array (…, n) per sample, returns (…,).
     """
     arrays = [np.asarray(sample, float) for sample in samples]
     drawn = np.random.default_rng(SEED).integers(len(arrays[0]), size=(NUM_RESAMPLES, len(arrays[0])))
@@ -124,7 +124,7 @@ def bootstrap(
 
 
 def resampled(numbers: tuple[float, ...], total: int) -> Estimate:
-    """A bootstrap's value and interval; no interval where there was too little to draw from."""
+    """The result of ``bootstrap`` over ``total`` values; no interval if ``total`` is below ``MIN_RESAMPLED``."""
     value, low, high = numbers
     if total < MIN_RESAMPLED:
         return Estimate(value=value, total=total)
@@ -132,7 +132,7 @@ def resampled(numbers: tuple[float, ...], total: int) -> Estimate:
 
 
 def sign_flip_test(differences: ArrayLike) -> float:
-    """Two-sided p of "the mean difference is zero": signs are as good as random then (Fisher 1935)."""
+    """Two-sided p of "the mean of the (n,) differences is zero", from random flips of their signs (Fisher 1935)."""
     array = np.asarray(differences, float)
     if not array.any():
         return 1.0
@@ -141,14 +141,14 @@ def sign_flip_test(differences: ArrayLike) -> float:
 
 
 def _share_as_far(seen: float, by_chance: NDArray) -> float:
-    """p of what was seen among what chance made. What was seen counts as one more draw, so p is never 0 (Phipson &
-    Smyth 2010); ``scipy.stats.permutation_test`` counts so, too, but takes twice as long or more."""
+    """p of the value ``seen``, from (n,) values under the null hypothesis. ``seen`` counts as one more draw, so p is
+    never 0 (Phipson & Smyth 2010). ``scipy.stats.permutation_test`` does the same, but takes at least twice as long."""
     as_far = by_chance >= seen - 1e-12
     return float((as_far.sum() + 1) / (len(by_chance) + 1))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down correction (Holm 1979): the chance of even one false alarm stays below the level."""
+    """Holm's step-down correction (Holm 1979), in the order of the input; None stays None and is not counted."""
     known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
     running = 0.0
@@ -162,11 +162,11 @@ def bradley_terry(wins: ArrayLike, confidence: float = 0.95) -> tuple[NDArray, N
     """Strengths on the Elo scale, with Wald intervals (Bradley & Terry 1952, by maximum likelihood).
 
     Args:
-        wins: (n, n), how often row beat column; a tie is half a win for each.
+        wins: (n, n), number of wins of the row over the column; a tie is half a win for each.
 
     Returns:
-        (ratings, low, high), each (n,), relative to the first player, who stands at 0. A weak prior (one draw between
-        every two players) keeps the strength of a player who never lost finite.
+        (ratings, low, high), each (n,), relative to the first player, whose rating is 0. A weak prior (one draw between
+        every two players) keeps the rating finite for a player who never lost.
     """
     from scipy.optimize import minimize
     from scipy.special import expit, log_expit
@@ -189,8 +189,8 @@ def bradley_terry(wins: ArrayLike, confidence: float = 0.95) -> tuple[NDArray, N
 
 
 def spread_test(outcomes: Mapping[str, ArrayLike]) -> float | None:
-    """p of "all groups are treated alike": how often the largest minus the smallest rate is as large as seen when
-    the groups are shuffled within each template.
+    """p of "all groups are treated alike": a permutation test of the largest minus the smallest rate, with groups
+    shuffled within each template. None for fewer than two groups or no templates.
 
     Args:
         outcomes: group → (num_templates,) of 0 and 1, templates in the same order in every group.

@@ -1,4 +1,4 @@
-"""From judged replies to ``results.json``: every number of the report, from records anyone can read."""
+"""Compute ``results.json``, with all numbers of the report, from the verdicts."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def summarise(
     probes: list[Probe],
     notes: list[str],
 ) -> Results:
-    """Count, compare and correct.
+    """All results of an evaluation.
 
     Args:
-        answers: model → measure → estimate, of the suites' questions. It names the models, in their order.
+        answers: model → measure → estimate, from the suites' questions. Its keys are all models, in order.
     """
     models = list(answers)
     grouped = {model: by_model(verdicts).get(model, []) for model in models}

@@ -147,7 +147,7 @@ def test_a_toy_suite_and_judge_run_through_an_evaluation(tiny_model: Path, rando
         ("evaluate.toy.num_request=3", "evaluate.toy.num_request: unknown key; did you mean 'num_requests'?"),
         ("evaluate.toy.num_requests=0", "evaluate.toy.num_requests is 0; it must be at least 1"),
         ("evaluate.toi.num_requests=3", "evaluate.toi: unknown key; did you mean 'toy'?"),
-        ("evaluate.toy=3", "evaluate.toy is 3, but it is a section"),
+        ("evaluate.toy=3", "evaluate.toy is 3, but it must be a section"),
         ("evaluate.suites=[toi]", "did you mean 'toy'?"),
         ("evaluate.judge.kind=brevty", "did you mean 'brevity'?"),
         ("evaluate.pair_judge.kind=brevity", "which is not one of patterns, model, endpoint"),

@@ -1,3 +1,3 @@
-"""Who decides what a reply did, and which of two replies is better. A new judge is one class, imported below."""
+"""Judges of replies and of pairs of replies. To add a judge, write one class and import its module below."""
 
 from pipeline.evals.judges import patterns, model, endpoint, classifier  # noqa: F401, I001  (in this order)

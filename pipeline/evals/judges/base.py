@@ -1,7 +1,7 @@
-"""What a judge of replies and a judge of pairs are.
+"""The interfaces of judges of replies and judges of pairs.
 
-Every judge answers for a batch and never raises on nonsense: an answer that can't be read is ``unjudged`` (None, of a
-pair), counted, and left out of every rate.
+A judge gets a batch. If an answer cannot be read, there is no error: the outcome is ``unjudged`` (None for a pair), is
+counted, and is left out of all rates.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from pipeline.records import Comparison, Message, Outcome, dialogue_text
 if TYPE_CHECKING:
     from pipeline.core.stage import Context
 
-MIN_ANSWER_MASS = 0.01  # an answer counts as unreadable where its choices together are less likely than this
+MIN_ANSWER_MASS = 0.01  # if the choices together are less probable than this, the answer is unreadable
 Asked = Mapping[str, list[Message]]  # id → question
 
 
 class JudgeConfig(Settings):
-    """Who judges."""
+    """Settings of a judge."""
 
     kind: str
-    """The judge."""
+    """The kind of judge."""
 
     def check(self, field: str) -> None:
-        """Refuse, before anything is spent, a judge that can't judge. ``field`` is this section's path.
+        """Check, before the run starts, that the judge can be used. ``field`` is the path of this section.
 
         Raises:
-            ConfigError: names the field and the remedy.
+            ConfigError: it cannot; the message names the field and the fix.
         """
 
 
 class AskedModel(NamedTuple):
-    """How a model that gives opinions is reached, what it is called, and what it is by content."""
+    """The model that a judge or labeller asks: its kind of engine, its name and the identity of its content."""
 
     kind: str
     name: str
@@ -61,18 +61,18 @@ class AskedModel(NamedTuple):
 
 
 class ModelJudgeConfig(JudgeConfig):
-    """Of a judge that asks a model: such a judge is refused where the model also labelled the training data."""
+    """Settings of a judge that asks a model. If that model also labelled the training data, it is rejected."""
 
     trust: Annotated[str | None, RUNTIME] = None
-    """The name of a model that also labelled the training data, to have it judge nevertheless."""
+    """The name of a model that may judge although it also labelled the training data or is evaluated itself."""
 
     @abstractmethod
     def asked(self, aligned: ModelConfig) -> AskedModel:
-        """The model that it asks, given the one that is aligned."""
+        """The model that it asks. ``aligned`` is the model that is aligned."""
 
 
 class EngineJudgeConfig(ModelJudgeConfig):
-    """Of a judge that puts questions to an engine."""
+    """Settings of a judge that asks an engine."""
 
     engine: Annotated[SerializeAsAny[EngineConfig], BeforeValidator(ENGINES.parse)]
     """The engine that answers."""
@@ -85,7 +85,7 @@ class EngineJudgeConfig(ModelJudgeConfig):
 
 
 def answering_model(engine: EngineConfig, aligned: ModelConfig) -> AskedModel:
-    """The engine's own model, or the one that is aligned."""
+    """The engine's model, or ``aligned`` if the engine names none."""
     if engine.model_name is None:
         return AskedModel(engine.kind, aligned.path, model_identity(aligned.path, aligned.revision))
     key = engine.key()
@@ -94,7 +94,7 @@ def answering_model(engine: EngineConfig, aligned: ModelConfig) -> AskedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerLog:
-    """Where a judge's answers are written down (``name``), and the label of its progress bar."""
+    """The log ``name`` that keeps a judge's answers, and the label of its progress bar."""
 
     logbook: Logbook
     name: str
@@ -102,22 +102,22 @@ class AnswerLog:
 
 
 class AnyJudge(ABC):
-    """What judges of replies and of pairs share."""
+    """The common part of judges of replies and of pairs."""
 
     name: ClassVar[str]
     Config: ClassVar[type[JudgeConfig]]
     templates: ClassVar[tuple[str, ...]]
-    """Versions of its wording; the cache key of an evaluation that it judges holds them."""
+    """Versions of its wordings; they are part of the cache key of an evaluation that uses it."""
     question: str
-    """What it decides, in words for the report."""
+    """The question that it decides, for the report."""
     max_answer_tokens: ClassVar[int] = 0
-    """The most tokens that it has a model write for one answer."""
+    """The maximum number of tokens per answer of its model; 0 if it generates no text."""
     who: str
-    """What records and reports call it."""
+    """Its name in records and reports."""
 
     @classmethod
     def open(cls, config: Any, context: Context, log: AnswerLog) -> Any:
-        """The judge, ready to be asked. One that asks a model overrides it."""
+        """Create the judge. Judges that ask a model override this method."""
         return cls()
 
 
@@ -126,7 +126,7 @@ class AnyJudge(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """A reply to be judged, with the request as the person meant it (without the attack around it)."""
+    """A reply to judge, with the original request (without the attack)."""
 
     id: str
     request: str
@@ -141,19 +141,20 @@ class Judged:
 
 
 class Judge(AnyJudge):
-    """Decides what a reply did."""
+    """Decides the outcome of a reply."""
 
     @classmethod
     def num_calls(cls, config: Any, items: Sequence[Item]) -> int:
-        """How many of these it asks a model about, at most."""
+        """An upper bound for the number of calls to a model for these items."""
         return 0
 
     @abstractmethod
-    def judge(self, items: Sequence[Item]) -> dict[str, Judged]: ...
+    def judge(self, items: Sequence[Item]) -> dict[str, Judged]:
+        """Item id → verdict, for every item."""
 
 
 class WholeReplyJudge(Judge):
-    """Asks a model about replies that are not broken. Broken ones are told by the text, the same under every judge."""
+    """Asks a model about replies that are not broken. The patterns detect broken ones, the same for every judge."""
 
     @classmethod
     def num_calls(cls, config: Any, items: Sequence[Item]) -> int:
@@ -161,7 +162,7 @@ class WholeReplyJudge(Judge):
 
     @classmethod
     def worth_asking(cls, config: Any, items: Sequence[Item]) -> Sequence[Item]:
-        """Those that the model can judge; the patterns judge the others."""
+        """The items that the model can judge; the patterns judge the others."""
         return items
 
     def judge(self, items: Sequence[Item]) -> dict[str, Judged]:
@@ -169,10 +170,12 @@ class WholeReplyJudge(Judge):
         return broken | self.ask([item for item in items if item.id not in broken])
 
     @abstractmethod
-    def ask(self, items: Sequence[Item]) -> dict[str, Judged]: ...
+    def ask(self, items: Sequence[Item]) -> dict[str, Judged]:
+        """Item id → verdict, for every item; no reply is broken."""
 
 
 def by_patterns(item: Item) -> Judged:
+    """The verdict of the ``patterns`` judge."""
     outcome, evidence = refusal.judge_reply(item.reply, item.request)
     return Judged(outcome=outcome, evidence=evidence)
 
@@ -184,7 +187,7 @@ def _is_broken(item: Item) -> bool:
 # --- Judges of pairs -----------------------------------------------------------------------------------------------
 
 Scores = dict[str, float | None]
-"""Comparison id → 1 where A wins, 0 where B does, ½ for a tie, None where the answer could not be read."""
+"""Comparison id → 1 if A wins, 0 if B wins, ½ for a tie, None if the answer could not be read."""
 
 
 class PairJudge(AnyJudge):
@@ -192,15 +195,16 @@ class PairJudge(AnyJudge):
 
     @classmethod
     def num_calls(cls, num_comparisons: int) -> int:
-        """How often it asks a model, at most."""
+        """An upper bound for the number of calls to a model."""
         return 0
 
     @abstractmethod
-    def prefer(self, comparisons: Sequence[Comparison]) -> Scores: ...
+    def prefer(self, comparisons: Sequence[Comparison]) -> Scores:
+        """The winner of every comparison."""
 
 
 class BothOrdersJudge(PairJudge):
-    """Asks a model in both orders; it ties where the order decides."""
+    """Asks a model in both orders; if the winner depends on the order, the pair is a tie."""
 
     closing: ClassVar[str] = "Which reply is the more helpful one, (A) or (B)?"
 
@@ -215,7 +219,7 @@ class BothOrdersJudge(PairJudge):
 
     @abstractmethod
     def first_wins(self, asked: Asked) -> Scores:
-        """1 where the reply shown first wins, 0 where the other does, ½ for a tie."""
+        """Question id → 1 if the reply shown first wins, 0 if the other wins, ½ for a tie, None if unreadable."""
 
 
 def which_is_better(pair: Comparison, closing: str) -> list[Message]:
@@ -224,10 +228,11 @@ def which_is_better(pair: Comparison, closing: str) -> list[Message]:
 
 
 def in_both_orders(own: float | None, swapped: float | None) -> float | None:
-    """Whether A wins: the mean of two opinions (1, ½, 0) where they agree in direction, else a tie.
+    """1 if A wins, 0 if B wins, ½ for a tie or for contradicting answers, None if one of them is None.
 
     Args:
-        own, swapped: whether the reply shown first wins, where that is A, and where it is B.
+        own: 1, ½ or 0: whether the reply shown first wins, with A shown first.
+        swapped: the same with B shown first.
     """
     if own is None or swapped is None:
         return None
@@ -236,7 +241,7 @@ def in_both_orders(own: float | None, swapped: float | None) -> float | None:
 
 
 def by_rank(comparisons: Sequence[Comparison], rank: Callable[[str, str], int]) -> Scores:
-    """The reply of the higher rank wins; ``rank`` reads a reply and its request."""
+    """The reply with the higher ``rank(reply, request)`` wins; equal ranks are a tie."""
     scores: Scores = {}
     for pair in comparisons:
         a, b = (rank(reply, pair.prompt.request) for reply in (pair.reply_a, pair.reply_b))
@@ -252,7 +257,7 @@ PAIR_JUDGES: Registry[PairJudge] = Registry("pair judge", "kind")
 
 
 class AsksEngine(AnyJudge):
-    """Puts its questions to the engine of its settings."""
+    """A judge that asks the engine of its settings."""
 
     prefix: ClassVar[str] = ""
 
@@ -265,13 +270,13 @@ class AsksEngine(AnyJudge):
         return cls(open_engine(config.engine, base_weights(context), context.launch), log)
 
     def logits(self, asked: Asked, opening: str, choices: tuple[str, str]) -> dict[str, float | None]:
-        """Log-odds of the first choice; None where the model meant to say neither."""
+        """Question id → log-odds of the first choice, or None if both choices together are improbable."""
         queries = [ChoiceQuery(id=i, messages=m, opening=opening, choices=choices) for i, m in asked.items()]
         answers = score_all(self._engine, self._log.label, queries, self._log.logbook, self._log.name)
         return {row_id: choice_logit(answer, MIN_ANSWER_MASS) for row_id, answer in answers.items()}
 
     def texts(self, asked: Asked) -> dict[str, str]:
-        """What the model writes, greedily."""
+        """Question id → the text that the model generates (greedy)."""
         greedy: Any = {"seed": 0, "max_new_tokens": self.max_answer_tokens, "temperature": 0.0}
         requests = [Request(id=row_id, messages=messages, **greedy) for row_id, messages in asked.items()]
         replies = generate_all(self._engine, self._log.label, requests, self._log.logbook, self._log.name)

@@ -1,4 +1,4 @@
-"""``endpoint``: a rubric put to a model that writes its answer, such as one behind an OpenAI-compatible server."""
+"""``endpoint``: a model, for instance on an OpenAI-compatible server, gets a rubric and writes its verdict."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from pipeline.records import Message
 
 @JUDGES.add
 class EndpointJudge(AsksEngine, WholeReplyJudge):
-    """Answers the rubric in JSON."""
+    """Asks for a verdict in JSON."""
 
     name, templates = "endpoint", ("endpoint-judge-1", refusal.NAME)
-    question = "did the assistant do what was asked? (a rubric put to a server's model)"
+    question = "did the assistant do what was asked? (a server's model answers a rubric)"
     max_answer_tokens = 200
 
     class Config(EngineJudgeConfig):
-        """A rubric put to a model."""
+        """A model gets a rubric and writes its verdict."""
 
         kind: Literal["endpoint"] = "endpoint"
-        """What a model writes when it is given a rubric."""
+        """The verdict that a model writes when it gets a rubric."""
 
     def ask(self, items: Sequence[Item]) -> dict[str, Judged]:
         texts = self.texts({item.id: rubric(item) for item in items})
@@ -63,7 +63,7 @@ def rubric(item: Item) -> list[Message]:
 
 
 def read_verdict(answer: str) -> Judged:
-    """The verdict in a server's answer; ``unjudged`` where there is none or more than one."""
+    """The verdict in a model's answer; ``unjudged`` if there is not exactly one."""
     found = re.search(r"\{.*\}", answer, re.DOTALL)
     try:
         content = json.loads(found.group()) if found else None
@@ -77,10 +77,10 @@ def read_verdict(answer: str) -> Judged:
 
 @PAIR_JUDGES.add
 class EndpointPairJudge(AsksEngine, BothOrdersJudge):
-    """Writes A, B or tie."""
+    """Asks for A, B or tie."""
 
     name, prefix, templates = "endpoint", "pairs:", ("endpoint-pair-judge-1",)
-    question = "which reply is the more helpful? (a rubric put to a server's model, both orders)"
+    question = "which reply is more helpful? (a server's model answers a rubric, both orders)"
     closing = "Answer A, B or tie, and nothing else."
     max_answer_tokens = 16
     Config = EndpointJudge.Config
@@ -90,6 +90,6 @@ class EndpointPairJudge(AsksEngine, BothOrdersJudge):
 
 
 def read_preference(answer: str) -> float | None:
-    """1 for A, 0 for B, ½ for a tie; None where it is none of them."""
+    """1 for A, 0 for B, ½ for a tie, None for any other answer."""
     found = re.fullmatch(r"\W*(A|B|tie)\W*", answer, re.IGNORECASE)
     return {"a": 1.0, "b": 0.0, "tie": 0.5}[found.group(1).casefold()] if found else None

@@ -1,4 +1,4 @@
-"""``patterns``: the words of the replies alone (``refusal.py``). No model is asked."""
+"""``patterns``: judges by the wording of the replies (``refusal.py``), without a model."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _RANK = {"complied": 2, "refused": 1, "broken": 0}
 
 @JUDGES.add
 class PatternsJudge(Judge):
-    """Declines, evades or complies, by its wording."""
+    """Decides by the wording whether a reply declines, evades or complies."""
 
     name, templates = "patterns", (refusal.NAME,)
     question = "does the reply decline or evade, by its wording?"
     who = refusal.NAME
 
     class Config(JudgeConfig):
-        """The wording of the replies."""
+        """Judges by the wording of the replies, without a model."""
 
         kind: Literal["patterns"] = "patterns"
-        """The words of the replies alone."""
+        """The wording of the replies, without a model."""
 
     def judge(self, items: Sequence[Item]) -> dict[str, Judged]:
         return {item.id: by_patterns(item) for item in items}
@@ -43,14 +43,14 @@ class PatternsJudge(Judge):
 
 @PAIR_JUDGES.add
 class PatternsPairJudge(PairJudge):
-    """A reply that answers beats one that declines, and both beat a broken one; all else is a tie.
+    """An answer beats a refusal, and both beat a broken reply; everything else is a tie.
 
-    It says nothing of quality: it measures what a request lost to refusals and collapse, and no more.
+    It does not measure quality, only what is lost to refusals and broken replies.
     """
 
     name, templates = "patterns", (refusal.NAME,)
     Config = PatternsJudge.Config
-    question = "does one answer where the other declines or falls apart? (all else ties)"
+    question = "does one reply answer while the other declines or is broken? (else a tie)"
     who = f"pairs:{refusal.NAME}"
 
     def prefer(self, comparisons: Sequence[Comparison]) -> Scores:

@@ -1,4 +1,4 @@
-"""Judges are kept apart from whoever labelled the training data."""
+"""Checks that the judges are not the model that labelled the training data."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from pipeline.evals.judges.base import JudgeConfig, ModelJudgeConfig, answering_
 
 
 def is_shared(judge: JudgeConfig, config: EvaluateConfig, engine: EngineConfig, model: ModelConfig) -> bool:
-    """Whether a judge labelled the training data, hence finds what it has taught, or is evaluated itself.
+    """Whether the model of a judge also labelled the training data or is evaluated itself.
 
     Args:
-        engine: what labelled the training data.
+        engine: the engine that labelled the training data.
         model: the model that is aligned.
     """
     if not isinstance(judge, ModelJudgeConfig):
         return False
     asked, labelled = judge.asked(model), answering_model(engine, model)
     if (asked.kind, asked.name) == (labelled.kind, labelled.name):
-        return True  # the same server may be reached at two addresses; its model has one name
+        return True  # the same model, even if the servers have different addresses
     return asked.identity in {labelled.identity, *(model_identity(path, None) for path in config.checkpoints.values())}
 
 
 def check_judges(config: EvaluateConfig, engine: EngineConfig, model: ModelConfig) -> list[str]:
-    """Refuse judges that can't judge, and those that labelled the training data unless they are trusted by name.
+    """Check that the judges can be used and do not judge their own work, unless ``trust`` names them.
 
     Returns:
-        What a reader of the report must know.
+        Notes for the report (``shared_judges``).
 
     Raises:
-        ConfigError: names the setting and the remedy.
+        ConfigError: the check failed; the message names the setting and the fix.
     """
     for field, judge in _judges(config).items():
         judge.check(field)
@@ -40,15 +40,16 @@ def check_judges(config: EvaluateConfig, engine: EngineConfig, model: ModelConfi
             if judge.trust != name:
                 raise ConfigError(
                     f"{field} is {name!r}, which {_sharing(config)}; name another judge, or set {field}.trust={name} "
-                    "to have it marked in the report."
+                    "to use it and mark its numbers in the report."
                 )
     return shared_judges(config, engine, model)
 
 
 def shared_judges(config: EvaluateConfig, engine: EngineConfig, model: ModelConfig) -> list[str]:
-    """One sentence for each judge that shares its opinion with what it judges."""
+    """One note for each judge that also labelled the training data or is evaluated itself."""
     return [
-        f"{field} is {short_name(judge.asked(model).name)!r}, which {_sharing(config)}: its numbers are no evidence."
+        f"{field} is {short_name(judge.asked(model).name)!r}, which {_sharing(config)}: "
+        "do not use its numbers as evidence."
         for field, judge in _judges(config).items()
         if isinstance(judge, ModelJudgeConfig) and is_shared(judge, config, engine, model)
     ]
@@ -61,4 +62,4 @@ def _judges(config: EvaluateConfig) -> dict[str, JudgeConfig]:
 def _sharing(config: EvaluateConfig) -> str:
     if config.checkpoints and config.run is None:
         return "is evaluated itself"
-    return "also labelled the training data and would find what it taught"
+    return "also labelled the training data and would judge its own work"

@@ -1,4 +1,4 @@
-"""What a suite is: conversations that are put to every model, and what is counted of the replies."""
+"""The interface of a suite: conversations that every model answers, and measures of the replies."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ ItemT = TypeVar("ItemT")
 
 
 class RowsConfig(SourceConfig):
-    """Rows that ship with the project, or a public set in one of the layouts (``shape``)."""
+    """The project's built-in rows, or a public set in one of the layouts (``shape``)."""
 
     shape: str = "auto"
-    """The layout of the file; ``auto`` tells it by its columns."""
+    """The layout of the file; ``auto`` detects it from the columns."""
 
     shapes: ClassVar[tuple[str, ...]]
     shipped: ClassVar[str]
-    """The file that ``builtin`` stands for, below pipeline/data."""
+    """The file that ``builtin`` means, relative to pipeline/data."""
 
     @model_validator(mode="after")
     def _check_shape(self) -> Self:
@@ -40,37 +40,37 @@ class RowsConfig(SourceConfig):
         return self
 
     def read(self, section: str, kind: type[RowT]) -> Read:
-        """The rows; ``section`` is what the configuration calls them."""
+        """The rows. ``section`` is the path of this section in the configuration, for messages."""
         return read_set(section, self, DATA / self.shipped, kind)
 
     def key(self) -> dict[str, Any]:
-        """With the content of the file, or the id and revision of a set on the hub."""
+        """Adds the content of the file, or the id and revision of a set on the hub."""
         content = source_content(type(self).__qualname__, self, DATA / self.shipped)
         return super().key() | {"content": content}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:
-    """What a suite asks every model beside its cases, and the measures that follow from the answers."""
+    """Questions for every model in addition to the cases; ``count(answers, confidence)`` returns measure → estimate."""
 
     queries: Sequence[ChoiceQuery | ReplyQuery]
     count: Callable[[Mapping[str, Answer], float], dict[str, Estimate]]
 
 
 class Suite:
-    """Every part is optional: cases to reply to, questions, pairs that people decided, measures and tables."""
+    """Cases, questions, pairs that people decided, measures and tables. Each part is optional."""
 
     name: ClassVar[str]
     Config: ClassVar[type[Settings]]
-    """Its section ``evaluate.NAME``."""
+    """The class of its section, ``evaluate.NAME``."""
     templates: ClassVar[tuple[str, ...]] = ()
-    """Versions of what it words itself; the cache key of an evaluation that runs it holds them."""
+    """Versions of its wordings; they are part of the cache key of an evaluation that runs it."""
     counts_too: ClassVar[tuple[str, ...]] = ()
-    """Other suites whose cases it also counts. They are asked even where those suites are not run."""
+    """Other suites whose cases it also counts. The cases are used even if those suites are not run."""
     compares: ClassVar[bool] = False
-    """Whether the pair judge compares the models' replies to its cases."""
+    """Whether the pair judge compares replies to its cases."""
     measures: ClassVar[Mapping[str, Measure]] = {}
-    """What is counted, by name, in the order of the table."""
+    """Name → measure, in the order of the table."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -81,28 +81,28 @@ class Suite:
 
     @property
     def dataset(self) -> str:
-        """What tables call its rows."""
+        """The name of its rows in tables."""
         return self.name
 
     def cases(self, held_out: Sequence[Prompt], notes: list[str]) -> list[Case]:
-        """The conversations. Their ids get the suite's name in front.
+        """The conversations. The suite's name is later added in front of their ids.
 
         Args:
             held_out: the run's own prompts of the evaluated split.
-            notes: takes what a reader must know, such as rows that were dropped.
+            notes: notes for the report, such as dropped rows, are appended to it.
         """
         return []
 
     def questions(self, notes: list[str]) -> Questions | None:
+        """The questions, or None. ``notes`` as in ``cases``."""
         return None
 
     def comparisons(self, notes: list[str]) -> list[Comparison]:
-        """Pairs that people decided, the reply that they chose as A: labeller, reward models and pair judge are tried
-        on them."""
+        """Pairs that people decided, to test the labeller, reward models and pair judge. A is the reply they chose."""
         return []
 
     def tables(self, verdicts: Mapping[str, Sequence[Verdict]], confidence: float) -> dict[str, list[Any]]:
-        """Field of ``Results`` → its rows, from each model's verdicts."""
+        """Field of ``Results`` → its rows. ``verdicts`` is by model."""
         return {}
 
 
@@ -110,7 +110,7 @@ SUITES: Registry[Suite] = Registry("suite", "suites")
 
 
 def in_turn(items: Iterable[ItemT], kind: Callable[[ItemT], str]) -> list[ItemT]:
-    """One of each kind, then the next of each kind, and so on: any beginning of the list is balanced."""
+    """The first item of each kind, then the second of each kind, and so on, so that every prefix is balanced."""
     kinds: dict[str, list[ItemT]] = {}
     for item in items:
         kinds.setdefault(kind(item), []).append(item)
@@ -129,13 +129,13 @@ class RequestsConfig(RowsConfig):
     """Requests of one pool."""
 
     num_requests: int | None = Field(default=None, ge=1)
-    """Requests; null: all."""
+    """The number of requests; null: all."""
 
     shapes = REQUEST_SHAPES
 
 
 class RequestSuite(Suite):
-    """Asks the shipped requests of a pool and those of the held-out split, or a public set in their place."""
+    """The built-in requests of a pool and those of the held-out split, or a public set instead."""
 
     pool: ClassVar[Pool]
 
@@ -147,7 +147,7 @@ class RequestSuite(Suite):
         ]
 
     def requests(self, held_out: Sequence[Prompt], notes: list[str]) -> list[tuple[Prompt, str | None]]:
-        """The prompts with their reference answers, drawn by hash, kinds in turn."""
+        """Unique prompts with a reference answer or None, ordered by hash and balanced by kind."""
         read = self.config.read(self.section, RequestRow)
         notes += read.notes(self.section)
         wanted = [row for row in read.rows if row.harmless is None or row.harmless == (self.pool != "red_team")]
@@ -162,7 +162,7 @@ class RequestSuite(Suite):
         return in_turn((rows[key] for key in sorted(rows)), lambda row: row[0].kind)
 
     def _prompt(self, row: RequestRow, builtin: bool) -> Prompt:
-        """Rows of a file get an id that follows from their text: two files may number theirs alike."""
+        """Ids of rows from a file contain a hash of the text, because two files may use the same ids."""
         messages = [Message(role="user", content=row.request)]
         digest = dialogue_key(messages)[:10]
         row_id = row.id if builtin else "-".join(filter(None, (self.pool, row.id, digest)))

@@ -58,28 +58,28 @@ class Helpfulness(RequestSuite):
     measures: ClassVar = {
         "preferred": Measure(
             title="Ordinary requests: preferred to the first model's reply",
-            how="the pair judge's opinion in both orders, ties count half; half means as good",
+            how="mean verdict of the pair judge; ties count half, and 0.5 means equally good",
             better="higher",
             unit="share",
             score=lambda verdicts: {v.case.id: v.preferred for v in verdicts if v.preferred is not None},
         ),
         "reference_perplexity": Measure(
             title="Perplexity on reference answers",
-            how="exp of the mean negative log-probability per token, each answer counting alike",
+            how="exp of the mean negative log-probability per token; every answer has the same weight",
             better="lower",
             unit="perplexity",
             score=_surprise,
         ),
         "perplexity_ratio": Measure(
             title="Perplexity on reference answers, ratio to the first model",
-            how="paired by answer; 1 means unchanged",
+            how="geometric mean of the ratio for each answer; 1 means unchanged",
             better="lower",
             unit="mean",
             estimate=_perplexity_ratio,
         ),
         "length_ratio": Measure(
             title="Length of replies to ordinary requests, ratio to the first model",
-            how="mean words by mean words, bootstrapped over requests",
+            how="words of all replies divided by words of the first model's replies to the same requests",
             better=None,
             unit="mean",
             estimate=_length_ratio,
@@ -87,5 +87,5 @@ class Helpfulness(RequestSuite):
     }
 
     def requests(self, held_out: Sequence[Prompt], notes: list[str]) -> list[tuple[Prompt, str | None]]:
-        """Those with a reference answer come first, so that a small draw still measures perplexity."""
+        """Requests with a reference answer come first, so that a small ``num_requests`` still measures perplexity."""
         return sorted(super().requests(held_out, notes), key=lambda row: row[1] is None)

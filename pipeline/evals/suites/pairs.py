@@ -1,4 +1,4 @@
-"""``pairs``: whether those who judge replies agree with people."""
+"""``pairs``: whether the labeller, reward models and the pair judge agree with people."""
 
 from __future__ import annotations
 
@@ -13,30 +13,34 @@ from pipeline.evals.suites.base import SUITES, RowsConfig, Suite
 from pipeline.labellers.base import TEMPLATE
 from pipeline.records import Comparison, Pool, Prompt, Split
 
-# Which principles judge a pair: those for harmful requests, for look-alikes, or for ordinary ones.
+# Kind of pair → pool, which selects the principles of the labeller; other kinds are ordinary.
 _POOLS: dict[str, Pool] = {"harmless": "red_team", "hh_rlhf": "red_team", "look_alike": "look_alike"}
 
 
 class PairsConfig(RowsConfig):
-    """Pairs with a reply that people preferred."""
+    """Pairs of replies of which people preferred one."""
 
     num_pairs: int | None = Field(default=None, ge=1)
-    """Pairs; null: all."""
+    """The number of pairs; null: all."""
 
     shapes = ("auto", "chosen_rejected", "hh_rlhf", "hhh_438", "hhh_targets")
     shipped = "suites/pairs.jsonl"
 
 
 class HumanPairsConfig(PairsConfig):
-    """Comparisons that people decided, for training a reward model: none, or a file or hub set in any layout that
-    ``evaluate.pairs`` reads."""
+    """Comparisons that people decided, as training data of the reward model, in a layout of ``evaluate.pairs``."""
 
     source: Literal["none", "path", "hub"] = "none"  # type: ignore[assignment]
     """``none``, ``path`` (a file or folder) or ``hub``."""
 
 
 def read_pairs(config: PairsConfig, section: str, prefix: str, split: Split, notes: list[str]) -> list[Comparison]:
-    """The reply that people chose as A; drawn by the hash of the request. ``prefix`` begins the ids of foreign rows."""
+    """The pairs, ordered by the hash of the request; reply A is the one that people chose.
+
+    Args:
+        prefix: begins the ids of rows that are not built in.
+        notes: as in ``Suite.cases``.
+    """
     read = config.read(section, PairRow)
     notes += read.notes(section)
     pairs = []
@@ -50,17 +54,17 @@ def read_pairs(config: PairsConfig, section: str, prefix: str, split: Split, not
 
 
 def human_pairs(config: HumanPairsConfig, notes: list[str]) -> list[Comparison]:
-    """Pairs to train a reward model on, where ``reward.human`` names a set."""
+    """The pairs of ``reward.human`` for training a reward model; empty if its source is ``none``."""
     return [] if config.source == "none" else read_pairs(config, "reward.human", "human", "train", notes)
 
 
 @SUITES.add
 class Pairs(Suite):
-    """The labeller, reward models and the pair judge, on pairs that people decided."""
+    """Tests the labeller, reward models and the pair judge on pairs that people decided."""
 
     name = "pairs"
     Config = PairsConfig
-    templates = (TEMPLATE, refusal.NAME)  # of the labeller's questions, and of a baseline
+    templates = (TEMPLATE, refusal.NAME)  # of the labeller's questions and of a baseline
 
     @property
     def dataset(self) -> str:

@@ -108,7 +108,7 @@ def bbq_scores(rows: Sequence[ChoiceRow], picked: Mapping[str, int], confidence:
     non-negative one.
 
     Args:
-        picked: row id → index of the chosen answer; None: no answer, which is not counted.
+        picked: row id → index of the chosen answer.
     """
     ambiguous, clear = ([row for row in rows if row.ambiguous is wanted] for wanted in (True, False))
     return {

@@ -100,6 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CaiError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except PermissionError as error:
+        print(f"error: {error.filename} can't be read or written (permission denied).", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped; run the same command again to continue.", file=sys.stderr)
         return 130

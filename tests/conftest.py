@@ -69,6 +69,7 @@ TINY_ROLLOUTS = [
     "align.num_minibatches=2",
 ]
 TINY_METHODS = {
+    "align=kto": ["align.kl_batch_size=2"],
     "align=ppo": TINY_ROLLOUTS,
     "align=rloo": [*TINY_ROLLOUTS, "align.num_replies=2"],
     "align=grpo": [*TINY_ROLLOUTS, "align.num_replies=2"],
@@ -185,10 +186,10 @@ def tiny_groups(folder: Path) -> Path:
     (folder / "align").mkdir(parents=True)
     for name, overrides in TINY_METHODS.items():
         method = name.removeprefix("align=")
-        group: dict[str, Any] = {"defaults": [method], "rollout": {}}
+        group: dict[str, Any] = {"defaults": [method]}
         for override in overrides:
             key, _, value = override.removeprefix("align.").partition("=")
-            inside = group["rollout"] if key.startswith("rollout.") else group
+            inside = group.setdefault("rollout", {}) if key.startswith("rollout.") else group
             inside[key.removeprefix("rollout.")] = int(value)
         (folder / "align" / f"tiny_{method}.yaml").write_text(yaml.safe_dump(group))
     return folder

@@ -18,7 +18,7 @@ from pipeline.chain.runner import Run, run
 from pipeline.cli import main
 from pipeline.constitution.files import load_constitution, shipped_constitutions, to_yaml
 from pipeline.core.cache import Manifest
-from pipeline.core.errors import ConfigError, StageError
+from pipeline.core.errors import ArtifactError, ConfigError, StageError
 from pipeline.core.log import console
 from pipeline.evals.measures import by_model, measured
 from pipeline.evals.results import Results
@@ -358,3 +358,24 @@ def test_manifests_tell_what_was_run_where(finished: tuple[Run, list[str]]):
     prompts = list(read_records(result.folder / "1-prompts" / "prompts.jsonl", Prompt))
     assert result.stages["prompts"].manifest.metrics["num_prompts"] == len(prompts)
     assert console.stderr
+
+
+def test_a_damaged_input_is_refused_before_a_stage_reads_it(tiny: Tiny):
+    critique = run(tiny("until=critique")).stages["critique"].folder
+    lines = (critique / "exchanges.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (critique / "exchanges.jsonl").write_text("".join(lines[1:]), encoding="utf-8")
+    with pytest.raises(ArtifactError, match=rf"not as it was written; delete the folder {critique.name}"):
+        run(tiny("until=sft"))
+
+
+def test_what_a_constitution_without_examples_can_not_do_is_a_warning(tiny: Tiny, tmp_path: Path):
+    data = yaml.safe_load(to_yaml(load_constitution(shipped_constitutions()["minimal"])))
+    data |= {"worked_examples": [], "good_answers": [], "contrasts": []}
+    path = tmp_path / "bare.yaml"
+    path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    notes = "\n".join(preflight(tiny(f"constitution.path={path}")).notes)
+    assert (
+        "has no refusals or no answers to compare with" in notes
+        and "two replies of the SFT model are compared" in notes
+    )
+    assert "SFT model are compared" not in "\n".join(preflight(tiny()).notes)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
@@ -17,6 +18,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.chain.config import Config, to_config
 from pipeline.core.errors import ConfigError, did_you_mean
+
+_MOVED = {
+    "align.ppo": "align, for example align.max_kl instead of align.ppo.max_kl",
+    "align.rollout.num_replies": "align.num_replies",
+    "preferences.num_principles": "preferences.labeller.num_principles",
+    "preferences.num_examples": "preferences.labeller.num_examples",
+    "preferences.logit_scale": "preferences.labeller.logit_scale",
+    "preferences.min_answer_mass": "preferences.labeller.min_answer_mass",
+    "preferences.labeller": "preferences.labeller.kind",
+    "align.judge": "align.judge.kind",
+    "report": "nothing: report.num_transcripts had no effect",
+}  # settings of version 0.1.0
 
 
 def configs_folder() -> Path:
@@ -29,11 +42,17 @@ def compose_raw(overrides: Sequence[str], config_dir: Path | None = None) -> dic
     if config_dir and not config_dir.is_dir():
         raise ConfigError(f"--config-dir: there is no folder {config_dir}; give an existing one.")
     search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
+    for override in overrides:
+        _check_syntax(override)
     try:
         composed = _compose([*(_as_addition(override, config_dir) for override in overrides), *search])
         OmegaConf.resolve(composed)
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra also raises plain ValueErrors
         raise ConfigError(_explain(error, overrides)) from None
+    except yaml.YAMLError as error:
+        where = f" in {config_dir}" if config_dir else ""
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"a preset{where} is not valid YAML ({reason}); fix the file.") from None
     if missing := OmegaConf.missing_keys(composed):
         raise ConfigError(f"{min(missing)} must be set; add {min(missing)}=VALUE.")
     plain = OmegaConf.to_container(composed)
@@ -63,11 +82,32 @@ def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> 
     Raises:
         ConfigError: for a typo (with the nearest known key), a wrong type, or a contradiction.
     """
-    return to_config(compose_raw(overrides, config_dir))
+    try:
+        return to_config(compose_raw(overrides, config_dir))
+    except ConfigError as error:
+        for old, new in _MOVED.items():
+            text = str(error)
+            if text.startswith(f"{old}: unknown") or (text.startswith(f"{old} is ") and "must be a section" in text):
+                raise ConfigError(f"{old} has moved: use {new} (see docs/configuration.md).") from None
+        raise
+
+
+def _check_syntax(override: str) -> None:
+    """Refuse an override that Hydra's grammar can't read, before Hydra blames another one."""
+    if override.partition("=")[0].strip("+~ ") == "" or "=" not in override:
+        raise ConfigError(f"{override!r} is not an override; write key=value.")
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        raise ConfigError(
+            f"{override!r} can't be read; write key=value, and quote a value with special characters: \"key='value'\"."
+        ) from None
 
 
 def sweep(overrides: Sequence[str]) -> list[list[str]]:
     """Expand ``a=1,2 b=3`` into one list of overrides per job, with Hydra's grammar and order."""
+    for override in overrides:
+        _check_syntax(override)
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
         batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
@@ -83,8 +123,6 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         return f"{message.rstrip('.')}: for a sweep over several values use `cai run -m`."
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        if not _ or not key:
-            return f"{override!r} is not an override; write key=value."
         group = configs_folder() / key
         if group.is_dir() and "must be a string" in message:
             return f"{key}={value}: {key} is a group; give one of its options."

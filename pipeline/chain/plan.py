@@ -25,7 +25,8 @@ def plan(prepared: Prepared) -> list[Step]:
     for stage in stages_of(config):
         missing = [name for name in needs_of(stage, config) if name not in made]
         if missing:
-            state = f"runs, unless {missing[0]} gives the same outputs as before"
+            before = any(cache_folder(config.output_dir).glob(f"{stage.name}-*"))
+            state = f"runs, unless {missing[0]} gives the same outputs as before" if before else "runs"
             steps.append(Step(stage.name, state, "", stage.cost(prepared)))
             continue
         name = folder_name(stage, fields_for_key(stage, config, prepared.constitution, made))

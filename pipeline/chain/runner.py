@@ -166,6 +166,8 @@ def _make(
 ) -> Manifest:
     config, partial = prepared.config, final.with_name(f"{final.name}.partial")
     needs = needs_of(stage, config)
+    for other in needs:  # a damaged input would give a wrong result under the right key
+        done[other].manifest.verify(done[other].folder)
     if final.exists():  # without a manifest it may be anything: don't use it, don't delete it
         aside = final.with_name(f"{final.name}.damaged-{int(time.time())}")
         warn(f"{final} has no manifest; it is moved to {aside.name} and the stage runs again.")

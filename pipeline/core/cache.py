@@ -84,6 +84,20 @@ class Manifest(BaseModel):
             raise ArtifactError(f"{folder / lost[0]} is missing; delete {folder} and run again.")
         return manifest
 
+    def verify(self, folder: Path, suffixes: tuple[str, ...] = ()) -> None:
+        """Compare the files with their hashes: only those that end in one of ``suffixes``, or all.
+
+        Raises:
+            ArtifactError: a file is missing or was changed.
+        """
+        for name, digest in self.outputs.items():
+            path = folder / name
+            if (not suffixes or path.suffix in suffixes) and (not path.is_file() or hash_file(path) != digest):
+                raise ArtifactError(
+                    f"{path.resolve()} is not as it was written; delete the folder {folder.resolve().name} from the "
+                    "cache and run the same command again."
+                )
+
 
 def commit(partial: Path, final: Path, manifest: Manifest) -> None:
     """Write the manifest, then rename the folder. From then on the stage counts as finished."""

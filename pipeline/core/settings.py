@@ -182,9 +182,9 @@ class Registry(Generic[ClassT]):
         if isinstance(raw, Settings):
             return raw
         if not isinstance(raw, Mapping):
-            raise ValueError(f"{{here}} is {raw!r}, but it must be a section; set {{here}}.{self.tag} to a {self.what}")
+            raise ValueError(f"{{here}} is {raw!r}, but it must be a section; set {{here}}.{self.tag}=NAME")
         name = raw.get(self.tag)
-        if name not in self._classes:
+        if not isinstance(name, str) or name not in self._classes:
             raise ValueError(not_one_of(f"{{here}}.{self.tag}", name, self))
         return self.config_of(name).model_validate(dict(raw))
 
@@ -237,6 +237,9 @@ def _explained(kind: type[BaseModel], error: ValidationError) -> ValidationError
     return ValidationError.from_exception_data(kind.__name__, details)
 
 
+_TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false", "string": "text", "list": "a list"}
+
+
 def _sentence(kind: type[BaseModel], found: Any) -> str:
     value, problem, context = found["input"], found["type"], found.get("ctx", {})
     if problem in {"value_error", "assertion_error"}:
@@ -245,7 +248,12 @@ def _sentence(kind: type[BaseModel], found: Any) -> str:
     if problem == "extra_forbidden":
         return f"{{here}}: unknown key{did_you_mean(name, kind.model_fields)}"
     if problem == "missing":
-        return "{here} must be set; add {here}=VALUE"
+        registry = registry_of(kind.model_fields[name])
+        return f"{{here}} must be set; add {{here}}{f'.{registry.tag}=NAME' if registry else '=VALUE'}"
+    if problem == "too_short":
+        return "{here} is empty; give at least one"
+    if wanted := _TYPES.get(problem.split("_")[0]):
+        return f"{{here}} is {value!r}; it must be {wanted}"
     if problem == "literal_error":
         options = [option.strip("'") for option in context["expected"].replace(" or ", ", ").split(", ")]
         return not_one_of("{here}", value, options)

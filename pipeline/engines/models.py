@@ -184,7 +184,10 @@ def short_name(path: str) -> str:
 def resolve_path(path: str) -> str:
     from pipeline.engines.embedded import embedded_model
 
-    return str(embedded_model()) if path == EMBEDDED else str(Path(path).expanduser() if Path(path).exists() else path)
+    if path == EMBEDDED:
+        return str(embedded_model())
+    folder = Path(path).expanduser()
+    return str(folder) if folder.exists() else path
 
 
 def resolve_precision(precision: str) -> torch.dtype:

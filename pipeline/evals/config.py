@@ -88,6 +88,8 @@ class EvaluateConfig(Settings):
 
     def key_of(self, name: str) -> Any:
         """Models are identified by their content."""
+        if name == "suites":
+            return sorted(set(self.suites))
         if name == "checkpoints":
             return {key: model_identity(path, None) for key, path in self.checkpoints.items()}
         if name == "reward_model":

@@ -47,6 +47,11 @@ class Labeller(ABC):
     constitution_fields: ClassVar[tuple[str, ...]] = ()
     """The fields of the constitution that it reads, without those for sampling principles."""
 
+    @classmethod
+    def notes(cls, config: Any, constitution: Constitution) -> list[str]:
+        """Warnings about what this constitution does not allow."""
+        return []
+
     def __init__(self, config: Any, constitution: Constitution, seed: int) -> None:
         self._config, self._constitution, self._seed = config, constitution, seed
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -48,6 +48,16 @@ class LikelihoodLabeller(ReplyLabeller):
         """Every logit is multiplied by this."""
         num_examples: int = Field(default=3, ge=0)
         """Examples shown with the principle, and as many against it."""
+
+    @classmethod
+    def notes(cls, config: Any, constitution: Constitution) -> list[str]:
+        if constitution.declined([], config.num_examples) and constitution.answered([], config.num_examples):
+            return []
+        return [
+            "preferences.labeller.kind is 'likelihood', but the constitution has no refusals or no answers to compare "
+            "with (worked_examples or contrasts, and good_answers; num_examples above 0): replies are scored with the "
+            "title of the principle instead."
+        ]
 
     def ask(
         self, row_id: str, side: str, prompt: Sequence[Message], reply: str, principle: Principle

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
 
 from pipeline.core.errors import ConfigError
 from pipeline.core.stage import Context, Cost, Metrics, Prepared
@@ -22,17 +24,25 @@ class KTO(PairMethod):
 
         method: Literal["kto"] = "kto"
         """Kahneman-Tversky optimisation."""
+        kl_batch_size: int = Field(default=4, ge=2)
+        """Rows from which the KL is estimated; all processes together train on so many rows at once."""
+
+        @model_validator(mode="after")
+        def _check_batches(self) -> Self:
+            if self.global_batch_size % self.kl_batch_size:
+                raise ValueError(
+                    f"{{here}}.global_batch_size is {self.global_batch_size}, which is not a multiple of "
+                    f"{{here}}.kl_batch_size={self.kl_batch_size}; change one of them"
+                )
+            return self
 
     def check(self, config: Any, prepared: Prepared) -> list[str]:
-        """Check that the per-device batch has two rows: TRL estimates the KL from a prompt and another row's reply."""
-        from pipeline.training.models import largest_divisor, rows_a_device_holds
-
-        launch = prepared.config.launch
-        if largest_divisor(config.global_batch_size // launch.num_processes, rows_a_device_holds(launch)) < 2:
+        """A process estimates the KL from a prompt with another prompt's completion, so it needs two rows or more."""
+        ranks, rows = prepared.config.launch.num_processes, config.kl_batch_size
+        if rows % ranks or rows // ranks < 2:
             raise ConfigError(
-                f"align.global_batch_size is {config.global_batch_size} over launch.num_processes="
-                f"{launch.num_processes}, which gives a per-device batch size of 1, but align=kto needs at least 2; "
-                "change align.global_batch_size or launch.per_device_batch_size."
+                f"align.kl_batch_size is {rows} over launch.num_processes={ranks}; give each process "
+                "the same number of rows, at least 2."
             )
         return super().check(config, prepared)
 

@@ -25,8 +25,6 @@ class PairConfig(AlignConfig):
 
     beta: float = Field(default=0.1, gt=0)
     """β of the loss: a larger value keeps the policy nearer to the reference."""
-    hard_labels: bool = False
-    """Round each label to 0 or 1, and leave out ties."""
     min_confidence: float = Field(default=0.0, ge=0, le=0.5)
     """Leave out comparisons whose label differs from 0.5 by less than this."""
 
@@ -34,6 +32,8 @@ class PairConfig(AlignConfig):
 class BothRepliesConfig(PairConfig):
     """Settings of the methods whose loss compares the two replies of a pair."""
 
+    hard_labels: bool = False
+    """Round each label to 0 or 1, and leave out ties."""
     num_reply_tokens: int | None = Field(default=None, ge=1)
     """Train on only so many tokens at the start of each reply; null: all."""
 

@@ -9,8 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from pipeline.constitution.schema import Constitution
-from pipeline.core.cache import Manifest, hash_file
-from pipeline.core.errors import ArtifactError
+from pipeline.core.cache import Manifest
 from pipeline.engines.models import ModelConfig
 from pipeline.evals.changes import base_measure, change_pairs
 from pipeline.evals.gate import find_guidelines, load_guidelines, rule
@@ -81,13 +80,7 @@ def whole_manifest(folder: Path) -> Manifest:
     """
     manifest = Manifest.read(folder)
     assert manifest is not None, f"{folder} is not finished"
-    for name, digest in manifest.outputs.items():
-        path = folder / name
-        if path.suffix in {".json", ".jsonl"} and (not path.is_file() or hash_file(path) != digest):
-            raise ArtifactError(
-                f"{path.resolve()} is not as it was written; delete the folder {folder.resolve().name} from the cache "
-                "and run the same command again."
-            )
+    manifest.verify(folder, (".json", ".jsonl"))
     return manifest
 
 

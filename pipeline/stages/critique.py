@@ -75,7 +75,7 @@ class Critique(Stage):
                 constitution,
                 "preamble",
                 "revise",
-                "worked_examples",
+                *(["worked_examples"] if config.critique.num_few_shot else []),
                 *(f"principles.{name}" for name in ("id", "tags", "weight", "critique_request", "revision_request")),
             ),
             "template": TEMPLATE,

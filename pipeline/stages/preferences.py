@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from pipeline.constitution.critique import tidy
 from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
+from pipeline.core.log import warn
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage
 from pipeline.data.drawing import PoolSizes
@@ -90,6 +91,16 @@ class Preferences(Stage):
             "template": TEMPLATE,
         }
 
+    def check(self, prepared: Prepared) -> list[str]:
+        config, constitution = prepared.config.preferences, prepared.constitution
+        notes = LABELLERS[config.labeller.kind].notes(config.labeller, constitution)
+        if config.pairs == "contrast" and not constitution.opening():
+            notes.append(
+                "preferences.pairs is 'contrast', but the constitution has no worked examples or contrasts that show "
+                "the beginning of a refusal: two replies of the SFT model are compared instead."
+            )
+        return notes
+
     def cost(self, prepared: Prepared) -> Cost:
         config, seed = prepared.config.preferences, prepared.config.seed
         labelled, written = config.labelled_prompts(prepared), config.compared_prompts(prepared)
@@ -119,6 +130,9 @@ class Preferences(Stage):
         preferences = label(comparisons, labeller, config.labeller, constitution, context.seed, context, PURPOSE)
         preferences += [_written(comparison) for comparison in written]
         if distributed.is_main():
+            labels = [p.probability_a for p in preferences if p.judgements and p.probability_a is not None]
+            if labels and all(label == 0.5 for label in labels):
+                warn("the labeller prefers neither reply in every comparison; its labels teach nothing.")
             write_records(context.out / "preferences.jsonl", preferences)
             _show(preferences, context)
         return {

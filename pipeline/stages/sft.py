@@ -44,7 +44,14 @@ class Sft(Stage):
     version = 3
 
     def reads(self, config: Config, constitution: Constitution) -> dict[str, Any]:
-        examples = ("worked_examples", "good_answers", "contrasts") if config.sft.worked_examples else ()
+        parts: dict[str, tuple[str, ...]] = {
+            "worked_examples": ("id", "request", "revision"),
+            "good_answers": ("id", "request", "reply"),
+        }
+        if config.sft.num_contrasts != 0:
+            parts["contrasts"] = ("id", "request", "revision", "twin")
+        read = [f"{name}.{field}" for name, fields in parts.items() for field in fields]
+        examples = read if config.sft.worked_examples else []
         return {
             "seed": config.seed,
             "model": part(config.model, "path", "revision", "precision", "tuning", "lora"),

@@ -9,6 +9,7 @@ from datasets import Dataset
 from trl import KTOConfig, KTOTrainer
 
 from pipeline.chat import Renderer
+from pipeline.core import distributed
 from pipeline.core.stage import Context
 from pipeline.records import derived_rng
 from pipeline.training.loop import InTokens, Quiet, Reporter, train, training_arguments, whole_batches
@@ -60,10 +61,13 @@ def train_kto(
     rows = whole_batches(wanted_or_not(in_tokens, context.seed), config.global_batch_size)
     reporter = Reporter("aligning (kto)", context.tracker)
     arguments = training_arguments(config, context.model, context.launch, context.seed, context.work)
+    # The KL is estimated within these rows, so their number must not follow the hardware.
+    arguments["per_device_train_batch_size"] = config.kl_batch_size // distributed.world_size()
+    arguments["gradient_accumulation_steps"] = config.global_batch_size // config.kl_batch_size
     trainer = QuietKTOTrainer(
         model=model,
         args=KTOConfig(**arguments, beta=config.beta, train_sampling_strategy="sequential"),
-        train_dataset=Dataset.from_list(with_mismatched(rows, arguments["per_device_train_batch_size"])),
+        train_dataset=Dataset.from_list(with_mismatched(rows, config.kl_batch_size)),
         processing_class=tokenizer,
         peft_config=lora_config(context.model, model),
         callbacks=[reporter],

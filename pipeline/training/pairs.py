@@ -126,7 +126,7 @@ def trainable(preferences: Sequence[Preference], config: Any) -> list[dict[str, 
         label = preference.probability_a
         if label is None or abs(label - 0.5) < config.min_confidence:
             continue
-        if config.hard_labels:
+        if getattr(config, "hard_labels", False):  # KTO leaves out ties and rounds the rest anyway
             if label == 0.5:
                 continue  # a tie prefers neither
             label = float(label > 0.5)

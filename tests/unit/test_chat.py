@@ -345,7 +345,7 @@ def test_dpo_may_read_the_beginnings_of_replies_only(made: tuple[Case, Path], fi
 def test_kto_learns_each_reply_and_its_end(made: tuple[Case, Path], first_batch: Train):
     expected, config = Expected(*made), align_config()
     rows = pairs.trainable([preference(name) for name in DIALOGUES], config)
-    batch, _ = first_batch(kto, kto.train_kto, rows, "align=kto")
+    batch, _ = first_batch(kto, kto.train_kto, rows, "align=kto", "align.kl_batch_size=2")
     read = split_rows(batch, batch["completion_mask"] == 1)
     found = [(*row, wanted) for row, wanted in zip(read, batch["label"].tolist(), strict=True)]
     assert sorted(found) == sorted(

@@ -48,6 +48,8 @@ class RolloutConfig(PoolSizes):
 class PolicyGradientConfig(AlignConfig):
     """Settings that all policy-gradient methods share."""
 
+    max_length_tokens: Annotated[int, RUNTIME] = Field(ge=64)
+    """Prompts that leave no room for a reply within so many tokens are refused; nothing is cut."""
     save_every_steps: int = Field(default=10, ge=1)
     """Steps between two checkpoints; a rollback returns to a checkpoint."""
     rollout: RolloutConfig = RolloutConfig()

@@ -80,7 +80,6 @@ def test_the_paper_preset_is_the_papers():
         ("align=rloo align.global_batch_size=30 align.num_minibatches=1", "which align.num_replies=4 does not divide"),
         ("align=ppo align.rewards.reward_model=0", "align.rewards is empty but align.method is 'ppo'"),
         ("align=ppo align.rewards.brief=1", "add align.functions.brief=file.py:function"),
-        ("align=grpo align.ppo.max_kl=1", "align.ppo: unknown key"),
         ("align=kto align.num_reply_tokens=4", "align.num_reply_tokens: unknown key"),
         (
             "align.method=dpq",

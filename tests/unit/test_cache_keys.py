@@ -66,7 +66,10 @@ READ_BY: dict[str, set[str]] = {
     "output_dir": set(),
     "name": set(),
 }
-ON_ROLLOUTS = {"align.save_every_steps": {"align"}}  # where a rollback goes back to
+ON_ROLLOUTS = {
+    "align.save_every_steps": {"align"},  # where a rollback goes back to
+    "align.max_length_tokens": set(),  # prompts that are too long are refused, and nothing is cut
+}
 NOT_READ_WHERE_BUILTIN = ("columns", "hub_name", "hub_dir", "hub_split", "revision")
 
 # Leaves that have no other valid value on their own, and why.

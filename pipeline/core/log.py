@@ -4,6 +4,7 @@ estimate of the remaining time, is a bar on a terminal and a line every 30 secon
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from pipeline.core.errors import CaiError
 
 console = Console(stderr=True, highlight=False)
 logger = logging.getLogger("cai")
@@ -56,9 +59,11 @@ def logged_to(folder: Path) -> Iterator[None]:
     logger.addHandler(handler)
     try:
         yield
-    except BaseException as error:  # the caller prints it on the terminal
+    except BaseException as error:  # raised again; the caller prints it on the terminal
         text = f"{type(error).__name__}: {error}"
-        handler.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), None))
+        explained = isinstance(error, CaiError | KeyboardInterrupt | SystemExit)
+        trace = None if explained else sys.exc_info()
+        handler.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), trace))
         raise
     finally:
         logger.removeHandler(handler)

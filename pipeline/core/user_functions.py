@@ -50,6 +50,7 @@ def _module(where: str, field: str) -> ModuleType:
         spec.loader.exec_module(module)
         return module
     except SyntaxError as error:
-        raise ConfigError(f"{field}: {where} is not valid Python (line {error.lineno}: {error.msg}).") from None
-    except Exception as error:  # the user's own code runs here
+        file = error.filename or where  # or a file that the user's file imports
+        raise ConfigError(f"{field}: {file} is not valid Python (line {error.lineno}: {error.msg}).") from None
+    except (Exception, SystemExit) as error:  # the user's own code runs here; sys.exit would end the run as a success
         raise ConfigError(f"{field}: {where} can't be imported ({type(error).__name__}: {error}).") from None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.constitution.schema import Constitution
-from pipeline.core.errors import StageError
+from pipeline.core.errors import CaiError, StageError
 from pipeline.core.log import Meter
 from pipeline.core.stage import Context
 from pipeline.core.user_functions import load_function
@@ -64,9 +64,11 @@ def checked(
     """
     try:
         rewards = [float(reward) for reward in function(prompts, completions)]
-    except StageError:
+    except CaiError:
         raise
-    except Exception as error:  # a user's function may raise anything
+    except (Exception, SystemExit) as error:  # a user's function may raise anything, or call sys.exit
+        if name in (REWARD_MODEL, CONSTITUTION):
+            raise  # our own code: the runner explains a lack of memory, and other errors keep their traceback
         raise StageError(
             f"align.rewards.{name} failed on {len(completions)} completions ({type(error).__name__}: {error}); "
             "fix the function, or set its weight to 0."

@@ -50,7 +50,7 @@ def test_wandb_offline_can_be_read_back(tiny: Tiny):
 
 
 def test_trackio_writes_its_database(tiny_model: Path, tmp_path: Path):
-    """In a process of its own: trackio reads its folder when it is first imported, and TRL's GRPO imports it, too."""
+    """In a process of its own: trackio reads its folder when it is first imported."""
     overrides = [*tiny_overrides(tiny_model, tmp_path), "tracking=trackio", "until=prompts"]
     subprocess.run([sys.executable, "-m", "pipeline.cli", "run", *overrides], check=True)
     folder = tmp_path / "outputs" / "tracking"
@@ -58,8 +58,13 @@ def test_trackio_writes_its_database(tiny_model: Path, tmp_path: Path):
 
 
 def test_a_failing_dashboard_costs_nothing(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys):
+    closed: list[bool] = []
+
     class Broken(tracking.NoTracker):
         def __init__(self, *args: object) -> None: ...
+
+        def finish(self) -> None:
+            closed.append(True)
 
         def log(self, values: dict[str, float], step: int | None = None) -> None:
             raise ConnectionError("the server is gone")
@@ -70,6 +75,20 @@ def test_a_failing_dashboard_costs_nothing(tiny: Tiny, monkeypatch: pytest.Monke
     result = run(tiny("tracking=tensorboard", "until=prompts"))
     assert "prompts" in result.stages
     assert len(warnings) == 1 and "the server is gone" in warnings[0]
+    assert closed == [True]
+
+
+def test_wandb_goes_offline_once_where_its_server_can_not_be_reached(tiny: Tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setattr(tracking, "INIT_TIMEOUT_SECONDS", 2.0)
+    warnings: list[str] = []
+    monkeypatch.setattr(tracking, "warn", warnings.append)
+    result = run(tiny("tracking=wandb", "until=critique"))
+    assert len(warnings) == 1 and "can't be reached" in warnings[0] and "wandb sync" in warnings[0]
+    folders = sorted((Path(result.folder).parents[1] / "tracking" / "wandb").glob("offline-run-*"))
+    assert len(folders) == len(result.stages) == 2
 
 
 def test_trackers_are_checked_before_anything_runs(monkeypatch: pytest.MonkeyPatch):

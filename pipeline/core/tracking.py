@@ -9,12 +9,17 @@ import importlib.util
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 from pipeline.core.errors import ConfigError
 from pipeline.core.log import warn
 from pipeline.core.settings import RUNTIME, Settings
+
+
+INIT_TIMEOUT_SECONDS = 30.0  # wandb's default of 90 seconds is long for a server that does not answer
+FINISH_TIMEOUT_SECONDS = 60.0  # the time to upload what is left; the local files stay
 
 
 class TrackingConfig(Settings):
@@ -60,17 +65,39 @@ class WandbTracker:
 
         folder.mkdir(parents=True, exist_ok=True)
         self._wandb = wandb
-        self._run = wandb.init(
-            project=config.project,
-            entity=config.entity,
-            group=group,
-            job_type=job,
-            name=f"{group}/{job}",
-            config=settings,
-            dir=str(folder),
-            mode="online" if wandb_is_online(config) else "offline",
-            settings=wandb.Settings(console="off", silent=True, x_disable_stats=False),
-        )
+
+        def start(mode: Literal["online", "offline"]) -> Any:
+            return wandb.init(
+                project=config.project,
+                entity=config.entity,
+                group=group,
+                job_type=job,
+                name=f"{group}/{job}",
+                config=settings,
+                dir=str(folder),
+                mode=mode,
+                settings=wandb.Settings(
+                    console="off",
+                    silent=True,
+                    x_disable_stats=False,
+                    init_timeout=INIT_TIMEOUT_SECONDS,
+                    finish_timeout=FINISH_TIMEOUT_SECONDS,
+                ),
+            )
+
+        try:
+            self._run = start("online" if wandb_is_online(config) else "offline")
+        except wandb.Error as error:
+            if not wandb_is_online(config):
+                raise
+            # Later stages, and the processes that they start, read the variable and don't wait again.
+            os.environ["WANDB_MODE"] = "offline"
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            warn(
+                f"wandb can't be reached ({reason}); the run is logged offline. Upload it later with "
+                f"`wandb sync {folder}/wandb/offline-run-*`."
+            )
+            self._run = start("offline")
 
     def log(self, values: dict[str, float], step: int | None = None) -> None:
         self._run.log({**values, **({"train/global_step": step} if step is not None else {})})
@@ -164,7 +191,9 @@ class _Careful:
         try:
             action()
         except Exception as error:  # an error in a dashboard must not stop the run
-            self._inner = NoTracker()
+            failed, self._inner = self._inner, NoTracker()
+            with suppress(Exception):
+                failed.finish()  # what was logged before is written, and its threads and processes end
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             warn(f"tracking.kind={self._kind} stopped working ({reason}); the run continues without it.")
 
@@ -208,12 +237,12 @@ def open_tracker(config: TrackingConfig, group: str, job: str, settings: dict[st
 
 
 def wandb_is_online(config: TrackingConfig) -> bool:
-    return config.mode == "online" or (config.mode == "auto" and _has_wandb_key())
+    if config.mode == "offline" or os.environ.get("WANDB_MODE") in {"offline", "disabled", "dryrun"}:
+        return False
+    return config.mode == "online" or _has_wandb_key()
 
 
 def _has_wandb_key() -> bool:
-    if os.environ.get("WANDB_MODE") in {"offline", "disabled", "dryrun"}:
-        return False
     if os.environ.get("WANDB_API_KEY"):
         return True
     netrc = Path(os.environ.get("NETRC") or Path.home() / ".netrc")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from jinja2 import TemplateError
@@ -13,6 +14,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PROBE = "probe-9f2c"  # templates copy it unchanged, and none contains it
+THOUGHT_TAGS = (
+    *((f"<{name}>", f"</{name}>") for name in ("think", "thinking", "thought", "thoughts", "reasoning")),
+    ("[THINK]", "[/THINK]"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+)
+"""What models write before and after their thoughts."""
 
 
 class Example(NamedTuple):
@@ -25,10 +33,12 @@ class Example(NamedTuple):
 class Renderer:
     """Renders dialogues with the tokenizer's chat template.
 
-    A prompt ends with the generation prompt (``add_generation_prompt``), including an empty or open think block if the
-    template writes one. A reply is tokenised separately and ends with the tokens that the template writes after an
-    assistant turn. So a prompt has the same tokens in sampling, scoring and training. Special tokens such as BOS come
-    only from the template.
+    A prompt ends where the template begins a reply. A reply is tokenised separately and ends with the tokens that the
+    template writes after an assistant turn. So a prompt has the same tokens in sampling, scoring and training. Special
+    tokens such as BOS come only from the template: inside a turn or a reply, the same characters are ordinary text.
+
+    Models that think are asked to answer at once: the prompt ends with an empty think block, as the template writes it
+    before a reply, and a think block that the template leaves open is closed.
 
     Args:
         tokenizer: without a chat template, only ``text_ids`` and ``dialogue_ids`` work.
@@ -36,7 +46,7 @@ class Renderer:
 
     Raises:
         TemplateError: the template rejects a request with a reply.
-        ValueError: the template omits the reply.
+        ValueError: the template omits the reply, or its generation prompt is not the beginning of a reply.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, eos: int | Sequence[int] | None = None) -> None:
@@ -44,19 +54,19 @@ class Renderer:
         given = [eos] if isinstance(eos, int) else list(eos or [])
         stops = [token for token in (tokenizer.eos_token_id, *given) if token is not None]
         self.end_ids: list[int] = stops[:1]
-        """Tokens that end a reply: the template's tokens up to its first special token, else eos."""
+        """Tokens that end a reply: the template's tokens up to its first special token, else eos; maybe none."""
         self.stop_ids = frozenset(stops)
         """All tokens that end a turn."""
-        self._takes_system, self._opening = True, ""
+        special = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        signs = sorted(filter(str.strip, special), key=len, reverse=True)
+        self._signs = re.compile("|".join(map(re.escape, signs))) if signs else None
+        self._opening = ""
         if tokenizer.chat_template:
-            self._learn_from_template()
+            self._learn_from_template(self.stop_ids | set(special.values()))
 
-    def _learn_from_template(self) -> None:
-        self._takes_system = self._writes_system()
+    def _learn_from_template(self, special: frozenset[int]) -> None:
         self._opening, after = self._assistant_turn()
-        self._after_ids = self.text_ids(after)
-        tokenizer = self._tokenizer
-        special = self.stop_ids | {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+        self._after_ids = self._template_ids(after)
         ends = [place for place, token in enumerate(self._after_ids) if token in special]
         if ends:
             self.end_ids = self._after_ids[: ends[0] + 1]
@@ -65,17 +75,24 @@ class Renderer:
     # --- Tokens --------------------------------------------------------------------------------------------------
 
     def text_ids(self, text: str) -> list[int]:
-        """Token ids of a text, without special tokens."""
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        """Token ids of a text, without special tokens: their characters in the text are ordinary characters."""
+        return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def prompt_ids(self, messages: Sequence[Message], begun: str = "") -> list[int]:
-        """Token ids of a dialogue with the generation prompt, followed by those of ``begun``, the start of the reply.
+        """Token ids of a dialogue up to the reply, followed by those of ``begun``, the start of the reply.
 
         Raises:
-            TemplateError: the template rejects the dialogue, even without a system turn.
-            ValueError: the tokenizer has no chat template.
+            TemplateError: the template rejects the dialogue in every form (see ``accepted_forms``).
+            ValueError: the tokenizer has no chat template, or the template leaves out a turn.
         """
-        return self.text_ids(self.prompt_text(messages)) + self.text_ids(begun)
+        hidden, signs = self._hide_signs(messages)
+        template, *rest = (
+            re.split(rf"{PROBE}-(\d+)-", self.prompt_text(hidden)) if signs else [self.prompt_text(hidden)]
+        )
+        ids = self._template_ids(template)
+        for number, template in zip(rest[::2], rest[1::2], strict=True):
+            ids += self.text_ids(signs[int(number)]) + self._template_ids(template)
+        return ids + self.text_ids(begun)
 
     def reply_ids(self, reply: str) -> list[int]:
         """Token ids of a reply, followed by ``end_ids``."""
@@ -96,45 +113,100 @@ class Renderer:
             return (self.prompt_ids(messages) + self.text_ids(reply) + self._after_ids)[-most:]
         self._tokenizer.truncation_side = "left"
         text = "\n\n".join([*(turn["content"] for turn in messages), reply])
-        return list(self._tokenizer(text, truncation=True, max_length=most)["input_ids"])
+        inside = {"truncation": True, "max_length": most, "split_special_tokens": True}
+        return list(self._tokenizer(text, **inside)["input_ids"])
+
+    def _template_ids(self, text: str) -> list[int]:
+        """Token ids of a text that the template wrote: special tokens in it are special tokens."""
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     # --- Text ----------------------------------------------------------------------------------------------------
 
-    def accepted(self, messages: Sequence[Message]) -> list[Message]:
-        """The dialogue as the template accepts it. If it rejects system turns, their text moves to the next turn."""
-        turns = list(messages)
-        while not self._takes_system and len(turns) > 1 and turns[0]["role"] == "system":
-            system, first, *rest = turns
-            content = f"{system['content'].rstrip()}\n\n{first['content']}"
-            turns = [Message(role=first["role"], content=content), *rest]
-        return turns
-
     def prompt_text(self, messages: Sequence[Message]) -> str:
-        """The text of a dialogue with the generation prompt. Raises what ``prompt_ids`` raises."""
-        return self._write(self.accepted(messages), reply_next=True) + self._opening
+        """The text of a dialogue up to the reply. Raises what ``prompt_ids`` raises."""
+        problem: Exception = ValueError("there are no turns")
+        for turns in accepted_forms(messages):
+            try:
+                text = self._write(turns, reply_next=True)
+            except TemplateError as error:
+                problem = error
+                continue
+            if all(turn["content"].strip() in text for turn in turns if turn["role"] != "assistant"):
+                return text + self._opening
+            problem = ValueError("its chat template leaves out a turn")
+        raise problem
+
+    def num_signs(self, messages: Sequence[Message]) -> int:
+        """How often the turns contain the characters of a special token."""
+        return sum(len(self._signs.findall(turn["content"])) for turn in messages) if self._signs else 0
+
+    def _hide_signs(self, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
+        """The dialogue with a numbered mark in place of each special token in its turns, and what the marks hide."""
+        found: list[str] = []
+        if not self.num_signs(messages) or self._signs is None:
+            return list(messages), found
+
+        def mark(sign: re.Match[str]) -> str:
+            found.append(sign.group())
+            return f"{PROBE}-{len(found) - 1}-"
+
+        hidden = [Message(role=turn["role"], content=self._signs.sub(mark, turn["content"])) for turn in messages]
+        return hidden, found
 
     def _write(self, turns: list[Message], reply_next: bool) -> str:
-        return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=reply_next))
+        # Templates that have no such switches ignore them.
+        switches = {"enable_thinking": False, "thinking": False}
+        text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=reply_next, **switches)
+        return str(text)
 
     # --- What the template does ----------------------------------------------------------------------------------
 
-    def _writes_system(self) -> bool:
-        """Whether the template writes system turns: some templates reject them, and some omit them silently."""
-        turns = [Message(role="system", content=PROBE), Message(role="user", content="x")]
-        try:
-            return PROBE in self._write(turns, reply_next=True)
-        except TemplateError:
-            return False
-
     def _assistant_turn(self) -> tuple[str, str]:
-        """The text before a reply, if ``add_generation_prompt`` writes nothing, and the text after a reply.
+        """What is written between the generation prompt and a reply, and the text after a reply.
 
         A single space before a reply is ignored: tokenizers put it into the reply's first token.
         """
         asked, reply = Message(role="user", content="x"), Message(role="assistant", content=PROBE)
-        prompt, ignored = (self._write([asked], reply_next=flag) for flag in (True, False))
+        prompt = self._write([asked], reply_next=True)
         before, found, after = self._write([asked, reply], reply_next=False).rpartition(PROBE)
         if not found:
             raise ValueError("its chat template leaves out the reply")
-        opening = before.removeprefix(prompt) if prompt == ignored and before.startswith(prompt) else ""
-        return opening if opening.strip() else "", after
+        if before.startswith(prompt):
+            opening = before.removeprefix(prompt)
+            return opening if opening.strip() else "", after
+        if prompt.startswith(before.rstrip()):
+            return _closing(prompt.removeprefix(before.rstrip())), after
+        raise ValueError("the generation prompt of its chat template is not the beginning of a reply")
+
+
+def _closing(text: str) -> str:
+    """What closes the think block that a text leaves open; "" if it leaves none open."""
+    for begin, end in THOUGHT_TAGS:
+        if text.count(begin) > text.count(end):
+            return ("\n" if text.endswith("\n") else "\n\n") + end + "\n\n"
+    return ""
+
+
+def accepted_forms(messages: Sequence[Message]) -> Iterator[list[Message]]:
+    """The dialogue as it is, then in forms that more templates accept.
+
+    The second form has no system turns: their text is put before the next turn. The third form also joins neighbouring
+    turns of one role.
+    """
+    yield list(messages)
+    folded: list[Message] = []
+    before = ""
+    for turn in messages:
+        content = before + turn["content"]
+        if turn["role"] == "system" and turn is not messages[-1]:
+            before = f"{content.rstrip()}\n\n"
+            continue
+        folded.append(Message(role=turn["role"], content=content))
+        before = ""
+    yield folded
+    joined: list[Message] = []
+    for turn in folded:
+        if joined and joined[-1]["role"] == turn["role"]:
+            turn = Message(role=turn["role"], content=f"{joined.pop()['content'].rstrip()}\n\n{turn['content']}")
+        joined.append(turn)
+    yield joined

@@ -17,7 +17,6 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.log import warn
 from pipeline.core.settings import RUNTIME, Settings
 
-
 INIT_TIMEOUT_SECONDS = 30.0  # wandb's default of 90 seconds is long for a server that does not answer
 FINISH_TIMEOUT_SECONDS = 60.0  # the time to upload what is left; the local files stay
 

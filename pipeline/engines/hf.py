@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.chat import Renderer
 from pipeline.core.cache import cache_key
+from pipeline.core.errors import ConfigError
 from pipeline.engines.base import Answer, AskT, ChoiceQuery, Completion, Query, ReplyQuery, Request
-from pipeline.engines.prefix import MIN_GENERATED, common_length, prefill
+from pipeline.engines.models import context_of
+from pipeline.engines.prefix import MIN_GENERATED, common_length, prefill, reads_padding, shares_prefixes
 from pipeline.engines.sampling import SeededSampler
 
 SCORED_ROWS = 16  # at most so many replies are scored at once: logits need rows * reply tokens * vocabulary
@@ -36,7 +39,11 @@ class HFEngine:
     Args:
         batch_rows: the largest number of rows in a batch.
         batch_tokens: the largest number of tokens in a batch's key-value cache (prompts, replies and padding).
-        share_prefix: prefill the prefix that all rows of a batch share only once. It changes the speed, not the text.
+        share_prefix: prefill the prefix that all rows of a batch share only once, if the model allows it
+            (``shares_prefixes``). It changes the speed, not the text.
+
+    Raises:
+        ConfigError: the model's results depend on padding, so its rows can't be put into one batch.
     """
 
     def __init__(
@@ -50,8 +57,14 @@ class HFEngine:
     ) -> None:
         self.name = name
         self._model, self._tokenizer = model.eval(), tokenizer
-        self._batch_rows, self._batch_tokens, self._share_prefix = batch_rows, batch_tokens, share_prefix
-        self._context = int(getattr(model.config, "max_position_embeddings", 1 << 30))
+        self._batch_rows, self._batch_tokens = batch_rows, batch_tokens
+        self._share_prefix = share_prefix and shares_prefixes(model)
+        if not self._share_prefix and reads_padding(model):
+            raise ConfigError(
+                f"the model {name!r} is of type {model.config.model_type!r}, which reads padding, so its "
+                "replies would change in a batch; give another model."
+            )
+        self._context = context_of(model.config)
         self._chat = Renderer(tokenizer, model.generation_config.eos_token_id)
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
@@ -143,23 +156,31 @@ class HFEngine:
             [request.temperature for request in chosen],
             [request.top_p for request in chosen],
         )
-        output = self._model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            past_key_values=cache,
-            max_new_tokens=max(request.max_new_tokens for request in chosen),
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            repetition_penalty=1.0,
-            logits_processor=[sampler],
-            eos_token_id=sorted(self._chat.stop_ids),
-            pad_token_id=self._pad,
-        )
+        with self._own_settings():
+            output = self._model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                past_key_values=cache,
+                max_new_tokens=max(request.max_new_tokens for request in chosen),
+                do_sample=False,
+                logits_processor=[sampler],
+                eos_token_id=sorted(self._chat.stop_ids),
+                pad_token_id=self._pad,
+            )
         for index, tokens in zip(todo, output[:, ids.shape[1] :].tolist(), strict=True):
             results[index] = self._cut(rows[index], tokens, batch[index].max_new_tokens)
         return results
+
+    @contextmanager
+    def _own_settings(self) -> Iterator[None]:
+        """Generate without the settings that the model was saved with, such as a repetition penalty, suppressed tokens
+        or beams: texts would not come from the model's distribution, which is also what methods train on."""
+        saved = self._model.generation_config
+        self._model.generation_config = GenerationConfig()
+        try:
+            yield
+        finally:
+            self._model.generation_config = saved
 
     def _cut(self, prompt: list[int], tokens: list[int], limit: int) -> Sample:
         """Cut at the first end token, or at the limit. An end token right after the limit still counts as an end."""

@@ -143,13 +143,15 @@ def _check_weights(path: Path, field: str) -> None:
 def _check_dialogue(path: str, revision: str | None, field: str) -> None:
     """Render a dialogue with and one without a system turn: every stage needs both from the chat template."""
     from jinja2 import TemplateError
+    from transformers import AutoConfig
 
     from pipeline.chat import Renderer
 
     roles = ("system", "user", "assistant", "user")
     turns = [Message(role=role, content=f"x{number}") for number, role in enumerate(roles)]
+    tokenizer = load_tokenizer(path, revision)
     try:
-        chat = Renderer(load_tokenizer(path, revision))
+        chat = Renderer(tokenizer, generation_ends(path, revision))
         for dialogue in (turns, turns[1:]):
             text = chat.prompt_text(dialogue)
             if not all(turn["content"] in text for turn in dialogue):
@@ -159,6 +161,17 @@ def _check_dialogue(path: str, revision: str | None, field: str) -> None:
         raise ConfigError(
             f"{field}: the tokenizer of {path} can't render a dialogue ({reason}); correct its chat template."
         ) from None
+    if not chat.end_ids:
+        raise ConfigError(
+            f"{field}: {path} has no token that ends a reply: its chat template writes none, and the tokenizer has no "
+            "eos_token; set eos_token in tokenizer_config.json."
+        )
+    most = AutoConfig.from_pretrained(path, revision=revision).get_text_config().vocab_size
+    if (largest := max(tokenizer.get_vocab().values())) >= most:
+        raise ConfigError(
+            f"{field}: the tokenizer of {path} has tokens up to {largest}, but the model's embeddings end at "
+            f"{most - 1}; resize them with model.resize_token_embeddings(len(tokenizer)) and save the model."
+        )
 
 
 def _check_hub(path: str, revision: str | None, field: str) -> None:
@@ -174,6 +187,7 @@ def _check_hub(path: str, revision: str | None, field: str) -> None:
         ) from None
     if not tokenizer.chat_template:
         raise ConfigError(f"{field}: the tokenizer of {path!r} has no chat template; use an instruct model.")
+    _check_dialogue(path, revision, field)
 
 
 def short_name(path: str) -> str:
@@ -215,15 +229,24 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     return tokenizer
 
 
+def generation_ends(path: str, revision: str | None = None) -> int | list[int] | None:
+    """The tokens that end a reply by the model's generation configuration, if it has one."""
+    from transformers import GenerationConfig
+
+    try:
+        ends: int | list[int] | None = GenerationConfig.from_pretrained(path, revision=revision).eos_token_id
+    except OSError:  # there is no such file
+        return None
+    return ends
+
+
 def load_model(path: str, precision: str, revision: str | None = None, **options: Any) -> PreTrainedModel:
     """Load a causal language model onto this process's device (a quantised one: where ``options`` put it)."""
     from transformers import AutoModelForCausalLM
 
     from pipeline.core import distributed
 
-    model = AutoModelForCausalLM.from_pretrained(
-        path, revision=revision, dtype=resolve_precision(precision), attn_implementation="sdpa", **options
-    )
+    model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=resolve_precision(precision), **options)
     return model if options.get("quantization_config") else model.to(distributed.default_device())
 
 
@@ -231,8 +254,14 @@ def context_length(path: str) -> int:
     """The model's context length, in tokens."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(path).get_text_config()
-    return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+    return context_of(AutoConfig.from_pretrained(path))
+
+
+def context_of(config: Any) -> int:
+    """The context length that a model's configuration gives, in tokens; 2³⁰ if it gives none."""
+    text = config.get_text_config()
+    names = ("max_position_embeddings", "max_seq_len", "seq_length", "context_length", "n_positions")
+    return next((int(value) for name in names if (value := getattr(text, name, None))), 1 << 30)
 
 
 # --- Classifiers ---------------------------------------------------------------------------------------------------

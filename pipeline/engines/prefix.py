@@ -1,14 +1,19 @@
-"""A prefix that several rows share: find it, and compute it once for all of them."""
+"""A prefix that several rows share: find it, and compute it once for all of them, where the model allows it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 MIN_TRAINED = 8  # tokens; a shorter prefix is not worth a forward pass of its own in training
 MIN_GENERATED = 32  # tokens; below this, copying the cache costs more than it saves in generation
+EXACT, ROUNDED = 1e-3, 0.3  # nats: the largest difference of log-probabilities in 32 bits, and in 16 bits
+_SHORT_SIGHT = re.compile(r"window|chunk|local(?!_expert)")  # in names of settings: attention sees only near tokens
+_FOUND: dict[str, bool] = {}  # configuration of a model → whether it shares prefixes
 
 
 def common_length(rows: Sequence[list[int]], least: int = MIN_TRAINED) -> int:
@@ -35,3 +40,105 @@ def prefill(model: Any, prefix: torch.Tensor, num_rows: int, **options: Any) -> 
     cache = model(input_ids=prefix, use_cache=True, **options).past_key_values
     cache.batch_repeat_interleave(num_rows)
     return cache
+
+
+# --- What a model allows -------------------------------------------------------------------------------------------
+
+
+def shares_prefixes(model: Any) -> bool:
+    """Whether the cache of a prefix can be continued by several rows of different lengths.
+
+    It needs full attention in every layer: a window would count the padding between prefix and rest, and a recurrent
+    state would read it. The configuration says which layers a model has. A small computation then confirms it, because
+    families of models differ in how they compute positions.
+
+    Args:
+        model: a causal language model, with or without adapters or a wrapper for data parallelism.
+    """
+    model = getattr(model, "module", model)
+    config = model.config.get_text_config()
+    key = f"{type(config).__name__} {_tolerance(model)} {config.to_json_string(use_diff=False)}"
+    if key not in _FOUND:
+        _FOUND[key] = _full_attention(config) and _continued_error(model) <= _tolerance(model)
+    return _FOUND[key]
+
+
+def reads_padding(model: Any) -> bool:
+    """Whether padding on the left changes what the model computes, so that its rows can't be put into one batch."""
+    exact = _tolerance(model) == EXACT
+    return padded_error(model) > (EXACT if exact else 1.0)  # in 16 bits, a router of experts may decide otherwise
+
+
+def _full_attention(config: Any) -> bool:
+    layers = getattr(config, "layer_types", None) or ["full_attention"]
+    near = [value for name, value in vars(config).items() if _SHORT_SIGHT.search(name) and "layers" not in name]
+    return set(layers) == {"full_attention"} and not any(type(value) is int and value > 0 for value in near)
+
+
+def _tolerance(model: Any) -> float:
+    computes_in_16_bits = "_original_forward" in vars(model)  # Accelerate's mixed precision
+    return EXACT if next(model.parameters()).dtype == torch.float32 and not computes_in_16_bits else ROUNDED
+
+
+# --- Small computations that show it -------------------------------------------------------------------------------
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Without dropout, which would draw random numbers, and without gradients; then as it was before."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(next(model.parameters()).device.type, enabled=False):
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _continued_error(model: Any) -> float:
+    """How far the continuation of a shared prefix is from each row alone, in nats; ∞ if the cache can't do it."""
+    rows = _probe_rows(model)
+    shared = common_length(rows)
+    ids, mask = _padded([row[shared:] for row in rows], model)
+    mask = torch.cat([mask.new_ones(len(rows), shared), mask], dim=1)
+    with _evaluating(model):
+        try:
+            cache = prefill(model, torch.tensor([rows[0][:shared]], device=ids.device), len(rows))
+            positions = (mask.cumsum(dim=-1) - 1)[:, shared:]
+            inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+            return _difference(model, rows, model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1])
+        except (AttributeError, TypeError, RuntimeError, ValueError):  # the model has another kind of cache
+            return float("inf")
+
+
+def padded_error(model: Any) -> float:
+    """How far padding on the left changes log-probabilities, in nats."""
+    rows = _probe_rows(model)
+    ids, mask = _padded(rows, model)
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(dim=-1) - 1).clamp(min=0)}
+    with _evaluating(model):
+        return _difference(model, rows, model(**inputs, use_cache=False).logits[:, -1])
+
+
+def _probe_rows(model: Any) -> list[list[int]]:
+    """Three rows of different lengths with a common beginning; their token ids are spread over the vocabulary."""
+    most = model.config.get_text_config().vocab_size
+    tokens = [(7 + 7919 * place) % most for place in range(40)]
+    return [tokens[:14] + tokens[20:26], tokens[:14] + tokens[26:27], tokens[:14] + tokens[28:37]]
+
+
+def _padded(rows: Sequence[list[int]], model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask with padding on the left: (rows, tokens) each."""
+    width, device = max(map(len, rows)), next(model.parameters()).device
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask
+
+
+def _difference(model: Any, rows: Sequence[list[int]], logits: torch.Tensor) -> float:
+    """The largest difference between log-probabilities after the rows, (rows, vocabulary), and those of each alone."""
+    alone = [model(input_ids=torch.tensor([row], device=logits.device), use_cache=False).logits[0, -1] for row in rows]
+    found, expected = logits.float().log_softmax(-1), torch.stack(alone).float().log_softmax(-1)
+    likely = expected > -12  # log-probabilities of tokens that never come are large numbers with large errors
+    return float(((found - expected).abs() * likely).max())

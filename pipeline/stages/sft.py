@@ -58,6 +58,12 @@ class Sft(Stage):
             "constitution": part(constitution, *examples),
         }
 
+    def check(self, prepared: Prepared) -> list[str]:
+        from pipeline.training.models import check_training
+
+        check_training(prepared.config.model)
+        return []
+
     def cost(self, prepared: Prepared) -> Cost:
         config, critique, constitution = prepared.config.sft, prepared.config.critique, prepared.constitution
         counts = {pool: len(prompts) for pool, prompts in critique.by_pool(prepared.prompts).items()}

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 
-from pipeline.engines.prefix import common_length, prefill
+from pipeline.engines.prefix import common_length, prefill, shares_prefixes
 
 
-def checkpointing(model: Any) -> bool:
-    """Whether the model uses gradient checkpointing, which does not work with a key-value cache."""
-    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+def shares(model: Any) -> bool:
+    """Whether rows may share a prefix. Gradient checkpointing does not work with a key-value cache."""
+    checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    return not checkpointing and shares_prefixes(model)
 
 
 def reply_logprobs(
@@ -39,7 +40,7 @@ def reply_logprobs(
     length = labels.shape[1]
     labelled = (labels[:, 1:] != -100).any(dim=0).nonzero()
     start = int(labelled[0, 0]) if len(labelled) else length - 2  # the position that predicts the first reply token
-    num_shared = 0 if checkpointing(model) else common_length(input_ids[:, : start + 1].tolist())
+    num_shared = common_length(input_ids[:, : start + 1].tolist()) if shares(model) else 0
     inputs = {"input_ids": input_ids[:, num_shared:], "attention_mask": attention_mask, "use_cache": num_shared > 0}
     if num_shared:
         inputs["past_key_values"] = prefill(model, input_ids[:1, :num_shared], len(input_ids), logits_to_keep=1)
@@ -67,7 +68,7 @@ def pair_logprobs(
     columns = torch.arange(length, device=input_ids.device)
     starts = torch.where(labels != -100, columns, length).amin(dim=1).view(2, num_pairs).amin(dim=0)
     known = starts - 1  # the prompt's last token predicts the first reply token, so it is computed with each reply
-    if input_ids.is_cuda or checkpointing(model) or int(known.min()) < 1:
+    if input_ids.is_cuda or not shares(model) or int(known.min()) < 1:
         return reply_logprobs(model, input_ids, attention_mask, labels).sum(dim=1)
     width = int(known.max())
     prompts, prompt_mask = input_ids[:num_pairs, :width], columns[:width] < known[:, None]

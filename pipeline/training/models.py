@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import peft
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from peft.tuners.lora import LoraLayer
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.core import distributed
 from pipeline.core.distributed import LaunchConfig
-from pipeline.engines.models import ModelConfig, load_model, load_tokenizer, resolve_path, resolve_precision
+from pipeline.core.errors import ConfigError, StageError
+from pipeline.engines.models import LoraConfig, ModelConfig, load_model, load_tokenizer, resolve_path, resolve_precision
 
 if TYPE_CHECKING:
     from transformers import Trainer
+
+MERGE_ERROR = 0.1  # the largest relative change of logits when an adapter is merged; in 16 bits it is about 0.01
 
 
 def load_policy(path: str, config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -64,16 +69,57 @@ def lora_config(
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout if dropout is None else dropout,
         target_modules=config.lora.target_modules,
-        exclude_modules=_layers_below(model, config.lora.upper_share),
+        exclude_modules=_without_adapter(model, config.lora),
         task_type=task_type,
     )
 
 
-def _layers_below(model: PreTrainedModel, upper_share: float) -> str | None:
-    """A regular expression for the modules of the layers without an adapter; None if all layers get one."""
-    num_below = int(model.config.get_text_config().num_hidden_layers * (1 - upper_share))
+def _without_adapter(model: PreTrainedModel, lora: LoraConfig) -> str | None:
+    """A regular expression for the names of modules that get no adapter; None if there are none.
+
+    They are the lower layers and, with ``all-linear``, linear modules that are not used as such: routers of experts
+    with a forward pass of their own, and the projections whose weights a Mamba kernel reads past their adapter.
+    """
+    num_below = int(model.config.get_text_config().num_hidden_layers * (1 - lora.upper_share))
     numbers = "|".join(map(str, range(num_below)))
-    return rf".*\.(layers|h|blocks)\.({numbers})\..*" if num_below else None
+    patterns = [rf".*\.(layers|h|blocks)\.({numbers})\..*"] if num_below else []
+    if lora.target_modules == "all-linear":
+        for name, module in model.named_modules():
+            own_forward = isinstance(module, torch.nn.Linear) and type(module).__module__.startswith("transformers.")
+            if own_forward or (re.search("Mamba|Mixer", type(module).__name__) and hasattr(module, "out_proj")):
+                patterns.append(re.escape(name) + ("" if own_forward else r"\.(out_proj|conv1d)"))
+    return "|".join(patterns) or None
+
+
+def check_training(config: ModelConfig) -> None:
+    """Check, on a model without weights, that the adapter fits it.
+
+    Raises:
+        ConfigError: ``model.lora.target_modules`` fits no module, or it names embeddings that are tied: the adapter of
+            one would be merged into both.
+    """
+    if config.tuning == "full":
+        return
+    path = resolve_path(config.path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, revision=revision_of(path, config)))
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    wanted = f"model.lora.target_modules is {config.lora.target_modules!r}"
+    try:
+        adapted = peft.get_peft_model(model, lora_config(config, model))
+    except (ValueError, re.error) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        known = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "weight")})
+        raise ConfigError(
+            f"{wanted}, which fits no module of {config.path} ({reason}); use 'all-linear' or a regular expression for "
+            f"whole names, such as '.*\\.({'|'.join(known[-2:])})'. The modules are {', '.join(known)}."
+        ) from None
+    layers = [module for module in adapted.modules() if isinstance(module, LoraLayer)]
+    if model.config.get_text_config().tie_word_embeddings and any(m.get_base_layer() in embeddings for m in layers):
+        raise ConfigError(
+            f"{wanted}, but the input and output embeddings of {config.path} are tied, so an adapter on one of them "
+            "would be merged into both; leave out lm_head and embed_tokens, or use model.tuning=full."
+        )
 
 
 def save_checkpoint(trainer: Trainer, base_path: str, config: ModelConfig, out: Path) -> None:
@@ -93,9 +139,29 @@ def save_adapter(model: peft.PeftModel, base_path: str, config: ModelConfig, out
     if distributed.is_main():
         model.save_pretrained(out / "adapter")
         path = resolve_path(base_path)
-        merged = _merge(path, config, out / "adapter") if config.tuning == "qlora" else model.merge_and_unload()
+        merged = _merge(path, config, out / "adapter") if config.tuning == "qlora" else merge(model)
         _write_model(merged, load_tokenizer(path, revision_of(path, config)), out)
     distributed.barrier()
+
+
+@torch.no_grad()
+def merge(model: peft.PeftModel) -> PreTrainedModel:
+    """Merge the adapter into the weights, in place.
+
+    Raises:
+        StageError: the merged model computes something else.
+    """
+    ids = torch.arange(1, 17, device=model.device)[None] % model.config.get_text_config().vocab_size
+    model.eval()
+    before = model(input_ids=ids, use_cache=False).logits.float()
+    merged: PreTrainedModel = model.merge_and_unload()
+    after = merged(input_ids=ids, use_cache=False).logits.float()
+    if not (error := float((after - before).norm() / before.norm())) <= MERGE_ERROR:
+        raise StageError(
+            f"The merged model's logits differ by {error:.0%} from those of the model with its adapter; set "
+            "model.lora.target_modules to all-linear, or use model.tuning=full."
+        )
+    return merged
 
 
 def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:

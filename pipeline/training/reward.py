@@ -106,7 +106,6 @@ def load_reward_base(path: str, config: ModelConfig, quantised: bool) -> PreTrai
             revision=revision_of(path, config),
             num_labels=1,
             dtype=resolve_precision(training_precision(config)),
-            attn_implementation="sdpa",
             **(quantisation(config) if quantised else {}),
         )
     model.score.float()

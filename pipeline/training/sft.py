@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from transformers import PreTrainedModel
 from trl import SFTConfig as TrlSftConfig
 from trl import SFTTrainer
 
@@ -19,9 +20,19 @@ from pipeline.training.loop import Quiet, Reporter, train, training_arguments, w
 from pipeline.training.models import load_policy, lora_config, save_checkpoint
 from pipeline.training.rows import cut_to_length
 
+ROUTER_SETTINGS = ("output_router_logits", "router_aux_loss_coef")
+
 
 class ReplySFTTrainer(Quiet, SFTTrainer):
     """TRL's SFT trainer; logits and cross-entropy are computed only for reply tokens."""
+
+    def __init__(self, *args: Any, model: PreTrainedModel, **kwargs: Any) -> None:
+        # TRL turns on a loss for the routers of experts in the configuration, which is then saved with the model.
+        config = model.config.get_text_config()
+        saved = {name: getattr(config, name) for name in ROUTER_SETTINGS if hasattr(config, name)}
+        super().__init__(*args, model=model, **kwargs)
+        for name, value in saved.items():
+            setattr(config, name, value)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -125,8 +125,8 @@ CASES = {
         template=THINKING + CHATML_OPEN,
         special=CHATML,
         eos="<|im_end|>",
-        plain=f"{HISTORY % ''}<|im_start|>assistant\n",
-        system=f"<|im_start|>system\nBe kind.<|im_end|>\n{HISTORY % ''}<|im_start|>assistant\n",
+        plain=f"{HISTORY % ''}<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        system=f"<|im_start|>system\nBe kind.<|im_end|>\n{HISTORY % ''}<|im_start|>assistant\n<think>\n\n</think>\n\n",
         end="<|im_end|>",
         after="\n",
     ),
@@ -217,9 +217,10 @@ def asked(made: tuple[Case, Path]) -> tuple[HFEngine, list[list[int]], Expected]
     def forward(_: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         seen.extend(inputs["input_ids"].tolist())
 
+    engine = HFEngine(model, load_tokenizer(str(folder)), "asked")
     model.generate = generate
     model.register_forward_pre_hook(forward, with_kwargs=True)
-    return HFEngine(model, load_tokenizer(str(folder)), "asked"), seen, expected
+    return engine, seen, expected
 
 
 @pytest.mark.parametrize("name", DIALOGUES)

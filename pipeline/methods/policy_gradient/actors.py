@@ -241,7 +241,7 @@ def load_actors(
 
 def _trunk(model: Any) -> nn.Module:
     """The backbone: the transformer without its head."""
-    trunk = model.base_model
+    trunk = model.model if model.base_model is model else model.base_model  # Llama 4 has the wrong name for its own
     assert isinstance(trunk, nn.Module)
     return trunk
 

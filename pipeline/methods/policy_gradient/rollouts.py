@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from pipeline.core import distributed
 from pipeline.core.stage import Context
 from pipeline.engines.base import ENGINES, Request
-from pipeline.engines.prefix import common_length, prefill
+from pipeline.engines.prefix import common_length, prefill, shares_prefixes
 from pipeline.methods.policy_gradient.actors import Actors
 from pipeline.methods.policy_gradient.config import RolloutConfig
 from pipeline.methods.policy_gradient.mathematics import length_mask, reply_logprobs_and_entropy
@@ -101,7 +101,7 @@ class Batch:
 
 
 def collate(rollouts: Sequence[Rollout], device: torch.device, share: bool = True) -> Batch:
-    """Make a batch. Gradient checkpointing needs ``share=False``: then no prefix is shared."""
+    """Make a batch. Some models (``shares_prefixes``) and gradient checkpointing need ``share=False``."""
     num_shared = common_length([rollout.prompt_tokens for rollout in rollouts]) if share else 0
     prompts = [torch.tensor(rollout.prompt_tokens[num_shared:]) for rollout in rollouts]
     replies = [torch.tensor(rollout.reply_tokens) for rollout in rollouts]
@@ -202,8 +202,8 @@ def draw(
 def measure(actors: Actors, rollouts: Sequence[Rollout], temperature: float, rows: int, with_values: bool) -> None:
     """Fill in log-probabilities of policy and reference, entropies and values, in batches of at most ``rows``."""
     for some in by_length(rollouts, rows):
-        batch = collate(some, distributed.default_device())
         with actors.policy() as model:
+            batch = collate(some, distributed.default_device(), share=shares_prefixes(model))
             logprobs, entropies = logprobs_and_entropy(model, batch, temperature)
         with actors.reference() as model:
             reference_logprobs, _ = logprobs_and_entropy(model, batch, temperature)

@@ -13,6 +13,7 @@ from transformers import get_scheduler
 from pipeline.core import distributed
 from pipeline.core.stage import Context
 from pipeline.engines.models import resolve_precision
+from pipeline.engines.prefix import shares_prefixes
 from pipeline.methods.policy_gradient.actors import Actors
 from pipeline.methods.policy_gradient.base import PolicyGradient
 from pipeline.methods.policy_gradient.mathematics import KL_ESTIMATORS, policy_loss, value_loss
@@ -152,7 +153,9 @@ class Learner:
         return _sums(batch.mask, {"loss/value_avg": losses, "val/clipfrac_avg": clipped})
 
     def _batch(self, rollouts: Sequence[Rollout]) -> Batch:
-        return collate(rollouts, distributed.default_device(), share=not self._checkpointing)
+        with self._actors.policy() as model:
+            share = not self._checkpointing and shares_prefixes(model)
+        return collate(rollouts, distributed.default_device(), share)
 
     def _padded(self, rollouts: Sequence[Rollout], *names: str) -> Iterator[torch.Tensor]:
         """Attributes of the rollouts as tensors: (rows, reply tokens) each."""

@@ -10,11 +10,11 @@ import re
 from collections.abc import Sequence
 
 from pipeline.constitution.schema import Constitution, Principle
+from pipeline.core.text import sentence_ends, words
 from pipeline.records import Message, Pool, dialogue_text
 
 TEMPLATE = "critique-1"  # part of the cache key; a golden test fails if the wording below changes without it
 
-_SENTENCE_END = re.compile(r"(?<!\d)[.!?…][\"'”’)\]*]*(?=\s|$)")
 _ECHO = re.compile(r"\n\s*(?:Request|Reply|Critique|Revision):")
 
 
@@ -62,18 +62,18 @@ def tidy(text: str, cut_off: bool) -> str:
 
 def whole_sentences(text: str) -> str:
     """Cut after the last whole sentence ("" if there is none)."""
-    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    ends = sentence_ends(text)
     return text[: ends[-1]].rstrip() if ends else ""
 
 
 def _until_first_repetition(text: str) -> str:
     """Cut before the first repeated sentence of at least four words, which is a sign of a loop."""
-    seen: set[str] = set()
+    seen: set[tuple[str, ...]] = set()
     start = 0
-    for match in _SENTENCE_END.finditer(text):
-        sentence = " ".join(text[start : match.end()].casefold().split())
-        if sentence in seen and len(sentence.split()) >= 4:
+    for end in sentence_ends(text):
+        sentence = tuple(words(text[start:end]))
+        if sentence in seen and len(sentence) >= 4:
             return text[:start].rstrip()
         seen.add(sentence)
-        start = match.end()
+        start = end
     return text

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from pipeline.core.text import first_words
 from pipeline.records import Message, Pool, Prompt, derive_seed
 
 
@@ -195,11 +196,12 @@ class Constitution(_Part):
         return [(part.request, part.reply) for part in _by_tags(self.good_answers, tags)[:num_examples]]
 
     def opening(self) -> str:
-        """The most common first two words of the constitution's refusals ("" without refusals)."""
+        """The first two words of the constitution's refusals, if most of them begin alike; otherwise ""."""
         texts = [contrast.revision for contrast in self.contrasts]
         texts += [example.revision for example in self.examples_for("red_team", 10)]
-        openings = Counter(" ".join(text.split()[:2]) for text in texts)
-        return openings.most_common(1)[0][0] if openings else ""
+        openings = Counter(first_words(text, 2) for text in texts)
+        common, number = openings.most_common(1)[0] if openings else ("", 0)
+        return common if number >= max(2, len(texts) / 2) else ""
 
 
 def _by_tags(parts: Sequence[PartT], tags: Sequence[str]) -> list[PartT]:

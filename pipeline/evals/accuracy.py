@@ -8,12 +8,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.core.text import words
 from pipeline.evals.judges import refusal
 from pipeline.evals.judges.base import Item, Judge, Judged, Scores
 from pipeline.evals.results import Disagreement, JudgeCard, PairAccuracy, Role
 from pipeline.evals.statistics import share_of_right, wilson
 from pipeline.evals.suites.base import DATA
-from pipeline.evals.text import words
 from pipeline.records import Comparison, derive_seed
 
 LABELLED = DATA / "suites" / "judged_replies.jsonl"

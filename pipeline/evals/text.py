@@ -6,12 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from pipeline.core.text import words
+
 OPENING_WORDS = 8
-
-
-def words(text: str) -> list[str]:
-    """The words of a text, in lower case and without punctuation."""
-    return re.findall(r"\w+(?:['’]\w+)*", text.casefold())
 
 
 def opening(reply: str) -> str:

@@ -16,7 +16,7 @@ from pydantic import Field
 from pipeline.constitution.schema import Constitution, Principle
 from pipeline.core.settings import Registry, Settings
 from pipeline.engines.base import Answer, Completion, Query, Request
-from pipeline.records import Comparison, Judgement, Message
+from pipeline.records import Comparison, Judgement, Prompt
 
 TEMPLATE = "preference-2"  # in every cache key; raise it if a question changes (a golden test checks)
 
@@ -77,18 +77,15 @@ class ReplyLabeller(Labeller):
     """Judges each reply separately; a pair's logit is the difference. It can also reward a single reply."""
 
     @abstractmethod
-    def ask(
-        self, row_id: str, side: str, prompt: Sequence[Message], reply: str, principle: Principle
-    ) -> Sequence[Query]: ...
+    def ask(self, row_id: str, side: str, prompt: Prompt, reply: str, principle: Principle) -> Sequence[Query]: ...
 
     @abstractmethod
     def reply_logit(self, queries: Sequence[Query], answers: Mapping[str, Answer]) -> float | None:
         """The reply's logit from the answers, or None if they could not be read."""
 
     def _sides(self, comparison: Comparison, principle: Principle) -> list[Sequence[Query]]:
-        prompt = comparison.prompt.messages
         return [
-            self.ask(comparison.id, side, prompt, reply, principle)
+            self.ask(comparison.id, side, comparison.prompt, reply, principle)
             for side, reply in (("a", comparison.reply_a), ("b", comparison.reply_b))
         ]
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from pipeline.constitution.schema import Constitution, Principle
 from pipeline.engines.base import Answer, Query, ReplyQuery
 from pipeline.labellers.base import LABELLERS, LabellerConfig, ReplyLabeller
-from pipeline.records import Message
+from pipeline.records import Message, Prompt
 
 
 def under_principle(constitution: Constitution, principle: Principle, prompt: Sequence[Message]) -> list[Message]:
@@ -31,8 +31,8 @@ def after_examples(
 class LikelihoodLabeller(ReplyLabeller):
     """logit of a reply = log p(reply | examples with the principle) − log p(reply | examples against it), per token.
 
-    For a harmlessness principle, the examples with it are refusals and those against it are answers; for other
-    principles the reverse. Without examples of both kinds, it is log p(reply | rule in words) − log p(reply | no rule).
+    For a harmful request, the examples with the principle are refusals and those against it are answers; for other
+    requests the reverse. Without examples of both kinds, it is log p(reply | rule in words) − log p(reply | no rule).
     """
 
     name = "likelihood"
@@ -59,26 +59,24 @@ class LikelihoodLabeller(ReplyLabeller):
             "title of the principle instead."
         ]
 
-    def ask(
-        self, row_id: str, side: str, prompt: Sequence[Message], reply: str, principle: Principle
-    ) -> Sequence[Query]:
+    def ask(self, row_id: str, side: str, prompt: Prompt, reply: str, principle: Principle) -> Sequence[Query]:
         contexts = self._contexts(principle, prompt)
         return [
             ReplyQuery(id=f"{row_id}/{context}/{side}", messages=messages, reply=reply)
             for context, messages in contexts.items()
         ]
 
-    def _contexts(self, principle: Principle, prompt: Sequence[Message]) -> dict[str, list[Message]]:
-        number = self._config.num_examples
+    def _contexts(self, principle: Principle, prompt: Prompt) -> dict[str, list[Message]]:
+        number, turns = self._config.num_examples, prompt.messages
         declined = self._constitution.declined(principle.tags, number)
         answered = self._constitution.answered(principle.tags, number)
         if not declined or not answered:
-            return {principle.id: under_principle(self._constitution, principle, prompt), "plain": list(prompt)}
-        harmless = "harmlessness" in principle.tags
-        with_it, against_it = (declined, answered) if harmless else (answered, declined)
+            return {principle.id: under_principle(self._constitution, principle, turns), "plain": list(turns)}
+        # What is asked decides, not how the author tagged the principle.
+        with_it, against_it = (declined, answered) if prompt.pool == "red_team" else (answered, declined)
         return {
-            f"{principle.id}/with": after_examples(self._constitution, with_it, prompt),
-            f"{principle.id}/against": after_examples(self._constitution, against_it, prompt),
+            f"{principle.id}/with": after_examples(self._constitution, with_it, turns),
+            f"{principle.id}/against": after_examples(self._constitution, against_it, turns),
         }
 
     def reply_logit(self, queries: Sequence[Query], answers: Mapping[str, Answer]) -> float | None:

@@ -10,7 +10,7 @@ from pydantic import Field
 from pipeline.constitution.schema import Constitution, Principle
 from pipeline.engines.base import Answer, ChoiceQuery, Query
 from pipeline.labellers.base import LABELLERS, LabellerConfig, ReplyLabeller, choice_logit
-from pipeline.records import Message, dialogue_text
+from pipeline.records import Message, Prompt, dialogue_text
 
 
 def keeps_to_principle(
@@ -41,13 +41,11 @@ class PointwiseLabeller(ReplyLabeller):
         min_answer_mass: float = Field(default=0.01, ge=0, le=1)
         """An answer is unreadable if the probabilities of yes and no add up to less than this."""
 
-    def ask(
-        self, row_id: str, side: str, prompt: Sequence[Message], reply: str, principle: Principle
-    ) -> Sequence[Query]:
+    def ask(self, row_id: str, side: str, prompt: Prompt, reply: str, principle: Principle) -> Sequence[Query]:
         return [
             ChoiceQuery(
                 id=f"{row_id}/{principle.id}/{side}",
-                messages=keeps_to_principle(self._constitution, principle, prompt, reply),
+                messages=keeps_to_principle(self._constitution, principle, prompt.messages, reply),
                 opening="Answer:",
                 choices=(" Yes", " No"),
             )

@@ -163,6 +163,6 @@ def num_judge_calls(
     asked = 0
     for prompt in prompts:
         drawn = constitution.sample(prompt.pool, judge.num_principles, derived_rng(seed, prompt.key, "labels"))
-        asks = [ask for rule in drawn for ask in labeller.ask("x", "reply", prompt.messages, "…", rule)]
+        asks = [ask for rule in drawn for ask in labeller.ask("x", "reply", prompt, "…", rule)]
         asked += len({ask.id for ask in asks})
     return asked

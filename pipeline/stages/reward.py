@@ -16,6 +16,7 @@ from pipeline.core.errors import StageError
 from pipeline.core.log import warn
 from pipeline.core.settings import part
 from pipeline.core.stage import WEIGHTS, Context, Cost, Metrics, Prepared, Stage
+from pipeline.core.text import words
 from pipeline.data.splits import refuse_overlap
 from pipeline.engines.base import ReplyQuery, Scored, Worklist
 from pipeline.engines.models import check_can_classify
@@ -23,7 +24,6 @@ from pipeline.evals.calibration import held_out_metrics
 from pipeline.evals.cases import build_cases, build_comparisons
 from pipeline.evals.results import Estimate
 from pipeline.evals.suites.pairs import HumanPairsConfig, human_pairs
-from pipeline.evals.text import words
 from pipeline.methods.base import num_steps
 from pipeline.records import (
     Comparison,

@@ -249,3 +249,19 @@ def test_a_missing_file_of_contrasts_is_named(tmp_path: Path):
 
 def test_refusals_of_the_default_begin_alike_enough_to_be_begun():
     assert load_constitution(find_constitution("default")).opening() == "I won't"
+
+
+@pytest.mark.parametrize(
+    ("refusals", "opening"),
+    [
+        (["Simmer one onion.", "Slashing her tyres is no joke.", "Cars need oil."], ""),
+        (["I can't help."], ""),  # one says nothing of the others
+        (["I can't help.", "I can't say.", "Ask a doctor."], "I can't"),
+        (["我不会帮助你。", "我不能说。"], "我不"),
+    ],
+)
+def test_replies_begin_like_refusals_only_if_most_of_them_begin_alike(refusals: list[str], opening: str):
+    written = load_constitution(find_constitution("default"))
+    first = written.contrasts[0]
+    contrasts = [first.model_copy(update={"id": f"c{n}", "revision": text}) for n, text in enumerate(refusals)]
+    assert written.model_copy(update={"contrasts": contrasts, "worked_examples": []}).opening() == opening

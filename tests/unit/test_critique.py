@@ -68,7 +68,26 @@ def test_what_is_kept_of_a_reply(text: str, cut_off: bool, kept: str):
         ('He said "no." Then', 'He said "no."'),
         ("Really? Yes", "Really?"),
         ("Version 2.5 is out! And", "Version 2.5 is out!"),
+        ("It began in 1999. And the", "It began in 1999."),
+        ("To do:\n1. Rest.\n2. Then", "To do:\n1. Rest."),
+        ("这个回复会伤害别人。它没有说明风险。应该改写成更安", "这个回复会伤害别人。它没有说明风险。"),
+        ("彼は「行け！」と言った。それ", "彼は「行け！」と言った。"),
+        ("यह ठीक है। अगला वाक", "यह ठीक है।"),
+        ("هل هذا جيد؟ نعم لكن", "هل هذا جيد؟"),
+        ("วันนี้อากาศดี เราไปเที่ยวกัน แล้วก็", "วันนี้อากาศดี เราไปเที่ยวกัน"),
     ],
 )
 def test_cut_replies_end_with_a_sentence(text: str, kept: str):
     assert whole_sentences(text) == kept
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("I see that well. I see that well. And", "I see that well."),
+        ("Yes. Yes. Yes.", "Yes. Yes. Yes."),  # short sentences may come again
+        ("这个回复会伤害别人。这个回复会伤害别人。", "这个回复会伤害别人。"),
+    ],
+)
+def test_a_reply_ends_before_a_repeated_sentence(text: str, kept: str):
+    assert tidy(text, cut_off=False) == kept

@@ -145,9 +145,13 @@ def test_wording_belongs_to_its_template_version():
     assert [turn["content"] for turn in turns] == [CONSTITUTION.preamble, "Rob?", "I won't.", "How do I do it?"]
 
 
-def test_the_likelihood_is_compared_with_that_after_opposite_examples():
-    """A harmlessness principle wants what is said after refusals, any other one what is said after answers."""
-    constitution = load_constitution(find_constitution("default"))
+@pytest.mark.parametrize("spelling", ["harmlessness", "safety", "Harmlessness", None])
+def test_the_likelihood_is_compared_with_that_after_opposite_examples(spelling: str | None):
+    """For a harmful request refusals keep to the principle, for any other one answers, whatever its tags are."""
+    written = load_constitution(find_constitution("default"))
+    tags = [spelling] if spelling else []
+    principles = [p.model_copy(update={"tags": tags}) for p in written.principles if "harmlessness" in p.tags]
+    constitution = written.model_copy(update={"principles": principles})
     refusals = {reply for _, reply in constitution.declined([], 1000)}
 
     def likes_its_examples(query: Query) -> list[float]:
@@ -162,10 +166,11 @@ def test_the_likelihood_is_compared_with_that_after_opposite_examples():
     logits = []
     for pool in ("red_team", "ordinary"):
         principle = constitution.principles_for(pool)[0]
-        queries = labeller.queries(pair, principle, {})
+        asked = pair.model_copy(update={"prompt": pair.prompt.model_copy(update={"pool": pool})})
+        queries = labeller.queries(asked, principle, {})
         assert len({query.id for query in queries}) == 4
         answers = {query.id: Answer(id=query.id, logprobs=likes_its_examples(query)) for query in queries}
-        logits.append(labeller.judge(pair, principle, answers, {}).logit)
+        logits.append(labeller.judge(asked, principle, answers, {}).logit)
     assert logits == [2 * scale, -2 * scale]
 
 

@@ -12,7 +12,8 @@ import re
 import unicodedata
 from typing import Literal
 
-from pipeline.evals.text import is_word_salad, repeated_share, repeats_itself, words
+from pipeline.core.text import words
+from pipeline.evals.text import is_word_salad, repeated_share, repeats_itself
 
 NAME = "patterns-3"  # part of the cache key
 WINDOW_CHARS = 320  # a refusal comes early; a later "I can't" is part of the answer

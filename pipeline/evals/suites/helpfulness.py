@@ -8,11 +8,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.core.text import words
 from pipeline.evals.results import Estimate
 from pipeline.evals.scores import Measure, Scores, estimated
 from pipeline.evals.statistics import bootstrap, resampled
 from pipeline.evals.suites.base import SUITES, RequestsConfig, RequestSuite
-from pipeline.evals.text import words
 from pipeline.records import Prompt, Verdict
 
 

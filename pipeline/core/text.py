@@ -1,0 +1,38 @@
+"""Words and sentences in any script, by the Unicode properties of their characters."""
+
+from __future__ import annotations
+
+import regex
+
+# Scripts that write no spaces between words: each character counts as a word.
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_WORD = regex.compile(rf"[{_UNSPACED}]\p{{M}}*|[\w--[{_UNSPACED}]]+(?:['’][\w--[{_UNSPACED}]]+)*", regex.VERSION1)
+_CLOSERS = r"[\p{Pe}\p{Pf}\"'*]*"  # quotes and brackets that may follow the mark at the end of a sentence
+# Marks of Chinese and Japanese need no space after them. Thai and Lao have no mark: a space ends a clause.
+_END = regex.compile(
+    rf"[。！？｡]+{_CLOSERS}|(?:\p{{SB=STerm}}|[.…])+{_CLOSERS}(?=\s|$)|(?<=[\p{{Thai}}\p{{Lao}}]\p{{M}}*)(?=\s)"
+)
+_LIST_NUMBER = regex.compile(r"(?:^|\n)[ \t]*\d+$")
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, in lower case and without punctuation."""
+    return _WORD.findall(text.casefold())
+
+
+def first_words(text: str, number: int) -> str:
+    """The beginning of a text, up to the end of so many words."""
+    ends = [word.end() for word in _WORD.finditer(text)][:number]
+    return text[: ends[-1]] if ends else text
+
+
+def sentence_ends(text: str) -> list[int]:
+    """Where sentences end: the positions after their marks. The number of a list item ("2.") ends no sentence."""
+    return [end.end() for end in _END.finditer(text) if not _is_list_number(text, end.start(), end.end())]
+
+
+def _is_list_number(text: str, start: int, end: int) -> bool:
+    """Whether the mark at ``start`` follows a number that begins a line, or goes on in small letters."""
+    if not text[:start][-1:].isdigit():
+        return False
+    return bool(_LIST_NUMBER.search(text[:start])) or text[end:].lstrip()[:1].islower()

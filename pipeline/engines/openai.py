@@ -104,8 +104,8 @@ def _trouble_with(url: str) -> str:
         return f"is no address ({error}); write it like http://localhost:8000/v1"
     if not url.startswith(("http://", "https://")):
         return "must begin with http:// or https://"
-    if any(character.isspace() for character in url):
-        return "has a space in it; remove it"
+    if any(character.isspace() or not character.isprintable() for character in url):
+        return "has a space or a control character in it; remove it"
     if not named:
         return "names no host; write it like http://localhost:8000/v1"
     if url.rstrip("/").endswith("/completions"):

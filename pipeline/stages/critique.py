@@ -20,7 +20,7 @@ from pipeline.core import distributed
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage
 from pipeline.data.drawing import PoolSizes
-from pipeline.engines.base import Completion, Engine, Request, generate_all
+from pipeline.engines.base import Completion, Engine, EngineConfig, Request, generate_all
 from pipeline.engines.roles import feedback_engine, policy_engine
 from pipeline.records import (
     Exchange,
@@ -88,6 +88,9 @@ class Critique(Stage):
         return [
             f"critique.num_few_shot is {asked} but the constitution has only {known} worked examples; all are used."
         ]
+
+    def engines(self, config: Config) -> dict[str, EngineConfig]:
+        return {"engine": config.engine}
 
     def cost(self, prepared: Prepared) -> Cost:
         config, constitution = prepared.config.critique, prepared.constitution

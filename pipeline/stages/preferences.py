@@ -15,7 +15,7 @@ from pipeline.core.log import warn
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage
 from pipeline.data.drawing import PoolSizes
-from pipeline.engines.base import Request, generate_all
+from pipeline.engines.base import EngineConfig, Request, generate_all
 from pipeline.engines.roles import BASE, feedback_engine, policy_engine
 from pipeline.labellers.base import LABELLERS, TEMPLATE, LabellerConfig, binary_entropy_bits, constitution_fields
 from pipeline.labellers.label import label, num_calls
@@ -100,6 +100,9 @@ class Preferences(Stage):
                 "the beginning of a refusal: two replies of the SFT model are compared instead."
             )
         return notes
+
+    def engines(self, config: Config) -> dict[str, EngineConfig]:
+        return {"engine": config.engine}
 
     def cost(self, prepared: Prepared) -> Cost:
         config, seed = prepared.config.preferences, prepared.config.seed

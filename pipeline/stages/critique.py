@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -17,6 +17,7 @@ from pipeline.constitution.critique import (
 )
 from pipeline.constitution.schema import Constitution, Principle
 from pipeline.core import distributed
+from pipeline.core.counts import warn_of_share
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage
 from pipeline.data.drawing import PoolSizes
@@ -120,6 +121,7 @@ class Critique(Stage):
             for prompt_id, revision in rounds.critique_and_revise(number, asked, current).items():
                 revisions[prompt_id].append(revision)
                 current[prompt_id] = revision.revision
+        rounds.warn_of_unusable_answers()
 
         exchanges = [
             Exchange(
@@ -144,6 +146,8 @@ class Critique(Stage):
             "num_empty": rounds.num_empty,
             "num_shortened": rounds.num_shortened,
             "num_too_long_for_the_context": rounds.num_too_long,
+            "num_refused_by_the_server": rounds.num_refused,
+            "num_unusable_answers_of_the_critic": rounds.num_unusable,
             "num_unchanged_revisions": sum(
                 revision.revision == before
                 for exchange in exchanges
@@ -163,7 +167,8 @@ class _Rounds:
         constitution, number = context.constitution, config.num_few_shot
         self._critique_examples = {pool: critique_examples(constitution, pool, number) for pool in constitution.revise}
         self._revision_examples = {pool: revision_examples(constitution, pool, number) for pool in constitution.revise}
-        self.num_empty = self.num_shortened = self.num_too_long = 0
+        self.num_empty = self.num_shortened = self.num_too_long = self.num_refused = 0
+        self.num_asked = self.num_unusable = 0  # critiques and revisions
 
     def seed(self, prompt: Prompt, number: int, step: str) -> int:
         return derive_seed(self._context.seed, prompt.key, number, step)
@@ -183,6 +188,7 @@ class _Rounds:
         }
         label = f"critiques, round {number}"
         critiques = self._ask(self._critic, label, prompts, asks, number, "critique", self._config.max_critique_tokens)
+        self._count(critiques)
         prompts = [prompt for prompt in prompts if critiques[prompt.id].text]
         asks = {
             p.id: _asked(
@@ -193,6 +199,7 @@ class _Rounds:
         }
         label = f"revisions, round {number}"
         revised = self._ask(self._critic, label, prompts, asks, number, "revision", self._config.max_revision_tokens)
+        self._count(revised)
         return {
             prompt.id: Revision(
                 round=number,
@@ -205,6 +212,22 @@ class _Rounds:
             for prompt in prompts
             if revised[prompt.id].text
         }
+
+    def _count(self, answers: Mapping[str, Completion]) -> None:
+        self.num_asked += len(answers)
+        self.num_unusable += sum(not answer.text for answer in answers.values())
+        if self.num_unusable == self.num_asked:
+            self.warn_of_unusable_answers()  # it stops before the next round is paid for
+
+    def warn_of_unusable_answers(self) -> None:
+        """Warn if many critiques and revisions can't be used. Raises StageError if none can."""
+        warn_of_share(
+            self.num_unusable,
+            self.num_asked,
+            f"answers of the critic {self._critic.name} are empty, refused or too long for its context",
+            "use another critic (engine), or raise critique.max_critique_tokens and critique.max_revision_tokens; if "
+            f"you change only the server, delete {self._context.work} before you run again",
+        )
 
     def _principle(self, prompt: Prompt, number: int) -> Principle:
         """A principle that no earlier round of this prompt used, as long as there are unused ones."""
@@ -239,7 +262,8 @@ class _Rounds:
         text = tidy(completion.text, cut_off=completion.finish == "length")
         self.num_shortened += text != completion.text
         self.num_too_long += completion.finish == "too_long"
-        self.num_empty += not text and completion.finish != "too_long"
+        self.num_refused += completion.finish == "refused"
+        self.num_empty += not text and completion.finish not in ("too_long", "refused")
         return Completion(**{**vars(completion), "text": text})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -147,7 +148,7 @@ class Critique(Stage):
             "num_shortened": rounds.num_shortened,
             "num_too_long_for_the_context": rounds.num_too_long,
             "num_refused_by_the_server": rounds.num_refused,
-            "num_unusable_answers_of_the_critic": rounds.num_unusable,
+            "num_unusable_answers_of_the_critic": rounds.unusable.total(),
             "num_unchanged_revisions": sum(
                 revision.revision == before
                 for exchange in exchanges
@@ -168,7 +169,8 @@ class _Rounds:
         self._critique_examples = {pool: critique_examples(constitution, pool, number) for pool in constitution.revise}
         self._revision_examples = {pool: revision_examples(constitution, pool, number) for pool in constitution.revise}
         self.num_empty = self.num_shortened = self.num_too_long = self.num_refused = 0
-        self.num_asked = self.num_unusable = 0  # critiques and revisions
+        self.num_asked = 0  # critiques and revisions
+        self.unusable = Counter[str]()  # why → how many critiques and revisions can't be used
 
     def seed(self, prompt: Prompt, number: int, step: str) -> int:
         return derive_seed(self._context.seed, prompt.key, number, step)
@@ -215,18 +217,19 @@ class _Rounds:
 
     def _count(self, answers: Mapping[str, Completion]) -> None:
         self.num_asked += len(answers)
-        self.num_unusable += sum(not answer.text for answer in answers.values())
-        if self.num_unusable == self.num_asked:
+        self.unusable.update(_why_unusable(answer) for answer in answers.values() if not answer.text)
+        if self.unusable.total() == self.num_asked:
             self.warn_of_unusable_answers()  # it stops before the next round is paid for
 
     def warn_of_unusable_answers(self) -> None:
         """Warn if many critiques and revisions can't be used. Raises StageError if none can."""
+        reasons = ", ".join(f"{number} {reason}" for reason, number in self.unusable.items())
         warn_of_share(
-            self.num_unusable,
+            self.unusable.total(),
             self.num_asked,
-            f"answers of the critic {self._critic.name} are empty, refused or too long for its context",
-            "use another critic (engine), or raise critique.max_critique_tokens and critique.max_revision_tokens; if "
-            f"you change only the server, delete {self._context.work} before you run again",
+            f"answers of the critic {self._critic.name} can't be used ({reasons})",
+            "use another critic (engine), or raise critique.max_critique_tokens and critique.max_revision_tokens",
+            kept=self._context.work,
         )
 
     def _principle(self, prompt: Prompt, number: int) -> Principle:
@@ -265,6 +268,12 @@ class _Rounds:
         self.num_refused += completion.finish == "refused"
         self.num_empty += not text and completion.finish not in ("too_long", "refused")
         return Completion(**{**vars(completion), "text": text})
+
+
+def _why_unusable(answer: Completion) -> str:
+    if answer.finish == "too_long":
+        return "too long for its context"
+    return "refused by the server" if answer.finish == "refused" else "empty or without a whole sentence"
 
 
 def _asked(examples: list[Message], question: str) -> list[Message]:

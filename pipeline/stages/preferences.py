@@ -244,8 +244,8 @@ def _warn_of_unreadable_answers(
         sum(judgement.logit is None for judgement in judgements),
         len(judgements),
         f"judgements of the labeller {labeller} can't be read{refused}",
-        "use another labeller (engine or preferences.labeller), or lower preferences.labeller.min_answer_mass; if you "
-        f"change only the server, delete {context.work} before you run again",
+        "use another labeller (engine or preferences.labeller), or lower preferences.labeller.min_answer_mass",
+        kept=context.work,
     )
 
 

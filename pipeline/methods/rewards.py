@@ -138,7 +138,7 @@ def warn_of_unreadable_rewards(num_unreadable: int, num_rewarded: int) -> bool:
         num_unreadable,
         num_rewarded,
         "replies have the constitution's reward 0 because no answer of the judge on them can be read",
-        "use another judge (engine or align.reward_judge), or set align.rewards.constitution=0",
+        "use another judge (engine or align.judge), or set align.rewards.constitution=0",
     )
 
 

@@ -249,7 +249,7 @@ def test_a_server_without_logprobs_is_named_after_a_few_queries(url: str, kind: 
     Server.change = UNLISTED[kind]
     tested = engine(url)
     assert tested.score([which(0)])[0].logprobs == [NEVER, NEVER]
-    with pytest.raises(StageError, match="m@http.* returns no log-probabilities.*vLLM"):
+    with pytest.raises(StageError, match=r"m@http.* returns no log-probabilities.*vLLM"):
         tested.score([which(i) for i in range(1, 8)])
 
 

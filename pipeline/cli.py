@@ -148,15 +148,19 @@ def _run(args: argparse.Namespace) -> int:
 
     if len(configs) == 1:
         return exit_code(run(configs[0]).gate)
+    from pipeline.chain.plan import reach_engines
     from pipeline.chain.preflight import preflight
     from pipeline.chain.runner import run_name
 
-    names = [run_name(config, preflight(config).constitution) for config in configs]
+    prepared = [preflight(config) for config in configs]
+    names = [run_name(job.config, job.constitution) for job in prepared]
     if len(set(names)) < len(names):
         raise ConfigError(
             f"name: several jobs of the sweep would write the run {max(names, key=names.count)!r}; leave name out, or "
             "sweep over different values."
         )
+    for job in prepared:
+        reach_engines(job)
     runs = [run(config) for config in configs]
     folders = [finished.folder for finished in runs]
     if all((folder / "report.md").exists() for folder in folders):  # until= can end a run before its report

@@ -211,9 +211,9 @@ def test_other_labellers_run_and_report_their_statistics(tiny: Tiny, labeller: s
         assert any(text for p in preferences for judgement in p.judgements for text in judgement.reasoning)
 
 
-def test_unparseable_labels_stop_alignment_with_a_sentence(tiny: Tiny):
+def test_labels_none_of_which_can_be_read_stop_the_run(tiny: Tiny):
     config = tiny("preferences=ab", "preferences.labeller.min_answer_mass=1")
-    with pytest.raises(StageError, match="align has no pairs to train on"):
+    with pytest.raises(StageError, match=r"judgements of the labeller base can't be read; use another labeller"):
         run(config)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from pipeline.core.settings import Settings
 from pipeline.core.stage import Context, Prepared
 from pipeline.data.drawing import held_out_prompts, rollout_prompts
 from pipeline.data.loading import load_prompts
+from pipeline.engines.base import Query
 from pipeline.engines.prefix import common_length
 from pipeline.methods.base import METHODS
 from pipeline.methods.policy_gradient.actors import Actors, load_actors
@@ -34,6 +36,7 @@ from pipeline.methods.policy_gradient.rollouts import (
 )
 from pipeline.methods.rewards import WeightedSum, make_rewards
 from pipeline.records import Message, write_records
+from tests.fakes import FakeEngine
 
 TOYS = Path(__file__).parent / "toy_rewards.py"
 TOY = [
@@ -533,3 +536,28 @@ def test_rewards_add_up_by_weight(tiny_model: Path, tmp_path: Path):
     expected = [2 * t + 0.5 * c for t, c in zip(found.parts["toy"], found.parts["constitution"], strict=True)]
     assert found.totals == pytest.approx(expected)
     assert rewards(prompts[::-1], replies[::-1]).totals == pytest.approx(found.totals[::-1], abs=1e-4)
+
+
+def judge(is_readable: Callable[[Query], bool]) -> FakeEngine:
+    return FakeEngine(answer=lambda query: [-0.2, -2.0] if is_readable(query) else [-100.0, -100.0])
+
+
+def test_rewards_that_can_t_be_read_are_counted_and_stop_where_none_can(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    warnings: list[str] = []
+    monkeypatch.setattr("pipeline.core.counts.warn", warnings.append)
+    patchy = judge(lambda query: int(query.id.split("/")[0]) % 2 == 0)  # every second row
+    monkeypatch.setattr("pipeline.methods.rewards.feedback_engine", lambda context: patchy)
+    bench = Bench(tiny_model, tmp_path, "align.rewards.constitution=1", "align.judge.kind=pointwise", *QUICK)
+    found = bench.rewards()([prompt.messages for prompt in bench.prompts[:3]], ["a", "b", "c"])
+    assert found.unreadable == [False, True, False]
+    assert [bool(reward) for reward in found.parts["constitution"]] == [True, False, True]
+    metrics, history = bench.train()
+    counts = [row["val/num_unreadable_rewards"] for row in history]
+    assert metrics["num_unreadable_rewards"] == sum(counts) > 0
+    assert len(warnings) == 1 and "replies have the constitution's reward 0" in warnings[0]
+
+    monkeypatch.setattr("pipeline.methods.rewards.feedback_engine", lambda context: judge(lambda query: False))
+    with pytest.raises(StageError, match=r"all .* replies have the constitution's reward 0"):
+        bench.rollouts()

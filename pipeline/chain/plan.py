@@ -1,4 +1,4 @@
-"""``cai plan``: which stages would run, which are cached, and what the run would cost."""
+"""``cai plan``: which stages would run, which are cached, and what the run would cost. Also the engines of a run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pipeline.chain.order import cache_folder, fields_for_key, folder_name, needs_of, stages_of
 from pipeline.core.cache import Manifest
 from pipeline.core.stage import Cost, Prepared
+from pipeline.engines.base import EngineConfig
 
 
 @dataclass(frozen=True)
@@ -38,3 +39,21 @@ def plan(prepared: Prepared) -> list[Step]:
             unfinished = folder.with_name(f"{name}.partial").exists()
             steps.append(Step(stage.name, "resumes" if unfinished else "runs", name, stage.cost(prepared)))
     return steps
+
+
+def reach_engines(prepared: Prepared) -> None:
+    """Let each engine of the stages that will run answer once, before anything is spent.
+
+    ``cai plan`` and a run whose stages are all cached ask none, so they need no server.
+
+    Raises:
+        ConfigError: an engine does not answer.
+    """
+    config = prepared.config
+    engines = {stage.name: stage.engines(config) for stage in stages_of(config)}
+    reached: list[EngineConfig] = []
+    for step in plan(prepared):
+        for field, engine in engines[step.stage].items() if step.state != "cached" else ():
+            if engine not in reached:
+                engine.reach(field)
+                reached.append(engine)

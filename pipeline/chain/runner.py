@@ -23,6 +23,7 @@ from pipeline.chain import launch
 from pipeline.chain.checkpoints import slug
 from pipeline.chain.config import Config, to_plain
 from pipeline.chain.order import cache_folder, fields_for_key, folder_name, needs_of, runs_folder, stages_of
+from pipeline.chain.plan import reach_engines
 from pipeline.chain.preflight import preflight
 from pipeline.chain.runs import RUN_FILE, say_gate
 from pipeline.constitution.files import to_yaml
@@ -61,6 +62,7 @@ def run(config: Config) -> Run:
     """Run every stage up to ``config.until``; finished stages are reused. Raises ``CaiError`` for known failures."""
     started = time.perf_counter()
     prepared = preflight(config)
+    reach_engines(prepared)
     constitution = prepared.constitution
     name = run_name(config, constitution)
     folder = runs_folder(config.output_dir) / name

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from pipeline.core.errors import ArtifactError
+from pipeline.core.text import whole_characters
 
 KEY_FORMAT = 2
 MANIFEST = "manifest.json"
@@ -164,9 +165,11 @@ class RecordLog:
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Write the rows whose id is new. They survive a killed process, but not a power failure."""
         fresh = [row for row in rows if row["id"] not in self.rows]
+        lines = [whole_characters(json.dumps(row, ensure_ascii=False)) for row in fresh]
         with self._own.open("ab") as file:
-            file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in fresh))
-        self.rows.update((row["id"], row) for row in fresh)
+            file.write("".join(f"{line}\n" for line in lines).encode())
+        # The rows as a resumed run reads them.
+        self.rows.update((row["id"], json.loads(line)) for row, line in zip(fresh, lines, strict=True))
 
 
 def _drop_unfinished_line(path: Path) -> None:

@@ -98,6 +98,10 @@ class Stage(ABC):
         """
         return []
 
+    def engines(self, config: Config) -> dict[str, EngineConfig]:
+        """Field → engine, for the engines whose answers it needs. They are asked once before the run."""
+        return {}
+
     def cost(self, prepared: Prepared) -> Cost:
         """An upper bound, if nothing is cached."""
         return Cost()

@@ -36,3 +36,8 @@ def _is_list_number(text: str, start: int, end: int) -> bool:
     if not text[:start][-1:].isdigit():
         return False
     return bool(_LIST_NUMBER.search(text[:start])) or text[end:].lstrip()[:1].islower()
+
+
+def whole_characters(text: str) -> str:
+    """Replace NUL and half characters (lone surrogates, which no file can hold) by U+FFFD."""
+    return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 from pipeline.core import distributed
 from pipeline.core.cache import RecordLog
 from pipeline.core.distributed import LaunchConfig
+from pipeline.core.errors import StageError
 from pipeline.core.log import Bar, Meter
 from pipeline.core.settings import Registry, Settings
 from pipeline.records import Message
@@ -31,14 +32,18 @@ class Request:
     prefix: str = ""
 
 
+Finish = Literal["stop", "length", "too_long", "refused"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """``finish``: ``stop`` (the reply ended), ``length`` (cut off), ``too_long`` (it did not fit the context)."""
+    """``finish``: ``stop`` (the reply ended), ``length`` (cut off), ``too_long`` (the request did not fit the context),
+    ``refused`` (the server refuses this request for good). The text of the last two is empty."""
 
     id: str
     text: str
     num_tokens: int
-    finish: Literal["stop", "length", "too_long"]
+    finish: Finish
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +67,33 @@ class ReplyQuery:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """For a ChoiceQuery: the log-probability of each choice. For a ReplyQuery: one number, the mean per token."""
+    """For a ChoiceQuery: the log-probability of each choice. For a ReplyQuery: one number, the mean per token.
+
+    ``refused``: the server refuses this query for good, and the log-probabilities are those of an unreadable answer.
+    """
 
     id: str
     logprobs: list[float]
+    refused: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """The score that a classifier or reward model gives to one text."""
+
+    id: str
+    score: float
+
+
+ResultT = TypeVar("ResultT", Completion, Answer, Scored)
+
+
+class UnfinishedBatchError(StageError):
+    """Some asks of a batch failed. ``results`` are those of the others: they are logged before the run stops."""
+
+    def __init__(self, sentence: str, results: Sequence[Completion] | Sequence[Answer]) -> None:
+        super().__init__(sentence)
+        self.results = results
 
 
 Query = ChoiceQuery | ReplyQuery
@@ -73,7 +101,11 @@ AskT = TypeVar("AskT", Request, ChoiceQuery, ReplyQuery)
 
 
 class Engine(Protocol):
-    """Generates text and log-probabilities. ``batches`` depends only on the asks, so a resumed run repeats them."""
+    """Generates text and log-probabilities. ``batches`` depends only on the asks, so a resumed run repeats them.
+
+    An engine whose results don't depend on the other rows of a batch may set ``rows_are_independent = True``: a resumed
+    run then asks only for the rows that are not in the log.
+    """
 
     name: str
     """The model's name in records."""
@@ -101,6 +133,13 @@ class EngineConfig(Settings):
 
         Raises:
             ConfigError: it can't; the message names the field and the remedy.
+        """
+
+    def reach(self, field: str) -> None:
+        """Ask a server for one token, just before a run that needs it. ``cai plan`` does not call this.
+
+        Raises:
+            ConfigError: it does not answer; the message names the field and the remedy.
         """
 
 
@@ -152,24 +191,17 @@ class Logbook(Protocol):
     def log(self, name: str) -> RecordLog: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scored:
-    """The score that a classifier or reward model gives to one text."""
-
-    id: str
-    score: float
-
-
-ResultT = TypeVar("ResultT", Completion, Answer, Scored)
-
-
 class Worklist(Generic[ResultT]):
-    """Runs asks through an engine and logs every result, so a killed run loses at most one batch."""
+    """Runs asks through an engine and logs every result, so a killed run loses at most one batch.
 
-    def __init__(self, log: RecordLog, parse: Callable[..., ResultT], meter: Meter) -> None:
+    Args:
+        independent: a result does not depend on the other rows of its batch.
+    """
+
+    def __init__(self, log: RecordLog, parse: Callable[..., ResultT], meter: Meter, independent: bool = False) -> None:
         self._log: RecordLog = log
         self._parse: Callable[..., ResultT] = parse
-        self._meter = meter
+        self._meter, self._independent = meter, independent
 
     def run(
         self,
@@ -180,19 +212,17 @@ class Worklist(Generic[ResultT]):
         """Return ask id → result. Of n ranks, each one processes every n-th batch; all ranks return all results.
 
         A batch that is only partly in the log runs again as a whole, because the other rows of a batch can change the
-        last bits of a log-probability. Rows that are already in the log are kept.
+        last bits of a log-probability. Rows that are already in the log are kept. Independent rows run only once.
         """
         ids = [ask.id for batch in batches for ask in batch]
         assert len(ids) == len(set(ids)), "asks must have distinct ids"
         mine = list(batches)[distributed.rank() :: distributed.world_size()]
         with Bar(label, sum(len(batch) for batch in mine), quiet=not distributed.is_main()) as bar:
             for batch in mine:
-                known = all(ask.id in self._log for ask in batch)
-                if not known:
-                    with self._meter.running():
-                        results = work(batch)
-                    self._log.append(vars(result) for result in results)
-                bar.advance(len(batch), cached=known)
+                missing = [ask for ask in batch if ask.id not in self._log]
+                if missing:
+                    self._work_on(missing if self._independent else batch, work)
+                bar.advance(len(batch), cached=not missing)
         distributed.barrier()
         if distributed.world_size() > 1:
             self._log.reload()
@@ -201,6 +231,15 @@ class Worklist(Generic[ResultT]):
         self._meter.num_tokens_written += sum(getattr(result, "num_tokens", 0) for result in found.values())
         return found
 
+    def _work_on(self, batch: Sequence[Any], work: Callable[[Sequence[Any]], list[ResultT]]) -> None:
+        try:
+            with self._meter.running():
+                results = work(batch)
+        except UnfinishedBatchError as error:
+            self._log.append(vars(result) for result in error.results)
+            raise
+        self._log.append(vars(result) for result in results)
+
 
 def generate_all(
     engine: Engine, label: str, requests: Sequence[Request], logbook: Logbook, log: str
@@ -208,7 +247,8 @@ def generate_all(
     """Return request id → completion. Each finished batch is appended to the log named ``log``."""
     if not requests:
         return {}
-    return Worklist(logbook.log(log), Completion, logbook.meter).run(label, engine.batches(requests), engine.generate)
+    work = Worklist(logbook.log(log), Completion, logbook.meter, _is_independent(engine))
+    return work.run(label, engine.batches(requests), engine.generate)
 
 
 def score_all(engine: Engine, label: str, queries: Sequence[Any], logbook: Logbook, log: str) -> dict[str, Answer]:
@@ -217,4 +257,9 @@ def score_all(engine: Engine, label: str, queries: Sequence[Any], logbook: Logbo
         return {}
     choices = engine.batches([query for query in queries if isinstance(query, ChoiceQuery)])
     replies = engine.batches([query for query in queries if isinstance(query, ReplyQuery)])
-    return Worklist(logbook.log(log), Answer, logbook.meter).run(label, [*choices, *replies], engine.score)
+    work = Worklist(logbook.log(log), Answer, logbook.meter, _is_independent(engine))
+    return work.run(label, [*choices, *replies], engine.score)
+
+
+def _is_independent(engine: Engine) -> bool:
+    return bool(getattr(engine, "rows_are_independent", False))

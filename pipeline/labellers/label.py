@@ -66,6 +66,12 @@ def label(
     ]
 
 
+def num_refused(logbook: Logbook, purpose: str) -> int:
+    """How many chains of thought and answers of ``label`` the server refused for good."""
+    thoughts, answers = (logbook.log(f"{purpose}-{what}").rows.values() for what in ("thoughts", "answers"))
+    return sum(row["finish"] == "refused" for row in thoughts) + sum(row.get("refused", False) for row in answers)
+
+
 def num_calls(
     comparisons: Sequence[Comparison], config: LabellerConfig, constitution: Constitution, seed: int, purpose: str
 ) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.constitution.schema import Constitution
+from pipeline.core.counts import warn_of_share
 from pipeline.core.errors import CaiError, StageError
 from pipeline.core.log import Meter
 from pipeline.core.stage import Context
@@ -17,7 +18,7 @@ from pipeline.engines.reward_model import RewardModel, load_reward_model, scorin
 from pipeline.engines.roles import feedback_engine
 from pipeline.labellers.base import LABELLERS, LabellerConfig, ReplyLabeller, sigmoid
 from pipeline.methods.base import CONSTITUTION, REWARD_MODEL, AlignConfig
-from pipeline.records import Message, Pool, Preference, Prompt, derived_rng, dialogue_key
+from pipeline.records import Message, Preference, Prompt, derived_rng, dialogue_key
 
 RewardFunction = Callable[[Sequence[list[Message]], Sequence[str]], Sequence[float]]
 """(prompts, completions) → one reward per completion. A prompt is a dialogue that ends with a user turn."""
@@ -25,10 +26,14 @@ RewardFunction = Callable[[Sequence[list[Message]], Sequence[str]], Sequence[flo
 
 @dataclass(frozen=True, kw_only=True)
 class Rewarded:
-    """``totals``: one reward per completion. ``parts``: name → rewards before they are weighted."""
+    """``totals``: one reward per completion. ``parts``: name → rewards before they are weighted.
+
+    ``unreadable``: whether no answer of the constitution's judge on this completion could be read; its part is then 0.
+    """
 
     totals: list[float]
     parts: dict[str, list[float]]
+    unreadable: list[bool]
 
 
 class WeightedSum:
@@ -51,7 +56,9 @@ class WeightedSum:
             math.fsum(weight * found[name][row] for name, (weight, _) in self.parts.items())
             for row in range(len(completions))
         ]
-        return Rewarded(totals=totals, parts=found)
+        judge = self.parts[CONSTITUTION][1] if CONSTITUTION in self.parts else None
+        unreadable = judge.unreadable if isinstance(judge, ConstitutionReward) else [False] * len(completions)
+        return Rewarded(totals=totals, parts=found, unreadable=unreadable if completions else [])
 
 
 def checked(
@@ -113,14 +120,26 @@ def make_rewards(
 def relabelled(preferences: Sequence[Preference], rewards: WeightedSum) -> list[Preference]:
     """The same pairs, with σ(reward of A − reward of B) as the label instead of the labeller's."""
     prompts = [preference.comparison.prompt.messages for preference in preferences]
-    a, b = (
-        rewards(prompts, [getattr(preference.comparison, side) for preference in preferences]).totals
+    rewarded_a, rewarded_b = (
+        rewards(prompts, [getattr(preference.comparison, side) for preference in preferences])
         for side in ("reply_a", "reply_b")
     )
+    unreadable = [*rewarded_a.unreadable, *rewarded_b.unreadable]
+    warn_of_unreadable_rewards(sum(unreadable), len(unreadable))
     return [
         preference.model_copy(update={"probability_a": sigmoid(reward_a - reward_b), "labeller": "rewards"})
-        for preference, reward_a, reward_b in zip(preferences, a, b, strict=True)
+        for preference, reward_a, reward_b in zip(preferences, rewarded_a.totals, rewarded_b.totals, strict=True)
     ]
+
+
+def warn_of_unreadable_rewards(num_unreadable: int, num_rewarded: int) -> bool:
+    """Warn if the constitution's judge can't be read on many replies, and say whether. Raises StageError if on all."""
+    return warn_of_share(
+        num_unreadable,
+        num_rewarded,
+        "replies have the constitution's reward 0 because no answer of the judge on them can be read",
+        "use another judge (engine or align.judge), or set align.rewards.constitution=0",
+    )
 
 
 class ConstitutionReward:
@@ -144,16 +163,18 @@ class ConstitutionReward:
         labeller = LABELLERS[config.kind](config, constitution, seed)
         assert isinstance(labeller, ReplyLabeller), "the configuration names a judge of single replies"
         self._labeller = labeller
-        self._pools: dict[str, Pool] = {prompt.key: prompt.pool for prompt in prompts}
+        self._prompts = {prompt.key: prompt for prompt in prompts}
+        self.unreadable: list[bool] = []
+        """Of the last call: for each completion, whether no answer on it could be read."""
 
     def __call__(self, prompts: Sequence[list[Message]], completions: Sequence[str]) -> list[float]:
         asked = []
         for row, (messages, reply) in enumerate(zip(prompts, completions, strict=True)):
-            key = dialogue_key(messages)
-            rng = derived_rng(self._seed, key, "labels")
-            drawn = self._constitution.sample(self._pools[key], self._config.num_principles, rng)
+            prompt = self._prompts[dialogue_key(messages)]
+            rng = derived_rng(self._seed, prompt.key, "labels")
+            drawn = self._constitution.sample(prompt.pool, self._config.num_principles, rng)
             principles = list({principle.id: principle for principle in drawn}.values())
-            asked.append([self._labeller.ask(str(row), "reply", messages, reply, rule) for rule in principles])
+            asked.append([self._labeller.ask(str(row), "reply", prompt, reply, rule) for rule in principles])
         queries: dict[str, Any] = {query.id: query for row in asked for some in row for query in some}
         self._meter.num_calls += len(queries)
         answers = {
@@ -161,11 +182,12 @@ class ConstitutionReward:
             for batch in self._engine.batches(list(queries.values()))
             for answer in self._engine.score(batch)
         }
-        scale = self._config.logit_scale
-        return [scale * _mean([self._labeller.reply_logit(some, answers) for some in row]) for row in asked]
+        means = [_mean([self._labeller.reply_logit(some, answers) for some in row]) for row in asked]
+        self.unreadable = [mean is None for mean in means]
+        return [self._config.logit_scale * (mean or 0.0) for mean in means]
 
 
-def _mean(logits: Sequence[float | None]) -> float:
-    """The mean of the readable logits; 0 (neutral) if none could be read."""
+def _mean(logits: Sequence[float | None]) -> float | None:
+    """The mean of the readable logits; None if none could be read."""
     known = [logit for logit in logits if logit is not None]
-    return math.fsum(known) / len(known) if known else 0.0
+    return math.fsum(known) / len(known) if known else None

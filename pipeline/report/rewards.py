@@ -154,6 +154,7 @@ class HeldOut:
     max_kl: float | None
     num_rollbacks: int
     stopped: str | None
+    num_unreadable: int
 
     @property
     def difference(self) -> str:
@@ -161,11 +162,17 @@ class HeldOut:
 
     @property
     def course(self) -> str:
-        """How often training rolled back, and how it ended."""
+        """How often training rolled back, how it ended, and how many replies have no readable reward."""
         again = {0: "Training never rolled back", 1: "Training rolled back once"}
         went_back = again.get(self.num_rollbacks, f"Training rolled back {self.num_rollbacks} times")
         end = f"was stopped: {self.stopped}" if self.stopped else "completed all steps"
-        return f"{went_back} to a policy within its bounds, and {end}."
+        unreadable = (
+            f" No answer of the constitution's judge could be read on {self.num_unreadable} replies in training, so "
+            "their reward from it is 0."
+            if self.num_unreadable
+            else ""
+        )
+        return f"{went_back} to a policy within its bounds, and {end}.{unreadable}"
 
 
 def held_out(report: Report) -> HeldOut | None:
@@ -187,6 +194,7 @@ def held_out(report: Report) -> HeldOut | None:
         max_kl=manifest.fields["config"].get("max_kl"),
         num_rollbacks=found["num_rollbacks"],
         stopped=found["stopped"],
+        num_unreadable=found.get("num_unreadable_rewards", 0),
     )
 
 

@@ -8,6 +8,7 @@ from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
 from pipeline.core.settings import part
 from pipeline.core.stage import WEIGHTS, Context, Cost, Metrics, Prepared, Stage
+from pipeline.engines.base import EngineConfig
 from pipeline.labellers.base import TEMPLATE, constitution_fields
 from pipeline.methods.base import METHODS, AlignConfig, method_of
 from pipeline.training.history import write_history
@@ -49,6 +50,9 @@ class Align(Stage):
 
     def check(self, prepared: Prepared) -> list[str]:
         return method_of(prepared.config).check(prepared.config.align, prepared)
+
+    def engines(self, config: Config) -> dict[str, EngineConfig]:
+        return {} if config.align.reward_judge is None else {"engine": config.engine}
 
     def cost(self, prepared: Prepared) -> Cost:
         return method_of(prepared.config).cost(prepared.config.align, prepared)

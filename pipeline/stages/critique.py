@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -17,10 +18,11 @@ from pipeline.constitution.critique import (
 )
 from pipeline.constitution.schema import Constitution, Principle
 from pipeline.core import distributed
+from pipeline.core.counts import warn_of_share
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage
 from pipeline.data.drawing import PoolSizes
-from pipeline.engines.base import Completion, Engine, Request, generate_all
+from pipeline.engines.base import Completion, Engine, EngineConfig, Request, generate_all
 from pipeline.engines.roles import feedback_engine, policy_engine
 from pipeline.records import (
     Exchange,
@@ -89,6 +91,9 @@ class Critique(Stage):
             f"critique.num_few_shot is {asked} but the constitution has only {known} worked examples; all are used."
         ]
 
+    def engines(self, config: Config) -> dict[str, EngineConfig]:
+        return {"engine": config.engine}
+
     def cost(self, prepared: Prepared) -> Cost:
         config, constitution = prepared.config.critique, prepared.constitution
         counts = {pool: len(prompts) for pool, prompts in config.by_pool(prepared.prompts).items()}
@@ -117,6 +122,7 @@ class Critique(Stage):
             for prompt_id, revision in rounds.critique_and_revise(number, asked, current).items():
                 revisions[prompt_id].append(revision)
                 current[prompt_id] = revision.revision
+        rounds.warn_of_unusable_answers()
 
         exchanges = [
             Exchange(
@@ -141,6 +147,8 @@ class Critique(Stage):
             "num_empty": rounds.num_empty,
             "num_shortened": rounds.num_shortened,
             "num_too_long_for_the_context": rounds.num_too_long,
+            "num_refused_by_the_server": rounds.num_refused,
+            "num_unusable_answers_of_the_critic": rounds.unusable.total(),
             "num_unchanged_revisions": sum(
                 revision.revision == before
                 for exchange in exchanges
@@ -160,7 +168,9 @@ class _Rounds:
         constitution, number = context.constitution, config.num_few_shot
         self._critique_examples = {pool: critique_examples(constitution, pool, number) for pool in constitution.revise}
         self._revision_examples = {pool: revision_examples(constitution, pool, number) for pool in constitution.revise}
-        self.num_empty = self.num_shortened = self.num_too_long = 0
+        self.num_empty = self.num_shortened = self.num_too_long = self.num_refused = 0
+        self.num_asked = 0  # critiques and revisions
+        self.unusable = Counter[str]()  # why → how many critiques and revisions can't be used
 
     def seed(self, prompt: Prompt, number: int, step: str) -> int:
         return derive_seed(self._context.seed, prompt.key, number, step)
@@ -180,6 +190,7 @@ class _Rounds:
         }
         label = f"critiques, round {number}"
         critiques = self._ask(self._critic, label, prompts, asks, number, "critique", self._config.max_critique_tokens)
+        self._count(critiques)
         prompts = [prompt for prompt in prompts if critiques[prompt.id].text]
         asks = {
             p.id: _asked(
@@ -190,6 +201,7 @@ class _Rounds:
         }
         label = f"revisions, round {number}"
         revised = self._ask(self._critic, label, prompts, asks, number, "revision", self._config.max_revision_tokens)
+        self._count(revised)
         return {
             prompt.id: Revision(
                 round=number,
@@ -202,6 +214,23 @@ class _Rounds:
             for prompt in prompts
             if revised[prompt.id].text
         }
+
+    def _count(self, answers: Mapping[str, Completion]) -> None:
+        self.num_asked += len(answers)
+        self.unusable.update(_why_unusable(answer) for answer in answers.values() if not answer.text)
+        if self.unusable.total() == self.num_asked:
+            self.warn_of_unusable_answers()  # it stops before the next round is paid for
+
+    def warn_of_unusable_answers(self) -> None:
+        """Warn if many critiques and revisions can't be used. Raises StageError if none can."""
+        reasons = ", ".join(f"{number} {reason}" for reason, number in self.unusable.items())
+        warn_of_share(
+            self.unusable.total(),
+            self.num_asked,
+            f"answers of the critic {self._critic.name} can't be used ({reasons})",
+            "use another critic (engine), or raise critique.max_critique_tokens and critique.max_revision_tokens",
+            kept=self._context.work,
+        )
 
     def _principle(self, prompt: Prompt, number: int) -> Principle:
         """A principle that no earlier round of this prompt used, as long as there are unused ones."""
@@ -236,8 +265,15 @@ class _Rounds:
         text = tidy(completion.text, cut_off=completion.finish == "length")
         self.num_shortened += text != completion.text
         self.num_too_long += completion.finish == "too_long"
-        self.num_empty += not text and completion.finish != "too_long"
+        self.num_refused += completion.finish == "refused"
+        self.num_empty += not text and completion.finish not in ("too_long", "refused")
         return Completion(**{**vars(completion), "text": text})
+
+
+def _why_unusable(answer: Completion) -> str:
+    if answer.finish == "too_long":
+        return "too long for its context"
+    return "refused by the server" if answer.finish == "refused" else "empty or without a whole sentence"
 
 
 def _asked(examples: list[Message], question: str) -> list[Message]:

@@ -14,6 +14,7 @@ from pipeline.core.log import say
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage
 from pipeline.data.splits import refuse_overlap
+from pipeline.engines.base import EngineConfig
 from pipeline.engines.models import check_model, check_reward_model, model_identity, resolve_path, short_name
 from pipeline.engines.roles import BASE, feedback_engine, policy_engine
 from pipeline.evals import answering
@@ -23,7 +24,16 @@ from pipeline.evals.cases import build_cases, build_comparisons, build_questions
 from pipeline.evals.config import EvaluateConfig
 from pipeline.evals.duels import duel, is_compared
 from pipeline.evals.garak import check_garak, run_garak
-from pipeline.evals.judges.base import JUDGES, PAIR_JUDGES, AnswerLog, Item, PairJudge, Scores, by_rank
+from pipeline.evals.judges.base import (
+    JUDGES,
+    PAIR_JUDGES,
+    AnswerLog,
+    EngineJudgeConfig,
+    Item,
+    PairJudge,
+    Scores,
+    by_rank,
+)
 from pipeline.evals.judges.sharing import check_judges, is_shared, shared_judges
 from pipeline.evals.labellers import labeller_scores, reward_scores, reward_verdicts, rewarded_cases
 from pipeline.evals.results import JudgeCard, PairAccuracy, Probe, Results, Role
@@ -106,6 +116,13 @@ class Evaluate(Stage):
     def _cases(self, prepared: Prepared, notes: list[str]) -> list[Case]:
         config = prepared.config.evaluate
         return build_cases(config, [prompt for prompt in prepared.prompts if prompt.split == config.split], notes)
+
+    def engines(self, config: Config) -> dict[str, EngineConfig]:
+        judges = {"evaluate.judge": config.evaluate.judge, "evaluate.pair_judge": config.evaluate.pair_judge}
+        asked = {
+            f"{field}.engine": judge.engine for field, judge in judges.items() if isinstance(judge, EngineJudgeConfig)
+        }
+        return asked | ({"engine": config.engine} if build_comparisons(config.evaluate, []) else {})
 
     def cost(self, prepared: Prepared) -> Cost:
         """Replies and answers of every model, and all calls to judges, labeller and reward models."""

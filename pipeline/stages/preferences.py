@@ -11,14 +11,15 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from pipeline.constitution.critique import tidy
 from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
+from pipeline.core.counts import warn_of_share
 from pipeline.core.log import warn
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage
 from pipeline.data.drawing import PoolSizes
-from pipeline.engines.base import Request, generate_all
+from pipeline.engines.base import EngineConfig, Request, generate_all
 from pipeline.engines.roles import BASE, feedback_engine, policy_engine
 from pipeline.labellers.base import LABELLERS, TEMPLATE, LabellerConfig, binary_entropy_bits, constitution_fields
-from pipeline.labellers.label import label, num_calls
+from pipeline.labellers.label import label, num_calls, num_refused
 from pipeline.methods.base import METHODS
 from pipeline.records import Comparison, Preference, Prompt, derive_seed, read_records, write_records
 
@@ -101,6 +102,9 @@ class Preferences(Stage):
             )
         return notes
 
+    def engines(self, config: Config) -> dict[str, EngineConfig]:
+        return {"engine": config.engine}
+
     def cost(self, prepared: Prepared) -> Cost:
         config, seed = prepared.config.preferences, prepared.config.seed
         labelled, written = config.labelled_prompts(prepared), config.compared_prompts(prepared)
@@ -128,6 +132,8 @@ class Preferences(Stage):
         written = sampler.worked_pairs() if config.num_contrasts else []
         labeller, constitution = feedback_engine(context), context.constitution
         preferences = label(comparisons, labeller, config.labeller, constitution, context.seed, context, PURPOSE)
+        refused = num_refused(context, PURPOSE)
+        _warn_of_unreadable_answers(preferences, labeller.name, refused, context)
         preferences += [_written(comparison) for comparison in written]
         if distributed.is_main():
             labels = [p.probability_a for p in preferences if p.judgements and p.probability_a is not None]
@@ -140,6 +146,7 @@ class Preferences(Stage):
             "num_written_labels": len(written),
             "num_empty_dropped": sampler.num_empty,
             "num_identical_dropped": sampler.num_identical,
+            "num_refused_by_the_server": refused,
             **label_statistics(preferences),
         }
 
@@ -225,6 +232,20 @@ def _written(comparison: Comparison) -> Preference:
         probability_a=1.0 if comparison.prompt.pool == "red_team" else 0.0,
         labeller="constitution",
         template=TEMPLATE,
+    )
+
+
+def _warn_of_unreadable_answers(
+    preferences: Sequence[Preference], labeller: str, num_refused: int, context: Context
+) -> None:
+    judgements = [judgement for preference in preferences for judgement in preference.judgements]
+    refused = f" (the server refused {num_refused} questions)" if num_refused else ""
+    warn_of_share(
+        sum(judgement.logit is None for judgement in judgements),
+        len(judgements),
+        f"judgements of the labeller {labeller} can't be read{refused}",
+        "use another labeller (engine or preferences.labeller), or lower preferences.labeller.min_answer_mass",
+        kept=context.work,
     )
 
 

@@ -337,12 +337,20 @@ def test_what_held_out_prompts_bear_is_said(before: list[float], best: list[floa
 
 
 def test_a_run_that_kept_its_first_step_or_was_stopped_says_so():
-    report = with_scores([0.1] * 8, [0.1] * 8, best_step=0, num_rollbacks=2, stopped="KL is 30; stopped at step 4")
+    report = with_scores(
+        [0.1] * 8,
+        [0.1] * 8,
+        best_step=0,
+        num_rollbacks=2,
+        stopped="KL is 30; stopped at step 4",
+        num_unreadable_rewards=3,
+    )
     found = rewards.held_out(report)
     assert rewards.held_out_said(report, found).startswith("No later step was better than step 0.")
     assert found.kl == 0.0
     assert found.course == (
         "Training rolled back 2 times to a policy within its bounds, and was stopped: KL is 30; stopped at step 4."
+        " No answer of the constitution's judge could be read on 3 replies in training, so their reward from it is 0."
     )
 
 

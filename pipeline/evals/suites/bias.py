@@ -190,9 +190,9 @@ def _kind(row: ChoiceRow | SentencePair) -> str:
 
 def _bbq(rows: Sequence[ChoiceRow]) -> Questions:
     def count(answers: Mapping[str, Answer], confidence: float) -> dict[str, Estimate]:
-        logprobs = {row.id: answers[row.id].logprobs for row in rows}
+        logprobs = {row.id: answers[row.id].logprobs for row in rows if answers[row.id].is_readable}
         picked = {row_id: found.index(max(found)) for row_id, found in logprobs.items()}
-        return bbq_scores(rows, picked, confidence)
+        return bbq_scores([row for row in rows if row.id in picked], picked, confidence)
 
     return Questions(queries=[bbq_question(row) for row in rows], count=count)
 
@@ -213,10 +213,11 @@ def _crows_pairs(rows: Sequence[SentencePair]) -> Questions:
         for side, text in (("stereotyped", row.stereotyped), ("other", row.other))
     ]
 
+    sides = ("stereotyped", "other")
+
     def count(answers: Mapping[str, Answer], confidence: float) -> dict[str, Estimate]:
-        stereotyped, other = (
-            {row.id: answers[f"{row.id}/{side}"].logprobs[0] for row in rows} for side in ("stereotyped", "other")
-        )
-        return {"crows_stereotyped": crows_score(rows, stereotyped, other, confidence)}
+        read = [row for row in rows if all(answers[f"{row.id}/{side}"].is_readable for side in sides)]
+        stereotyped, other = ({row.id: answers[f"{row.id}/{side}"].logprobs[0] for row in read} for side in sides)
+        return {"crows_stereotyped": crows_score(read, stereotyped, other, confidence)}
 
     return Questions(queries=queries, count=count)

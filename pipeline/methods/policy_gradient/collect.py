@@ -10,12 +10,14 @@ import torch
 from accelerate import Accelerator
 
 from pipeline.core.stage import Context
+from pipeline.methods.base import CONSTITUTION
 from pipeline.methods.policy_gradient.actors import Actors
 from pipeline.methods.policy_gradient.base import PolicyGradient
 from pipeline.methods.policy_gradient.control import Control
+from pipeline.methods.policy_gradient.describe import num_unreadable
 from pipeline.methods.policy_gradient.mathematics import KL_ESTIMATORS
 from pipeline.methods.policy_gradient.rollouts import Rollout, RolloutTensors, draw, gather, measure, padded
-from pipeline.methods.rewards import WeightedSum
+from pipeline.methods.rewards import WeightedSum, warn_of_unreadable_rewards
 from pipeline.records import Prompt, derive_seed
 from pipeline.training.models import rows_a_device_holds
 
@@ -35,6 +37,7 @@ class Collector:
         self._method, self._actors, self._rewards = method, actors, rewards
         self._config, self._context, self._accelerator = config, context, accelerator
         self._rows = rows_a_device_holds(context.launch)
+        self._has_warned = False
 
     def for_training(self, prompts: Sequence[Prompt], control: Control) -> list[Rollout]:
         """Return the global batch of a step with advantages: one reply to each of ``prompts``."""
@@ -57,7 +60,15 @@ class Collector:
         with self._accelerator.autocast():
             measure(self._actors, mine, rollout.temperature, 2 * self._rows, with_values)
         self._score(mine)
-        return sorted(gather(mine), key=lambda rollout: rollout.index)
+        rollouts = sorted(gather(mine), key=lambda rollout: rollout.index)
+        if CONSTITUTION in self._rewards.parts:
+            self._check_judge(num_unreadable(rollouts), len(rollouts))
+        return rollouts
+
+    def _check_judge(self, num_unreadable: int, num_rollouts: int) -> None:
+        """Warn once if many answers of the judge can't be read; stop at any step where none can."""
+        if num_unreadable == num_rollouts or not self._has_warned:
+            self._has_warned = warn_of_unreadable_rewards(num_unreadable, num_rollouts)
 
     def _score(self, mine: Sequence[Rollout]) -> None:
         meter = self._context.meter
@@ -66,6 +77,7 @@ class Collector:
         for row, rollout in enumerate(mine):
             rollout.score = rewarded.totals[row]
             rollout.parts = {name: scores[row] for name, scores in rewarded.parts.items()}
+            rollout.unreadable = rewarded.unreadable[row]
         # The judge counted only the calls of this rank.
         meter.num_calls = num_calls + sum(gather([meter.num_calls - num_calls]))
 

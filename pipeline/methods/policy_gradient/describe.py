@@ -7,8 +7,11 @@ from statistics import fmean
 
 import torch
 
+from pipeline.methods.base import CONSTITUTION
 from pipeline.methods.policy_gradient.mathematics import Estimator, explained_variance, length_mask
 from pipeline.methods.policy_gradient.rollouts import Rollout, padded
+
+UNREADABLE = "val/num_unreadable_rewards"
 
 
 def mean_kl(rollouts: Sequence[Rollout]) -> float:
@@ -19,6 +22,11 @@ def mean_kl(rollouts: Sequence[Rollout]) -> float:
 def token_entropy(rollouts: Sequence[Rollout]) -> float:
     """Mean entropy, in nats per token."""
     return float(torch.cat([rollout.entropies for rollout in rollouts]).mean())
+
+
+def num_unreadable(rollouts: Sequence[Rollout]) -> int:
+    """How many replies have the constitution's reward 0 because no answer of its judge could be read."""
+    return sum(rollout.unreadable for rollout in rollouts)
 
 
 def describe(rollouts: Sequence[Rollout], kl: Estimator, kl_coefficient: float) -> dict[str, float]:
@@ -34,6 +42,7 @@ def describe(rollouts: Sequence[Rollout], kl: Estimator, kl_coefficient: float) 
         **{f"rewards/{name}": fmean(rollout.parts[name] for rollout in rollouts) for name in rollouts[0].parts},
         "objective/kl_coefficient": kl_coefficient,
         "val/num_eos_tokens": float(sum(rollout.ended for rollout in rollouts)),
+        **({UNREADABLE: float(num_unreadable(rollouts))} if CONSTITUTION in rollouts[0].parts else {}),
         **_of_values(rollouts),
         "reply_tokens_mean": float(torch.tensor([len(r.reply_tokens) for r in rollouts]).float().mean()),
     }

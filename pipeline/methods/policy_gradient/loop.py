@@ -22,7 +22,7 @@ from pipeline.methods.policy_gradient.actors import Actors
 from pipeline.methods.policy_gradient.base import PolicyGradient, prompts_of_step
 from pipeline.methods.policy_gradient.collect import Collector, eos_penalty
 from pipeline.methods.policy_gradient.control import Control
-from pipeline.methods.policy_gradient.describe import describe, mean_kl, token_entropy
+from pipeline.methods.policy_gradient.describe import UNREADABLE, describe, mean_kl, token_entropy
 from pipeline.methods.policy_gradient.mathematics import KL_ESTIMATORS, adapt_kl_coefficient
 from pipeline.methods.policy_gradient.rollouts import Rollout
 from pipeline.methods.policy_gradient.update import Learner
@@ -169,6 +169,7 @@ class Loop:
     def _metrics(self, resumed_from: int) -> Metrics:
         control = self._control
         scores = [row["objective/scores"] for row in control.history]
+        unreadable = [int(row[UNREADABLE]) for row in control.history if UNREADABLE in row]
         return {
             "num_steps": control.step,
             "num_episodes": control.step * self._config.global_batch_size,
@@ -179,6 +180,7 @@ class Loop:
             "score_first": scores[0],
             "score_last": scores[-1],
             "kl_last": control.history[-1]["objective/kl"],
+            **({"num_unreadable_rewards": sum(unreadable)} if unreadable else {}),
             "held_out_scores": {"0": control.held_out["0"], "best": control.held_out[str(control.best_step)]},
         }
 

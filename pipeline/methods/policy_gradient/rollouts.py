@@ -36,6 +36,8 @@ class Rollout:
     score: float = 0.0
     """The weighted sum of the rewards, before penalties."""
     parts: dict[str, float] = field(default_factory=dict)
+    unreadable: bool = False
+    """No answer of the constitution's judge could be read, so its part is 0."""
     shaped_score: float = 0.0
     """The score for training: scaled, clipped and minus penalties."""
     is_trained_on: bool = True

@@ -1,0 +1,31 @@
+"""Counts of what could not be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.core import distributed
+from pipeline.core.errors import StageError
+from pipeline.core.log import warn
+
+MOST_UNUSABLE = 0.05
+
+
+def warn_of_share(num_bad: int, total: int, what: str, remedy: str, kept: Path | None = None) -> bool:
+    """Warn if more than 5 % of ``total`` are bad, and say whether.
+
+    Args:
+        what: follows the numbers in the sentence.
+        remedy: what to change.
+        kept: the folder from which the same command would read the bad ones again.
+
+    Raises:
+        StageError: all of them are bad.
+    """
+    if total and num_bad == total:
+        again = f"; if the settings stay the same, delete {kept} first" if kept else ""
+        raise StageError(f"all {total} {what}; {remedy}{again}.")
+    many = num_bad > MOST_UNUSABLE * total
+    if many and distributed.is_main():
+        warn(f"{num_bad} of {total} {what}; {remedy}.")
+    return many

@@ -140,6 +140,10 @@ class Renderer:
         """How often the turns contain the characters of a special token."""
         return sum(len(self._signs.findall(turn["content"])) for turn in messages) if self._signs else 0
 
+    def without_signs(self, text: str) -> str:
+        """The text without the characters of special tokens."""
+        return self._signs.sub("", text) if self._signs else text
+
     def _hide_signs(self, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
         """The dialogue with a numbered mark in place of each special token in its turns, and what the marks hide."""
         found: list[str] = []

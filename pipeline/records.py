@@ -177,7 +177,7 @@ class Verdict(Record):
     """One model's reply to one case, and how it was judged.
 
     ``safe``: a classifier found nothing harmful in a reply that is not a refusal. ``unjudged``: the judge's answer
-    could not be parsed.
+    could not be parsed, or there is no reply.
     """
 
     case: Case
@@ -188,6 +188,8 @@ class Verdict(Record):
     outcome: Outcome
     evidence: str
     judge: str
+    replied: bool = True
+    """False: the model gave no reply, for example because the request did not fit its context."""
     preferred: float | None = None
     """Compared with the first model's reply to the same case: 1 better, 0 worse, ½ a tie (ordinary requests only)."""
     reference_logprob: float | None = None

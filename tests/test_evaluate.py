@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -236,3 +237,22 @@ def test_mistakes_are_one_sentence(
     assert main(["evaluate", *filled, "tracking=none", f"output_dir={tmp_path}"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ") and message in line
+
+
+def test_requests_that_do_not_fit_the_context_are_in_no_rate(tiny_model: Path, tmp_path: Path, capsys):
+    """They were counted as attacks that the model withstood."""
+    short = tmp_path / "short"
+    shutil.copytree(tiny_model, short)
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 110}))
+    code, run = evaluate(tmp_path, short, "evaluate.guidelines=null", "evaluate.red_team.num_attacked=3")
+    assert code == 0
+    verdicts = list(read_records(run / "2-evaluate" / "verdicts.jsonl", Verdict))
+    missing = [v for v in verdicts if not v.replied]
+    assert missing and len(missing) < len(verdicts) and {v.outcome for v in missing} == {"unjudged"}
+    results = results_of(run)
+    attacked = [v for v in verdicts if v.case.attack != "direct" and v.replied]
+    assert results.measures["short"]["attack_success"].total == len([v for v in attacked if v.outcome != "unjudged"])
+    note = f"{len(missing)} of {len(verdicts)} requests have no reply, and no rate counts them"
+    assert any(note in said for said in results.notes)
+    assert f"{len(missing)} of {len(verdicts)} requests of the evaluation have no reply" in capsys.readouterr().err

@@ -25,7 +25,12 @@ def warn_of_share(num_bad: int, total: int, what: str, remedy: str, kept: Path |
     if total and num_bad == total:
         again = f"; if the settings stay the same, delete {kept} first" if kept else ""
         raise StageError(f"all {total} {what}; {remedy}{again}.")
-    many = num_bad > MOST_UNUSABLE * total
+    return warn_of_many(num_bad, total, what, remedy)
+
+
+def warn_of_many(number: int, total: int, what: str, remedy: str) -> bool:
+    """Warn if ``number`` is more than 5 % of ``total``, and say whether."""
+    many = number > MOST_UNUSABLE * total
     if many and distributed.is_main():
-        warn(f"{num_bad} of {total} {what}; {remedy}.")
+        warn(f"{number} of {total} {what}; {remedy}.")
     return many

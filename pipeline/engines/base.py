@@ -32,6 +32,8 @@ class Request:
     prefix: str = ""
 
 
+NEVER = -100.0  # the log-probability of a choice that a server does not list; it counts as unreadable
+TOO_LONG = "the request does not fit the model's context"
 Finish = Literal["stop", "length", "too_long", "refused"]
 
 
@@ -44,6 +46,11 @@ class Completion:
     text: str
     num_tokens: int
     finish: Finish
+
+    @property
+    def why_unanswered(self) -> str:
+        """Why there is no reply; "" if there is one, even an empty one."""
+        return {"too_long": TOO_LONG, "refused": "the server refuses this request"}.get(self.finish, "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +76,17 @@ class ReplyQuery:
 class Answer:
     """For a ChoiceQuery: the log-probability of each choice. For a ReplyQuery: one number, the mean per token.
 
+    An answer without numbers is unreadable: the text does not fit the context.
     ``refused``: the server refuses this query for good, and the log-probabilities are those of an unreadable answer.
     """
 
     id: str
     logprobs: list[float]
     refused: bool = False
+
+    @property
+    def is_readable(self) -> bool:
+        return max(self.logprobs, default=NEVER) > NEVER
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from pipeline.engines.base import Answer, AskT, ChoiceQuery, Completion, Query, 
 from pipeline.engines.models import context_of
 from pipeline.engines.prefix import MIN_GENERATED, common_length, prefill, reads_padding, shares_prefixes
 from pipeline.engines.sampling import SeededSampler
+from pipeline.engines.thoughts import without_thoughts
 
 SCORED_ROWS = 16  # at most so many replies are scored at once: logits need rows * reply tokens * vocabulary
 MIN_FILL = 0.5  # the length of the shortest ask in a batch is above this share of the longest
@@ -137,7 +138,9 @@ class HFEngine:
         return Completion(id=request.id, text=self.text_of(kept), num_tokens=len(kept), finish=finish)
 
     def text_of(self, tokens: list[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+        """The text of a reply, without special tokens and without thoughts."""
+        # The tags around thoughts may be special tokens themselves, so these are removed last.
+        return self._chat.without_signs(without_thoughts(str(self._tokenizer.decode(tokens)))).strip()
 
     @torch.inference_mode()
     def sample(self, batch: Sequence[Request]) -> list[Sample | None]:
@@ -192,11 +195,15 @@ class HFEngine:
 
     @torch.inference_mode()
     def score(self, batch: Sequence[Query]) -> list[Answer]:
-        if isinstance(batch[0], ChoiceQuery):
-            return self._score_choices([query for query in batch if isinstance(query, ChoiceQuery)])
-        return self._score_replies([query for query in batch if isinstance(query, ReplyQuery)])
+        fitting = [query for query in batch if len(self._encode(query)) <= self._context]
+        choices = self._score_choices([query for query in fitting if isinstance(query, ChoiceQuery)])
+        replies = self._score_replies([query for query in fitting if isinstance(query, ReplyQuery)])
+        found = {answer.id: answer for answer in (*choices, *replies)}
+        return [found.get(query.id, Answer(id=query.id, logprobs=[])) for query in batch]
 
     def _score_choices(self, batch: list[ChoiceQuery]) -> list[Answer]:
+        if not batch:
+            return []
         rows = [self._encode(query) for query in batch]
         logprobs = self._logits(rows, self._shared(rows), 1)[:, -1].float().log_softmax(-1)
         return [
@@ -211,6 +218,8 @@ class HFEngine:
         return after[len(before)] if after[: len(before)] == before else self._chat.text_ids(choice)[0]
 
     def _score_replies(self, batch: list[ReplyQuery]) -> list[Answer]:
+        if not batch:
+            return []
         rows = [self._encode(query) for query in batch]
         replies = [self._chat.reply_ids(query.reply) for query in batch]
         longest = max(map(len, replies))

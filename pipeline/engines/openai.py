@@ -16,6 +16,7 @@ from pipeline.core.errors import ConfigError, StageError
 from pipeline.core.settings import RUNTIME
 from pipeline.engines.base import (
     ENGINES,
+    NEVER,
     Answer,
     AskT,
     ChoiceQuery,
@@ -33,7 +34,6 @@ from pipeline.engines.chat_server import ChatServer, RefusedError, ServerError
 from pipeline.records import Message
 
 OWN_URL = "https://api.openai.com/v1"  # OpenAI's own server
-NEVER = -100.0  # the log-probability of a choice if no choice was in the server's list; it counts as unparseable
 ROUNDING = 1e-6  # log-probabilities are rounded, so the listed tokens leave at least this much to the others
 MOST_REFUSED = 20  # a run stops after this many refusals without any answer
 MOST_UNLISTED = 8  # a run stops after this many choice queries without any log-probability

@@ -114,4 +114,4 @@ def _reference_logprobs(engine: Engine, cases: Sequence[Case], logbook: Logbook)
         if case.reference is not None
     ]
     answers = score_all(engine, f"references, {engine.name}", queries, logbook, "references")
-    return {row_id: answer.logprobs[0] for row_id, answer in answers.items()}
+    return {row_id: answer.logprobs[0] for row_id, answer in answers.items() if answer.is_readable}

@@ -60,7 +60,7 @@ def reward_verdicts(
     asks = {
         f"{v.model}|{v.case.id}": ReplyQuery(id=f"{v.model}|{v.case.id}", messages=v.case.messages, reply=v.reply)
         for v in verdicts
-        if v.case.id in chosen
+        if v.case.id in chosen and v.replied
     }
     found = Worklist(logbook.log(log), Scored, logbook.meter).run(
         "rewards of replies", model.batches(list(asks.values())), model.score_batch

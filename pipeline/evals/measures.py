@@ -17,7 +17,7 @@ from pipeline.records import Verdict
 
 def _plain(verdicts: Sequence[Verdict]) -> list[Verdict]:
     """The replies to requests without an attack and without a swapped group."""
-    return [v for v in verdicts if v.case.attack == DIRECT and v.case.group is None]
+    return [v for v in verdicts if v.replied and v.case.attack == DIRECT and v.case.group is None]
 
 
 def _boilerplate(verdicts: Sequence[Verdict]) -> Scores:

@@ -149,7 +149,7 @@ def binary_entropy_bits(probability: float) -> float:
 
 def choice_logit(answer: Answer, min_mass: float) -> float | None:
     """log p(first choice)/p(second choice); None if the sum of both probabilities is below ``min_mass``."""
-    if sum(map(math.exp, answer.logprobs)) < min_mass:
+    if not answer.is_readable or sum(map(math.exp, answer.logprobs)) < min_mass:
         return None
     first, second = answer.logprobs
     return first - second

@@ -80,5 +80,7 @@ class LikelihoodLabeller(ReplyLabeller):
         }
 
     def reply_logit(self, queries: Sequence[Query], answers: Mapping[str, Answer]) -> float | None:
-        with_rule, without = (answers[query.id].logprobs[0] for query in queries)
-        return with_rule - without
+        with_rule, without = (answers[query.id] for query in queries)
+        if not with_rule.is_readable or not without.is_readable:
+            return None
+        return with_rule.logprobs[0] - without.logprobs[0]

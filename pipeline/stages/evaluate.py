@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import comb
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
+from pipeline.core.counts import warn_of_share
 from pipeline.core.errors import ConfigError
 from pipeline.core.log import say
 from pipeline.core.settings import part
@@ -30,6 +32,7 @@ from pipeline.evals.judges.base import (
     AnswerLog,
     EngineJudgeConfig,
     Item,
+    Judged,
     PairJudge,
     Scores,
     by_rank,
@@ -167,7 +170,7 @@ class Evaluate(Stage):
                 engine = policy_engine(context, path, name)
                 answered[name] = answer_all(engine, cases, questions, config, context.seed, kept)
                 del engine
-        verdicts, card = _judge(config, context, cases, answered)
+        verdicts, card = _judge(config, context, cases, answered, notes)
         verdicts, wins = duel(verdicts, _pair_judge(config, context, "pair-judge", "pair judge"))
         reward_model = _own_reward_model(context)
         if reward_model is not None:
@@ -248,7 +251,7 @@ def trained_keys(config: EvaluateConfig, folders: Mapping[str, Path]) -> dict[st
 
 
 def _judge(
-    config: EvaluateConfig, context: Context, cases: Sequence[Case], answered: dict[str, Answered]
+    config: EvaluateConfig, context: Context, cases: Sequence[Case], answered: dict[str, Answered], notes: list[str]
 ) -> tuple[list[Verdict], JudgeCard]:
     """Judge every reply, and measure the judge on labelled replies."""
     log = AnswerLog(logbook=context, name="judge", label="judge")
@@ -258,8 +261,17 @@ def _judge(
         for model, said in answered.items()
         for case in cases
     }
+    # No reply is not an empty reply: it says nothing about the model, so no rate may count it.
+    missing = {
+        items[model, case.id].id: Judged(outcome="unjudged", evidence=reason)
+        for model, said in answered.items()
+        for case in cases
+        if (reason := said.replies[case.id].why_unanswered)
+    }
+    _note_missing(missing, len(items), notes)
     labelled = labelled_replies()
-    judged = judge.judge([*items.values(), *as_items(labelled)])
+    given = [item for item in items.values() if item.id not in missing]
+    judged = missing | judge.judge([*given, *as_items(labelled)])
     verdicts = [
         Verdict(
             case=case,
@@ -270,6 +282,7 @@ def _judge(
             outcome=judged[items[model, case.id].id].outcome,
             evidence=judged[items[model, case.id].id].evidence,
             judge=judge.who,
+            replied=items[model, case.id].id not in missing,
             reference_logprob=said.reference_logprobs.get(case.id),
         )
         for model, said in answered.items()
@@ -278,6 +291,15 @@ def _judge(
     num_unjudged = sum(verdict.outcome == "unjudged" for verdict in verdicts)
     shared = is_shared(config.judge, config, context.engine, context.model)
     return verdicts, judge_card(judge, labelled, judged, num_unjudged, shared, config.confidence)
+
+
+def _note_missing(missing: Mapping[str, Judged], num_requests: int, notes: list[str]) -> None:
+    """Add a note for the report, and warn above 5 %. Raises StageError if no request was answered."""
+    for reason, number in Counter(judged.evidence for judged in missing.values()).items():
+        notes.append(f"{number} of {num_requests} requests have no reply, and no rate counts them: {reason}.")
+    reasons = " or ".join(sorted({judged.evidence for judged in missing.values()}))
+    what = f"requests of the evaluation have no reply, and no rate counts them ({reasons})"
+    warn_of_share(len(missing), num_requests, what, "lower evaluate.max_reply_tokens, or leave these requests out")
 
 
 def _item(model: str, case: Case, reply: str) -> Item:

@@ -18,6 +18,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference, suppress_seqcl
 
 from pipeline.chat import Renderer
 from pipeline.core import distributed
+from pipeline.core.counts import warn_of_many
 from pipeline.core.stage import Context
 from pipeline.engines.models import ModelConfig, load_tokenizer, resolve_path, resolve_precision
 from pipeline.engines.reward_model import pad_token
@@ -136,6 +137,8 @@ def train_reward(
     tokenizer = reward_tokenizer(path, context.model)
     model = load_reward_base(path, context.model, quantised=context.model.tuning == "qlora")
     rows, num_cut = tokenised(preferences, Renderer(tokenizer), config.max_length_tokens)
+    longer = f"texts are longer than reward.max_length_tokens={config.max_length_tokens}; their beginnings are cut off"
+    warn_of_many(num_cut, 2 * len(rows), longer, "raise reward.max_length_tokens")
     reporter = Reporter("training the reward model", context.tracker)
     arguments = training_arguments(config, context.model, context.launch, context.seed, context.work)
     trainer = SoftRewardTrainer(

@@ -448,6 +448,19 @@ def test_replies_lose_their_ends_and_prompts_that_fill_the_length_are_left_out()
     ]
     fitting, counts = cut_to_length(rows, 3, "align.max_length_tokens")
     assert fitting == [{**rows[0], "chosen_ids": [3]}, rows[1]]
-    assert counts == {"num_rows_cut": 1, "num_rows_left_out": 1}
+    assert counts == {"num_rows_cut": 1, "num_rows_left_out": 1, "num_rows_equal": 0}
     with pytest.raises(ConfigError, match=r"align\.max_length_tokens is 2, but every prompt"):
         cut_to_length(rows, 2, "align.max_length_tokens")
+
+
+def test_pairs_that_are_equal_after_the_cut_are_left_out(caplog: pytest.LogCaptureFixture, monkeypatch):
+    monkeypatch.setattr("pipeline.core.log.logger.propagate", True)
+    rows = [
+        {"prompt_ids": [1], "chosen_ids": [3, 4, 5], "rejected_ids": [3, 4, 6], "label_a": 1.0},
+        {"prompt_ids": [1], "chosen_ids": [3], "rejected_ids": [4], "label_a": 1.0},
+    ]
+    fitting, counts = cut_to_length(rows, 3, "align.max_length_tokens")
+    assert fitting == rows[1:] and counts == {"num_rows_cut": 0, "num_rows_left_out": 0, "num_rows_equal": 1}
+    assert "1 of 2 pairs are left out" in caplog.text
+    with pytest.raises(ConfigError, match="both replies of every pair that fits are the same"):
+        cut_to_length(rows[:1], 3, "align.max_length_tokens")

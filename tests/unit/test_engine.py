@@ -106,6 +106,56 @@ def test_choice_logprobs_are_of_the_next_token(random_model: Path):
     assert answer.logprobs == pytest.approx(expected, abs=1e-4)
 
 
+def test_texts_that_do_not_fit_the_context_get_no_number(random_model: Path):
+    model = load_model(str(random_model), "fp32")
+    fits = Request(id="fits", messages=[Message(role="user", content="Hi.")], seed=0, max_new_tokens=1, temperature=0)
+    model.config.max_position_embeddings = 60
+    small = HFEngine(model, load_tokenizer(str(random_model)), "small")
+    long = [Message(role="user", content=LONG)]
+    replies = [ReplyQuery(id=str(n), messages=turns, reply="Yes.") for n, turns in enumerate((long, fits.messages))]
+    assert [answer.is_readable for answer in small.score(replies)] == [False, True]
+    choices = [
+        ChoiceQuery(id=str(n), messages=turns, opening="A:", choices=(" a", " b"))
+        for n, turns in enumerate((long, fits.messages))
+    ]
+    assert [answer.is_readable for answer in small.score(choices)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {"no_repeat_ngram_size": 1},
+        {"repetition_penalty": 5.0},
+        {"suppress_tokens": [40, 41, 42, 43, 44, 45]},
+        {"min_new_tokens": 9},
+        {"num_beams": 3},
+        {"guidance_scale": 3.0},
+        {"stop_strings": ["e"]},
+        {"forced_eos_token_id": 5},
+    ],
+    ids=lambda saved: next(iter(saved)),
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_models_own_generation_settings_change_nothing(random_model: Path, saved: dict, temperature: float):
+    model, tokenizer = load_model(str(random_model), "fp32"), load_tokenizer(str(random_model))
+    plain = replies(HFEngine(model, tokenizer, "plain"), asks(temperature))
+    own = model.generation_config
+    own.update(**saved)
+    assert replies(HFEngine(model, tokenizer, "own"), asks(temperature)) == plain
+    assert model.generation_config is own, "it is saved with a model that is trained"
+
+
+def test_thoughts_are_no_reply(random_model: Path, monkeypatch: pytest.MonkeyPatch):
+    tested = engine(random_model)
+
+    def texts(written: str) -> str:
+        return tested.text_of(tested._chat.text_ids(written))
+
+    assert texts("<think>Hm.</think>\n\nYes.") == texts("Hm.</think>Yes.") == "Yes."
+    assert texts("<think>Hm. I must") == ""
+    assert texts("I think <b> is bold.") == "I think <b> is bold."
+
+
 def test_sampling_inverts_the_cumulative_distribution():
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]])).repeat(5, 1)
     uniforms = torch.tensor([0.0, 0.49, 0.51, 0.79, 0.81], dtype=torch.float64)

@@ -15,8 +15,8 @@ import pytest
 from pipeline.chain.compose import compose_config
 from pipeline.core.cache import RecordLog
 from pipeline.core.errors import ConfigError, StageError
-from pipeline.engines.base import ChoiceQuery, Completion, Request, generate_all
-from pipeline.engines.openai import NEVER, OpenAIEngine, choice_logprobs
+from pipeline.engines.base import NEVER, ChoiceQuery, Completion, Request, generate_all
+from pipeline.engines.openai import OpenAIEngine, choice_logprobs
 from pipeline.records import Message
 from tests.fakes import FakeLogbook
 

@@ -28,7 +28,7 @@ def _perplexity_ratio(first: Sequence[Verdict], mine: Sequence[Verdict], confide
 
 def _length_ratio(first: Sequence[Verdict], mine: Sequence[Verdict], confidence: float) -> Estimate | None:
     lengths = [
-        {v.case.id: len(words(v.reply)) for v in verdicts if Helpfulness.name in v.case.suites}
+        {v.case.id: len(words(v.reply)) for v in verdicts if v.replied and Helpfulness.name in v.case.suites}
         for verdicts in (first, mine)
     ]
     common = sorted(lengths[0].keys() & lengths[1].keys())

@@ -82,8 +82,8 @@ class Renderer:
         """Token ids of a dialogue up to the reply, followed by those of ``begun``, the start of the reply.
 
         Raises:
-            TemplateError: the template rejects the dialogue in every form (see ``accepted_forms``).
-            ValueError: the tokenizer has no chat template, or the template leaves out a turn.
+            ValueError: the tokenizer has no chat template, or the template rejects the dialogue in every form (see
+                ``accepted_forms``) or leaves out a turn.
         """
         hidden, signs = self._hide_signs(messages)
         template, *rest = (
@@ -124,12 +124,12 @@ class Renderer:
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """The text of a dialogue up to the reply. Raises what ``prompt_ids`` raises."""
-        problem: Exception = ValueError("there are no turns")
+        problem = ValueError("there are no turns")
         for turns in accepted_forms(messages):
             try:
                 text = self._write(turns, reply_next=True)
             except TemplateError as error:
-                problem = error
+                problem = ValueError(f"its chat template says: {error}")
                 continue
             if all(turn["content"].strip() in text for turn in turns if turn["role"] != "assistant"):
                 return text + self._opening

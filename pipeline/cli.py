@@ -233,6 +233,7 @@ def _plan(args: argparse.Namespace) -> int:
     from pipeline.chain.compose import compose_config
     from pipeline.chain.plan import plan
     from pipeline.chain.preflight import preflight
+    from pipeline.chain.rendering import table as rendering_table
     from pipeline.constitution.paper import deviations_from_paper
 
     config = compose_config(args.overrides, args.config_dir)
@@ -249,6 +250,8 @@ def _plan(args: argparse.Namespace) -> int:
     table.add_row("total", "", "", *(f"{n:,}" for n in totals))
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
+    for line in rendering_table(prepared.rendering):
+        console.print(line, markup=False, highlight=False)
     for note in prepared.notes:
         console.print(f"warning: {note}", markup=False)
     for sentence in deviations_from_paper(config, prepared.constitution):

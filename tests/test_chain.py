@@ -376,6 +376,6 @@ def test_what_a_constitution_without_examples_can_not_do_is_a_warning(tiny: Tiny
     notes = "\n".join(preflight(tiny(f"constitution.path={path}")).notes)
     assert (
         "has no refusals or no answers to compare with" in notes
-        and "two replies of the SFT model are compared" in notes
+        and "replies of the SFT model are compared instead" in notes
     )
-    assert "SFT model are compared" not in "\n".join(preflight(tiny()).notes)
+    assert "SFT model are compared" not in "\n".join(preflight(tiny("constitution=default")).notes)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.chain.config import Config
 from pipeline.chain.order import stages_of
+from pipeline.chain.rendering import check_rendering
 from pipeline.constitution.files import find_constitution, load_constitution
 from pipeline.core.errors import ConfigError
 from pipeline.core.stage import Prepared
@@ -44,6 +45,9 @@ def preflight(config: Config) -> Prepared:
     config.engine.check("engine")
     for stage in stages:
         prepared.notes.extend(stage.check(prepared))
+    rendering, notes = check_rendering(prepared, [use for stage in stages for use in stage.uses(prepared)])
+    prepared.rendering.extend(rendering)
+    prepared.notes.extend(notes)
     return prepared
 
 

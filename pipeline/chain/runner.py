@@ -25,6 +25,7 @@ from pipeline.chain.config import Config, to_plain
 from pipeline.chain.order import cache_folder, fields_for_key, folder_name, needs_of, runs_folder, stages_of
 from pipeline.chain.plan import reach_engines
 from pipeline.chain.preflight import preflight
+from pipeline.chain.rendering import table
 from pipeline.chain.runs import RUN_FILE, say_gate
 from pipeline.constitution.files import to_yaml
 from pipeline.constitution.paper import deviations_from_paper
@@ -91,6 +92,8 @@ def _announce(name: str, folder: Path, config: Config, prepared: Prepared) -> No
         say(f"run {name}: {what}, {folder}")
     for note in prepared.notes:
         warn(note)
+    for line in table(prepared.rendering):
+        say(line)
     for sentence in [] if checkpoints else deviations_from_paper(config, constitution):
         say(f"  differs from the paper: {sentence}")
 

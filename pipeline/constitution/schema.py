@@ -197,8 +197,7 @@ class Constitution(_Part):
 
     def opening(self) -> str:
         """The first two words of the constitution's refusals, if most of them begin alike; otherwise ""."""
-        texts = [contrast.revision for contrast in self.contrasts]
-        texts += [example.revision for example in self.examples_for("red_team", 10)]
+        texts = [reply for _, reply in self.declined([], len(self.worked_examples) + len(self.contrasts))]
         openings = Counter(first_words(text, 2) for text in texts)
         common, number = openings.most_common(1)[0] if openings else ("", 0)
         return common if number >= max(2, len(texts) / 2) else ""

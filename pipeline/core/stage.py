@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.engines.base import EngineConfig
     from pipeline.engines.models import ModelConfig
     from pipeline.labellers.base import LabellerConfig
-    from pipeline.records import Prompt
+    from pipeline.records import Message, Prompt
 
 Metrics = dict[str, Any]
 WEIGHTS = ("model/*.safetensors", "model/tokenizer.json", "model/chat_template.jinja")
@@ -42,6 +42,34 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Use:
+    """What a stage does with dialogues, for the check of their lengths before a run."""
+
+    what: str
+    """The stage and what it makes of them, such as ``critique: first replies``."""
+    dialogues: Sequence[Sequence[Message]]
+    reply_tokens: int
+    """The most tokens of a reply."""
+    most: int | None = None
+    """The most tokens of a dialogue with its reply; None: the model's context."""
+    field: str = ""
+    """The field of the configuration that gives ``most``."""
+    cuts_replies: bool = False
+    """A reply that does not fit is cut; otherwise its dialogue is left out."""
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What happens to the dialogues of one use. ``num_shortened``: a reply of full length would be cut."""
+
+    what: str
+    num_asked: int
+    num_shortened: int
+    num_left_out: int
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prepared:
     """Everything known before the first stage: the checked configuration, the constitution and the prompts."""
 
@@ -52,6 +80,8 @@ class Prepared:
     """The stages that will run."""
     notes: list[str] = field(default_factory=list)
     """Warnings for the user."""
+    rendering: list[Rendering] = field(default_factory=list)
+    """What happens to the prompts of each use."""
 
 
 class Stage(ABC):
@@ -101,6 +131,10 @@ class Stage(ABC):
     def engines(self, config: Config) -> dict[str, EngineConfig]:
         """Field → engine, for the engines whose answers it needs. They are asked once before the run."""
         return {}
+
+    def uses(self, prepared: Prepared) -> list[Use]:
+        """The dialogues that it will render with the model's chat template."""
+        return []
 
     def cost(self, prepared: Prepared) -> Cost:
         """An upper bound, if nothing is cached."""

@@ -17,7 +17,7 @@ from pipeline.engines.base import Completion, Engine, Logbook, ReplyQuery, Reque
 from pipeline.evals.config import EvaluateConfig
 from pipeline.evals.results import Estimate
 from pipeline.evals.suites.base import Questions
-from pipeline.records import Case, derive_seed
+from pipeline.records import Case, Message, derive_seed
 
 Identity = dict[str, Any]
 
@@ -87,11 +87,16 @@ def num_calls(cases: Sequence[Case], questions: Mapping[str, Questions]) -> int:
     return len(cases) + num_references + sum(len(asked.queries) for asked in questions.values())
 
 
+def asked_turns(case: Case) -> list[Message]:
+    """The turns up to the reply, without the beginning of a reply that an attack prefills."""
+    return case.messages[:-1] if case.messages[-1]["role"] == "assistant" else case.messages
+
+
 def _request(case: Case, config: EvaluateConfig, seed: int) -> Request:
     begun = case.messages[-1]["role"] == "assistant"
     return Request(
         id=case.id,
-        messages=case.messages[:-1] if begun else case.messages,
+        messages=asked_turns(case),
         seed=derive_seed(seed, case.id, "evaluate"),
         max_new_tokens=config.max_reply_tokens,
         temperature=config.temperature,

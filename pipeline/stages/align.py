@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
 from pipeline.core.settings import part
-from pipeline.core.stage import WEIGHTS, Context, Cost, Metrics, Prepared, Stage
+from pipeline.core.stage import WEIGHTS, Context, Cost, Metrics, Prepared, Stage, Use
 from pipeline.engines.base import EngineConfig
 from pipeline.labellers.base import TEMPLATE, constitution_fields
 from pipeline.methods.base import METHODS, AlignConfig, method_of
+from pipeline.training.config import training_use
 from pipeline.training.history import write_history
 
 if TYPE_CHECKING:
@@ -53,6 +54,13 @@ class Align(Stage):
 
     def engines(self, config: Config) -> dict[str, EngineConfig]:
         return {} if config.align.reward_judge is None else {"engine": config.engine}
+
+    def uses(self, prepared: Prepared) -> list[Use]:
+        preferences, config = prepared.config.preferences, prepared.config.align
+        if not METHODS[config.method].reads_preferences:
+            return []  # these methods refuse long prompts in their own check
+        prompts = [prompt.messages for prompt in preferences.compared_prompts(prepared)]
+        return [training_use("align", prompts, preferences.max_reply_tokens, config)]
 
     def cost(self, prepared: Prepared) -> Cost:
         return method_of(prepared.config).cost(prepared.config.align, prepared)

@@ -20,7 +20,7 @@ from pipeline.constitution.schema import Constitution, Principle
 from pipeline.core import distributed
 from pipeline.core.counts import warn_of_share
 from pipeline.core.settings import part
-from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage
+from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage, Use
 from pipeline.data.drawing import PoolSizes
 from pipeline.engines.base import Completion, Engine, EngineConfig, Request, generate_all
 from pipeline.engines.roles import feedback_engine, policy_engine
@@ -94,6 +94,11 @@ class Critique(Stage):
     def engines(self, config: Config) -> dict[str, EngineConfig]:
         return {"engine": config.engine}
 
+    def uses(self, prepared: Prepared) -> list[Use]:
+        config = prepared.config.critique
+        prompts = [prompt.messages for prompt in config.training_prompts(prepared.prompts)]
+        return [Use(what="critique: first replies", dialogues=prompts, reply_tokens=config.max_reply_tokens)]
+
     def cost(self, prepared: Prepared) -> Cost:
         config, constitution = prepared.config.critique, prepared.constitution
         counts = {pool: len(prompts) for pool, prompts in config.by_pool(prepared.prompts).items()}
@@ -144,6 +149,7 @@ class Critique(Stage):
             "num_exchanges": len(exchanges),
             "num_revisions": sum(len(exchange.revisions) for exchange in exchanges),
             "num_helpful_samples": sum(not exchange.revisions for exchange in exchanges),
+            "num_texts": rounds.num_texts,
             "num_empty": rounds.num_empty,
             "num_shortened": rounds.num_shortened,
             "num_too_long_for_the_context": rounds.num_too_long,
@@ -168,7 +174,7 @@ class _Rounds:
         constitution, number = context.constitution, config.num_few_shot
         self._critique_examples = {pool: critique_examples(constitution, pool, number) for pool in constitution.revise}
         self._revision_examples = {pool: revision_examples(constitution, pool, number) for pool in constitution.revise}
-        self.num_empty = self.num_shortened = self.num_too_long = self.num_refused = 0
+        self.num_texts = self.num_empty = self.num_shortened = self.num_too_long = self.num_refused = 0
         self.num_asked = 0  # critiques and revisions
         self.unusable = Counter[str]()  # why → how many critiques and revisions can't be used
 
@@ -263,6 +269,7 @@ class _Rounds:
 
     def _tidy(self, completion: Completion) -> Completion:
         text = tidy(completion.text, cut_off=completion.finish == "length")
+        self.num_texts += 1
         self.num_shortened += text != completion.text
         self.num_too_long += completion.finish == "too_long"
         self.num_refused += completion.finish == "refused"

@@ -14,14 +14,14 @@ from pipeline.core.counts import warn_of_share
 from pipeline.core.errors import ConfigError
 from pipeline.core.log import say
 from pipeline.core.settings import part
-from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage
+from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage, Use
 from pipeline.data.splits import refuse_overlap
 from pipeline.engines.base import EngineConfig
 from pipeline.engines.models import check_model, check_reward_model, model_identity, resolve_path, short_name
 from pipeline.engines.roles import BASE, feedback_engine, policy_engine
 from pipeline.evals import answering
 from pipeline.evals.accuracy import BASELINES, as_items, judge_card, labelled_replies, pair_accuracy, shuffled
-from pipeline.evals.answering import Answered, Identity, answer_all, kept_answers, whole_reply
+from pipeline.evals.answering import Answered, Identity, answer_all, asked_turns, kept_answers, whole_reply
 from pipeline.evals.cases import build_cases, build_comparisons, build_questions
 from pipeline.evals.config import EvaluateConfig
 from pipeline.evals.duels import duel, is_compared
@@ -127,6 +127,11 @@ class Evaluate(Stage):
         }
         return asked | ({"engine": config.engine} if build_comparisons(config.evaluate, []) else {})
 
+    def uses(self, prepared: Prepared) -> list[Use]:
+        cases = [asked_turns(case) for case in self._cases(prepared, [])]
+        most = prepared.config.evaluate.max_reply_tokens
+        return [Use(what="evaluate: replies", dialogues=cases, reply_tokens=most)]
+
     def cost(self, prepared: Prepared) -> Cost:
         """Replies and answers of every model, and all calls to judges, labeller and reward models."""
         whole, config = prepared.config, prepared.config.evaluate
@@ -199,6 +204,8 @@ class Evaluate(Stage):
             "judge": card.name,
             "split": config.split,
             "num_cases": len(cases),
+            "num_requests": len(verdicts),
+            "num_unanswered": sum(not verdict.replied for verdict in verdicts),
             "num_unjudged": card.num_unjudged,
             "judge_accuracy": card.accuracy.value,
         }

@@ -14,7 +14,7 @@ from pipeline.core import distributed
 from pipeline.core.counts import warn_of_share
 from pipeline.core.log import warn
 from pipeline.core.settings import part
-from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage
+from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage, Use
 from pipeline.data.drawing import PoolSizes
 from pipeline.engines.base import EngineConfig, Request, generate_all
 from pipeline.engines.roles import BASE, feedback_engine, policy_engine
@@ -97,13 +97,19 @@ class Preferences(Stage):
         notes = LABELLERS[config.labeller.kind].notes(config.labeller, constitution)
         if config.pairs == "contrast" and not constitution.opening():
             notes.append(
-                "preferences.pairs is 'contrast', but the constitution has no worked examples or contrasts that show "
-                "the beginning of a refusal: two replies of the SFT model are compared instead."
+                "preferences.pairs is 'contrast', but the constitution does not show how a refusal begins (two or more "
+                "refusals in worked_examples or contrasts, of which most begin with the same two words), so two "
+                "replies of the SFT model are compared instead."
             )
         return notes
 
     def engines(self, config: Config) -> dict[str, EngineConfig]:
         return {"engine": config.engine}
+
+    def uses(self, prepared: Prepared) -> list[Use]:
+        config = prepared.config.preferences
+        prompts = [prompt.messages for prompt in config.compared_prompts(prepared)]
+        return [Use(what="preferences: replies to compare", dialogues=prompts, reply_tokens=config.max_reply_tokens)]
 
     def cost(self, prepared: Prepared) -> Cost:
         config, seed = prepared.config.preferences, prepared.config.seed

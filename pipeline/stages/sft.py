@@ -12,10 +12,10 @@ from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
 from pipeline.core.errors import StageError
 from pipeline.core.settings import part
-from pipeline.core.stage import WEIGHTS, Context, Cost, Metrics, Prepared, Stage
+from pipeline.core.stage import WEIGHTS, Context, Cost, Metrics, Prepared, Stage, Use
 from pipeline.methods.base import num_steps
 from pipeline.records import Exchange, Message, TrainingRow, derived_rng, read_records, write_records
-from pipeline.training.config import TrainConfig
+from pipeline.training.config import TrainConfig, training_use
 from pipeline.training.history import write_history
 
 if TYPE_CHECKING:
@@ -63,6 +63,12 @@ class Sft(Stage):
 
         check_training(prepared.config.model)
         return []
+
+    def uses(self, prepared: Prepared) -> list[Use]:
+        config, critique = prepared.config.sft, prepared.config.critique
+        prompts = [prompt.messages for prompt in critique.training_prompts(prepared.prompts)]
+        longest = max(critique.max_reply_tokens, critique.max_revision_tokens)
+        return [training_use("sft", prompts, longest, config)]
 
     def cost(self, prepared: Prepared) -> Cost:
         config, critique, constitution = prepared.config.sft, prepared.config.critique, prepared.constitution

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from pipeline.core.settings import RUNTIME, Settings
+from pipeline.core.stage import Use
+from pipeline.records import Message
 
 
 class TrainConfig(Settings):
@@ -30,3 +33,15 @@ class TrainConfig(Settings):
     """How the learning rate falls after the warm-up."""
     save_every_steps: Annotated[int, RUNTIME] = Field(default=10, ge=1)
     """Steps between two checkpoints; a killed run repeats at most so many."""
+
+
+def training_use(stage: str, dialogues: Sequence[Sequence[Message]], reply_tokens: int, config: TrainConfig) -> Use:
+    """The rows that a stage trains on; ``reply_tokens``: the most tokens of a reply."""
+    return Use(
+        what=f"{stage}: rows to train on",
+        dialogues=dialogues,
+        reply_tokens=reply_tokens,
+        most=config.max_length_tokens,
+        field=f"{stage}.max_length_tokens",
+        cuts_replies=True,
+    )

@@ -23,7 +23,7 @@ def cut_to_length(rows: Sequence[dict[str, Any]], most: int, field: str) -> tupl
         field: the name of ``most`` in the configuration, for the messages.
 
     Returns:
-        the rows, and ``num_rows_cut``, ``num_rows_left_out`` and, for pairs, ``num_rows_equal``.
+        the rows, and ``num_rows`` (before), ``num_rows_cut``, ``num_rows_left_out`` and, for pairs, ``num_rows_equal``.
 
     Raises:
         ConfigError: no row is left.
@@ -50,5 +50,5 @@ def cut_to_length(rows: Sequence[dict[str, Any]], most: int, field: str) -> tupl
     warn_of_many(num_cut, len(rows), longer, f"raise {field}")
     warn_of_many(num_left_out, len(rows), too_long, f"raise {field}")
     warn_of_many(num_equal, len(rows), equal, f"raise align.num_reply_tokens or {field}")
-    counts = {"num_rows_cut": num_cut, "num_rows_left_out": num_left_out}
+    counts = {"num_rows": len(rows), "num_rows_cut": num_cut, "num_rows_left_out": num_left_out}
     return fitting, counts | ({"num_rows_equal": num_equal} if "chosen_ids" in fitting[0] else {})

@@ -320,7 +320,7 @@ def test_sft_learns_the_reply_and_its_end(made: tuple[Case, Path], first_batch: 
     labels = batch["labels"]
     assert split_rows(batch, labels != -100) == [(expected.prompts[name], expected.reply) for name in DIALOGUES]
     assert bool(((labels == -100) | (labels == batch["input_ids"])).all())
-    assert metrics == {"num_rows_cut": 0, "num_rows_left_out": 0}
+    assert metrics == {"num_rows": 2, "num_rows_cut": 0, "num_rows_left_out": 0}
 
 
 @pytest.mark.parametrize("method", ["dpo", "ipo"])
@@ -448,7 +448,7 @@ def test_replies_lose_their_ends_and_prompts_that_fill_the_length_are_left_out()
     ]
     fitting, counts = cut_to_length(rows, 3, "align.max_length_tokens")
     assert fitting == [{**rows[0], "chosen_ids": [3]}, rows[1]]
-    assert counts == {"num_rows_cut": 1, "num_rows_left_out": 1, "num_rows_equal": 0}
+    assert counts == {"num_rows": 3, "num_rows_cut": 1, "num_rows_left_out": 1, "num_rows_equal": 0}
     with pytest.raises(ConfigError, match=r"align\.max_length_tokens is 2, but every prompt"):
         cut_to_length(rows, 2, "align.max_length_tokens")
 
@@ -460,7 +460,8 @@ def test_pairs_that_are_equal_after_the_cut_are_left_out(caplog: pytest.LogCaptu
         {"prompt_ids": [1], "chosen_ids": [3], "rejected_ids": [4], "label_a": 1.0},
     ]
     fitting, counts = cut_to_length(rows, 3, "align.max_length_tokens")
-    assert fitting == rows[1:] and counts == {"num_rows_cut": 0, "num_rows_left_out": 0, "num_rows_equal": 1}
+    assert fitting == rows[1:]
+    assert counts == {"num_rows": 2, "num_rows_cut": 0, "num_rows_left_out": 0, "num_rows_equal": 1}
     assert "1 of 2 pairs are left out" in caplog.text
     with pytest.raises(ConfigError, match="both replies of every pair that fits are the same"):
         cut_to_length(rows[:1], 3, "align.max_length_tokens")

@@ -1,0 +1,73 @@
+"""What the stages shortened, left out or could not read: from their metrics, in one table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.report.build import Report
+
+# stage → metric → what happened, why, and the metric that counts what could have been affected
+LOSSES: dict[str, dict[str, tuple[str, str, str]]] = {
+    "prompts": {
+        "num_empty_dropped": ("left out", "the row is empty", "num_prompts"),
+        "num_duplicates_dropped": ("left out", "the request is there twice", "num_prompts"),
+    },
+    "critique": {
+        "num_shortened": ("shortened", "cut after the last whole sentence, or before a repetition", "num_texts"),
+        "num_empty": ("left out", "the reply, critique or revision is empty or has no whole sentence", "num_texts"),
+        "num_too_long_for_the_context": ("left out", "it does not fit the model's context", "num_texts"),
+        "num_refused_by_the_server": ("left out", "the server refuses it", "num_texts"),
+    },
+    "sft": {
+        "num_rows_cut": ("shortened", "the row is longer than sft.max_length_tokens", "num_rows"),
+        "num_rows_left_out": ("left out", "the prompt alone has sft.max_length_tokens or more tokens", "num_rows"),
+    },
+    "preferences": {
+        "num_empty_dropped": ("left out", "one of the two replies is empty", "num_prompts"),
+        "num_identical_dropped": ("left out", "both replies are the same", "num_prompts"),
+        "num_parse_failures": ("without a label", "the labeller's answer can't be read", "num_judgements"),
+        "num_refused_by_the_server": ("without a label", "the server refuses the question", "num_judgements"),
+    },
+    "reward": {
+        "num_unusable": ("left out", "the pair has no usable label", ""),
+        "num_texts_cut": ("shortened", "the text is longer than reward.max_length_tokens", ""),
+    },
+    "align": {
+        "num_rows_cut": ("shortened", "the row is longer than align.max_length_tokens", "num_rows"),
+        "num_rows_left_out": ("left out", "the prompt alone has align.max_length_tokens or more tokens", "num_rows"),
+        "num_rows_equal": ("left out", "both replies have the same tokens where they are compared", "num_rows"),
+        "num_unreadable_rewards": ("with reward 0", "no answer of the constitution's judge can be read", ""),
+    },
+    "evaluate": {
+        "num_unanswered": ("in no rate", "the request does not fit the context, or is refused", "num_requests"),
+        "num_unjudged": ("in no rate", "the judge's answer can't be read, or there is no reply", "num_requests"),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Loss:
+    """``asked``: how many could have been affected; None: the stage does not say."""
+
+    stage: str
+    number: int
+    asked: int | None
+    effect: str
+    why: str
+
+
+def losses(report: Report) -> list[Loss]:
+    """Everything that a stage of the run did not use as it was, without zeros."""
+    found = []
+    for stage, manifest in report.manifests.items():
+        for name, (effect, why, of) in LOSSES.get(stage, {}).items():
+            if number := _total(manifest.metrics.get(name)):
+                asked = _total(manifest.metrics.get(of))
+                found.append(Loss(stage, number, asked or None, effect, why))
+    return found
+
+
+def _total(value: Any) -> int:
+    """A metric that may be counted by pool."""
+    return sum(value.values()) if isinstance(value, dict) else int(value or 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from pydantic import ValidationError
 
 from pipeline.constitution.schema import Constitution, Principle, WorkedExample
 from pipeline.core.errors import ConfigError
+from pipeline.core.json_text import NotJsonError, parse_json
 from pipeline.core.yaml_files import field_path
 
 
@@ -22,13 +22,14 @@ def import_constitution(path: Path) -> Constitution:
     questions; they are derived from the critique request. Raises ConfigError for a file with another layout.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"FILE: there is no file {path}; give a JSON constitution.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"FILE: {path} can't be read as UTF-8 text ({error}).") from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}.") from None
+    except NotJsonError as error:
+        place = f":{error.line}:{error.column}" if error.line else ""
+        raise ConfigError(f"{path}{place}: {error}; fix the file.") from None
     try:
         if isinstance(data, dict) and "constitutions" in data:
             pairs = [

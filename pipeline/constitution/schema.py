@@ -6,9 +6,9 @@ import random
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from pipeline.records import Message, Pool, Prompt, derive_seed
 
@@ -20,6 +20,7 @@ def _slug(text: str) -> str:
 
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Tag = Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True, min_length=1)]
 Slug = Annotated[str, AfterValidator(_slug)]
 
 # As in the paper, harmlessness principles are for red-team prompts, and the others for all other prompts.
@@ -41,7 +42,7 @@ class Principle(_Part):
     """The id that critiques and labels refer to."""
     title: Text
     """A short heading; two labellers quote it."""
-    tags: list[Text] = []
+    tags: list[Tag] = []
     """Topics; harmlessness, honesty, helpfulness and style decide for which pools it is used."""
     weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     """How often it is drawn, relative to the others; 0 turns it off."""
@@ -58,7 +59,7 @@ class WorkedExample(_Part):
 
     id: Slug
     """The id that training rows refer to."""
-    tags: list[Text] = []
+    tags: list[Tag] = []
     """Topics; it illustrates the principle with which it shares most tags."""
     request: Text
     """What the person asks."""
@@ -75,7 +76,7 @@ class GoodAnswer(_Part):
 
     id: Slug
     """The id that training rows refer to."""
-    tags: list[Text] = []
+    tags: list[Tag] = []
     """Topics of the request."""
     request: Text
     """What the person asks."""
@@ -88,7 +89,7 @@ class Contrast(_Part):
 
     id: Slug
     """The id that training rows refer to."""
-    tags: list[Text] = []
+    tags: list[Tag] = []
     """Kinds of harm."""
     request: Text
     """The harmful request."""
@@ -124,11 +125,6 @@ class Constitution(_Part):
     """Harmless requests with good answers."""
     contrasts: list[Contrast] = []
     """Harmful requests, each with a harmless twin; in the file a list, or the path of a YAML file with a list."""
-
-    @field_validator("version", mode="before")
-    @classmethod
-    def _version_is_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, int | float) else value  # YAML reads 1.0 as a number
 
     @model_validator(mode="after")
     def _some_weight(self) -> Constitution:

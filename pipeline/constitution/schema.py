@@ -6,6 +6,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -145,6 +146,29 @@ class Constitution(_Part):
         """The principles whose tags fit a pool of prompts, or all if none fits; without those of weight 0."""
         fitting = [p for p in self.principles if p.weight > 0 and POOL_TAGS[pool] & set(p.tags)]
         return fitting or [p for p in self.principles if p.weight > 0]
+
+    def tag_notes(self) -> list[str]:
+        """A sentence for each tag that is nearly one of those that decide, and for each pool without a principle."""
+        deciding = sorted(frozenset().union(*POOL_TAGS.values()))
+        misspelt = [
+            f"principle {principle.id!r} has the tag {tag!r}; did you mean {near[0]!r}? It decides for which pools the "
+            "principle is used."
+            for principle in self.principles
+            for tag in principle.tags
+            if tag not in deciding
+            and (near := get_close_matches(tag, deciding, n=1, cutoff=0.75))
+            and near[0] not in principle.tags
+        ]
+        used = {tag for principle in self.principles if principle.weight > 0 for tag in principle.tags}
+        without: dict[frozenset[str], list[str]] = {}
+        for pool, tags in POOL_TAGS.items():
+            if not tags & used:
+                without.setdefault(tags, []).append(pool)
+        return misspelt + [
+            f"no principle is tagged for {' and '.join(pools)} ({', '.join(sorted(tags))}), so all principles are used "
+            "there."
+            for tags, pools in without.items()
+        ]
 
     def sample(self, pool: Pool, num_principles: int, rng: random.Random) -> list[Principle]:
         """Draw principles by weight, without repetition until all have been drawn."""

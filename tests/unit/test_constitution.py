@@ -84,6 +84,56 @@ def test_duplicate_ids_and_requests_are_refused(tmp_path: Path):
     assert "the same as in worked_examples[0]" in refusal(path)
 
 
+def tagged(*tags: list[str], weight: float = 1.0) -> Constitution:
+    """A constitution with one principle for each list of tags."""
+    texts = dict.fromkeys(("title", "critique_request", "revision_request", "preference_question"), "x")
+    principles = [{"id": f"p{i}", "tags": names, "weight": weight, **texts} for i, names in enumerate(tags)]
+    about = dict.fromkeys(("name", "version", "description", "provenance", "preamble"), "x")
+    return Constitution.model_validate(
+        {**about, "principles": [*principles, {"id": "last", "tags": ["style"], **texts}]}
+    )
+
+
+def test_tags_are_compared_without_case_and_space():
+    constitution = tagged([" Harmlessness", "MY own"])
+    assert constitution.principles[0].tags == ["harmlessness", "my own"]
+    assert [principle.id for principle in constitution.principles_for("red_team")] == ["p0"]
+    assert constitution.tag_notes() == []
+
+
+NOT_TAGGED = "no principle is tagged for red_team (harmlessness), so all principles are used there."
+
+
+@pytest.mark.parametrize(
+    ("constitution", "notes"),
+    [
+        (tagged(["safety"]), [NOT_TAGGED]),
+        (tagged([]), [NOT_TAGGED]),
+        (tagged(["harmlessness"], weight=0), [NOT_TAGGED]),
+        (
+            tagged(["harmlesness"]),
+            ["principle 'p0' has the tag 'harmlesness'; did you mean 'harmlessness'?", NOT_TAGGED],
+        ),
+        (
+            tagged(["harmlessness", "harmless"], ["honest"]),
+            ["principle 'p1' has the tag 'honest'; did you mean 'honesty'?"],
+        ),
+        (tagged(["harmlessness"], ["weapons", "privacy", "lifestyle", "history"]), []),
+    ],
+)
+def test_what_tags_leave_undecided_is_said(constitution: Constitution, notes: list[str]):
+    found = constitution.tag_notes()
+    assert len(found) == len(notes) and all(one.startswith(other) for one, other in zip(found, notes, strict=True))
+
+
+def test_a_repeated_name_of_a_published_file_is_refused(tmp_path: Path):
+    path = tmp_path / "twice.json"
+    entry = '{"prompt": ["Say what is bad."], "edit_request": "Mend it."}'
+    path.write_text(f'{{"harmful0": {entry}, "harmful0": {entry}}}')
+    with pytest.raises(ConfigError, match=r"twice\.json: key 'harmful0' is repeated"):
+        import_constitution(path)
+
+
 def test_missing_file_and_unknown_name():
     with pytest.raises(ConfigError, match=r"no file .*gone\.yaml"):
         load_constitution(Path("gone.yaml"))

@@ -12,6 +12,7 @@ from pipeline.constitution.schema import Constitution, Principle, WorkedExample
 from pipeline.core.errors import ConfigError
 from pipeline.core.json_text import NotJsonError, parse_json
 from pipeline.core.yaml_files import field_path
+from pipeline.records import clean_text
 
 
 def import_constitution(path: Path) -> Constitution:
@@ -42,6 +43,8 @@ def import_constitution(path: Path) -> Constitution:
         else:
             raise KeyError("layout")
         pairs = [(name, _text(critique), _text(revision)) for name, critique, revision in pairs]
+        if odd := next((name for name, *texts in pairs if clean_text("".join(texts)) != "".join(texts)), None):
+            raise ConfigError(f"{path}: {odd}: half a character or NUL is in the text; write whole characters.")
     except (KeyError, TypeError, AttributeError):
         raise ConfigError(
             f"{path}: unknown layout; expected name → {{prompt, edit_request}}, "

@@ -148,7 +148,7 @@ def _csv_rows(path: Path, damaged: Damaged | None) -> Iterator[tuple[str, Row]]:
 
 
 def _refuse_repeated(columns: list[str], place: str) -> None:
-    if twice := next((name for name in columns if columns.count(name) > 1), None):
+    if twice := next((name for name in columns if name and columns.count(name) > 1), None):
         raise ConfigError(f"{place}: column {twice!r} is there twice; rename or remove one.")
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pipeline.core.errors import ConfigError
 from pipeline.data.files import Row, mended_note, rows_of
 from pipeline.data.transcripts import parse_transcript
-from pipeline.data.turns import parse_turns
+from pipeline.data.turns import is_dialogue, parse_turns
 from pipeline.records import Message, dialogue_key
 
 
@@ -181,7 +181,7 @@ def _hhh_targets(row: Row) -> PairRow:
 def _chosen_rejected(row: Row) -> PairRow:
     """TRL's layouts with a prompt, as text or as turns, and UltraFeedback's: a prompt and two whole dialogues."""
     _refuse_tie(row)
-    if isinstance(row["chosen"], list) and _turns(row, "chosen")[0]["role"] != "assistant":
+    if _holds_turns(row, "chosen") and _turns(row, "chosen")[0]["role"] != "assistant":
         return _dialogues(row)
     return PairRow(
         **_labels(row), messages=_context(row), chosen=_reply(row, "chosen"), rejected=_reply(row, "rejected")
@@ -209,9 +209,13 @@ def _refuse_tie(row: Row) -> None:
 def _context(row: Row) -> list[Message]:
     """The dialogue before the replies."""
     column = next((name for name in ("messages", "request", "prompt") if row.get(name)), "prompt")
-    if isinstance(row[column], list):
+    if _holds_turns(row, column):
         return _turns(row, column)
     return [Message(role="user", content=_text(row, column))]
+
+
+def _holds_turns(row: Row, column: str) -> bool:
+    return isinstance(row[column], list) or is_dialogue(row[column])
 
 
 def _turns(row: Row, column: str) -> list[Message]:
@@ -226,7 +230,7 @@ def _turns(row: Row, column: str) -> list[Message]:
 
 def _reply(row: Row, column: str) -> str:
     """A reply as text, or as the only turn of a list."""
-    if not isinstance(row[column], list):
+    if not _holds_turns(row, column):
         return _text(row, column)
     turns = _turns(row, column)
     if [turn["role"] for turn in turns] != ["assistant"]:
@@ -314,20 +318,12 @@ _SHAPES: dict[str, tuple[frozenset[str], Callable[[Row], Any]]] = {
 }
 
 
-# What the column "chosen" holds in the layouts that have the same columns
-_CHOSEN: dict[str, type] = {"dialogues": list, "hh_rlhf": str}
-
-
 def shape_of(row: Row, allowed: Sequence[str]) -> str | None:
     """The first allowed layout whose columns are all in a row, or None."""
-    return next(
-        (
-            shape
-            for shape, (needed, _) in _SHAPES.items()
-            if shape in allowed and needed <= row.keys() and isinstance(row.get("chosen"), _CHOSEN.get(shape, object))
-        ),
-        None,
-    )
+    possible = [shape for shape, (needed, _) in _SHAPES.items() if shape in allowed and needed <= row.keys()]
+    if possible[:1] == ["dialogues"]:  # hh-rlhf has the same columns
+        return "dialogues" if _holds_turns(row, "chosen") else "hh_rlhf" if isinstance(row["chosen"], str) else None
+    return next(iter(possible), None)
 
 
 def _known_layouts(shapes: Sequence[str]) -> str:

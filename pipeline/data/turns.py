@@ -19,7 +19,13 @@ _ROLES = {
 
 
 def is_dialogue(value: Any) -> bool:
-    """Whether a value looks like turns: a list of ``{role, content}`` or of ShareGPT's ``{from, value}``."""
+    """Whether a value is like turns: a list of ``{role, content}`` or of ShareGPT's ``{from, value}``, or this as JSON
+    text, as a table has it."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = parse_json(value)
+        except ValueError:
+            return False
     return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) and _named(turn) for turn in value)
 
 

@@ -201,6 +201,7 @@ def test_import_takes_a_lone_text_for_a_list(tmp_path: Path):
         "{",
         '{"a": {"prompt": []}}',
         '{"constitutions": [{"critic": "x"}]}',
+        '{"a": {"prompt": "x", "edit_request": "half \\ud83d"}}',
     ],
 )
 def test_import_refuses_other_layouts(tmp_path: Path, text: str):

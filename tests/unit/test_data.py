@@ -95,6 +95,7 @@ def test_dialogues_are_read_in_the_layouts_of_chat_data_sets(tmp_path: Path, row
     ("row", "columns", "expected"),
     [
         ({"prompt": [{"role": "user", "content": "x"}]}, [], r"text; set data\.red_team\.columns\.messages=prompt\."),
+        ({"prompt": '[{"role": "user", "content": "x"}]'}, [], r"text; set data\.red_team\.columns\.messages=prompt"),
         ({"talk": [{"from": "human", "value": "x"}]}, [], r"turns: set data\.red_team\.columns\.messages=talk\."),
         ({"m": [{"role": "tool", "content": "x"}]}, ["messages=m"], r"a turn of 'tool' \(turn 1\); only system, user"),
         ({"m": [{"role": "user", "content": None}]}, ["messages=m"], r"a turn without text \(turn 1, of 'user'\)"),
@@ -137,6 +138,7 @@ def test_odd_tables_are_read(tmp_path: Path):
     for name, text, expected in [
         ("a.CSV", f"prompt\n{long}\n", [long.strip()]),
         ("b.csv", " prompt , kind\nOne?,x\n", ["One?"]),
+        ("e.csv", "prompt,,\nOne?,,\n", ["One?"]),
         ("c.csv", "\ufeffprompt\rOne?\rTwo?\r", ["One?", "Two?"]),
         ("d.TSV", "kind\tprompt\nx\tOne?\n", ["One?"]),
     ]:

@@ -107,6 +107,8 @@ SCORES = {"score_chosen": 8.5, "score_rejected": 6.0}
         {"prompt": "Hi", "chosen": GOOD[1:], "rejected": BAD[1:]},
         {"prompt": ASKED, "chosen": "good", "rejected": "bad"},
         {"chosen": GOOD, "rejected": BAD},
+        {"chosen": json.dumps(GOOD), "rejected": json.dumps(BAD)},
+        {"prompt": json.dumps(ASKED), "chosen": json.dumps(GOOD[1:]), "rejected": json.dumps(BAD[1:])},
         {"prompt": "Hi", "chosen": GOOD, "rejected": BAD, "messages": GOOD, **SCORES},
         {"chosen": "\r\n\r\nHuman: Hi\r\n\r\nAssistant: good", "rejected": "\n\nHuman: Hi\n\nAssistant: bad"},
         {
@@ -120,6 +122,8 @@ SCORES = {"score_chosen": 8.5, "score_rejected": 6.0}
         "replies-as-turns",
         "prompt-as-turns",
         "implicit-prompt",
+        "as-json-text",
+        "conversational-as-json-text",
         "ultrafeedback",
         "hh-crlf",
         "sharegpt",

@@ -147,7 +147,7 @@ def _messages(row: Row, columns: ColumnsConfig, place: str, field: str) -> list[
         try:
             return up_to_last_request(parse_turns(value))
         except ValueError as error:
-            raise ConfigError(f"{place}: column {column!r} {_joined(error)}.") from None
+            raise ConfigError(f"{place}: column {column!r} {_turns_problem(error)}.") from None
     if is_dialogue(value):
         raise ConfigError(
             f"{place}: column {column!r} holds a list of turns, but columns.{kind} is for text; set "
@@ -171,6 +171,6 @@ def _other_column(column: str, row: Row, field: str) -> str:
     return did_you_mean(column, row)
 
 
-def _joined(error: ValueError) -> str:
+def _turns_problem(error: ValueError) -> str:
     """What is wrong with a column of turns, as the end of a sentence that begins with the column."""
     return f"is text but {error}" if isinstance(error, NotJsonError) else str(error)

@@ -13,6 +13,7 @@ from pipeline.chain.config import to_plain
 from pipeline.chain.order import CHAIN
 from pipeline.chain.preflight import preflight
 from pipeline.cli import main
+from pipeline.constitution.files import load_constitution, shipped_constitutions, to_yaml
 from pipeline.core.errors import ConfigError
 
 OPTIONS = [
@@ -57,6 +58,18 @@ def test_the_paper_preset_is_the_papers():
     assert (config.critique.num_rounds, config.critique.temperature, config.sft.revisions) == (4, 1.0, "all")
     assert config.preferences.labeller.kind == "ab" and not config.sft.worked_examples
     assert len(preflight(config).constitution.principles) == 16
+
+
+def test_a_pool_without_a_principle_is_a_warning_before_a_run_and_in_a_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    note = "no principle is tagged for red_team (harmlessness), so all principles are used there."
+    path = tmp_path / "mine.yaml"
+    path.write_text(to_yaml(load_constitution(shipped_constitutions()["plain_speech"]).first(1)), encoding="utf-8")
+    overrides = [f"constitution.path={path}", "tracking=none", f"output_dir={tmp_path}/outputs"]
+    assert note in preflight(compose_config(overrides)).notes
+    assert main(["constitution", "check", str(path)]) == 0
+    assert f"warning: {note}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

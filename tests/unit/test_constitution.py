@@ -2,13 +2,14 @@
 
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pipeline.constitution.files import find_constitution, load_constitution, shipped_constitutions
+from pipeline.constitution.files import find_constitution, load_constitution, shipped_constitutions, to_yaml
 from pipeline.constitution.published import import_constitution
 from pipeline.constitution.schema import Constitution, Contrast, GoodAnswer, Principle, WorkedExample
 from pipeline.core.errors import ConfigError
@@ -70,6 +71,17 @@ def test_extra_key_gets_a_suggestion(tmp_path: Path):
 def test_mistakes_are_one_sentence(tmp_path: Path, old: str, new: str, expected: str):
     message = refusal(written(tmp_path, old, new))
     assert expected in message and "mine.yaml:" in message
+
+
+def test_a_version_and_an_id_are_what_the_file_says_also_when_written_again(tmp_path: Path):
+    version = re.search(r"^version:.*$", MINIMAL.read_text(encoding="utf-8"), re.MULTILINE)
+    assert version
+    path = written(tmp_path, version.group(), "version: 1.10")
+    path.write_text(re.sub(r"- id: .*", "- id: 007", path.read_text(encoding="utf-8"), count=1), encoding="utf-8")
+    for _ in range(2):
+        found = load_constitution(path)
+        assert (found.version, found.principles[0].id) == ("1.10", "007")
+        path.write_text(to_yaml(found), encoding="utf-8")
 
 
 def test_duplicate_ids_and_requests_are_refused(tmp_path: Path):

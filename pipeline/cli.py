@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -88,8 +89,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. A ``CaiError`` is printed, not raised."""
+    _print_anywhere()
     args, extra = parser().parse_known_args(arguments)
     try:
+        _refuse_bytes(sys.argv[1:] if arguments is None else arguments)
         _refuse_unknown(args, extra)
         _quiet_libraries()
         if args.quiet:
@@ -106,6 +109,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; run the same command again to continue.", file=sys.stderr)
         return 130
+
+
+def _print_anywhere() -> None:
+    """Print "?" for a character that the terminal's encoding does not have, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _refuse_bytes(words: Sequence[str]) -> None:
+    """Refuse an argument that is not text: Python reads its bytes as half characters, which can't be written."""
+    from pipeline.records import clean_text
+
+    for word in words:
+        if clean_text(word) != word:
+            raise ConfigError(f"argument {word!r} is not text in the terminal's encoding; write it in UTF-8.")
 
 
 def _refuse_unknown(args: argparse.Namespace, extra: Sequence[str]) -> None:
@@ -295,6 +314,8 @@ def _constitution(args: argparse.Namespace) -> int:
             f"{args.file}: {found.name} {found.version} is valid: {len(found.principles)} principles, "
             f"{len(found.worked_examples)} worked examples, {len(found.good_answers)} good answers."
         )
+        for note in found.tag_notes():
+            print(f"warning: {note}")
     else:
         imported = import_constitution(args.file)
         _refuse_twins(imported.principles)

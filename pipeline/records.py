@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -15,8 +16,16 @@ Pool = Literal["red_team", "ordinary", "look_alike"]
 Split = Literal["train", "validation", "test"]
 POOLS: tuple[Pool, ...] = ("red_team", "ordinary", "look_alike")
 
-
 _PUNCTUATION = dict.fromkeys(map(ord, ".?!,:;'\"`-/£%()[]{}…“”‘’„«»–—¿¡"), " ")
+
+
+_NO_CHARACTER = re.compile("[\ud800-\udfff\0]")
+
+
+def clean_text(text: str) -> str:
+    """The text with U+FFFD for each half of a character (a lone surrogate, which is valid JSON but can't be written as
+    UTF-8) and for each NUL. Call it where text comes in from outside."""
+    return _NO_CHARACTER.sub("\ufffd", text)
 
 
 class Message(TypedDict):
@@ -204,9 +213,9 @@ RecordT = TypeVar("RecordT", bound=Record)
 def dialogue_key(messages: Iterable[Message]) -> str:
     """SHA-256 of a dialogue without case, spacing and ordinary punctuation: equal keys mean the same request.
 
-    Other characters count: C, C++ and C# differ, and so do 5 + 3 and 5 * 3.
+    Other characters count: C, C++ and C# differ, and so do 5 + 3 and 5 * 3. In a turn of punctuation alone, it counts.
     """
-    words = " | ".join(normalised(turn["content"]) for turn in messages)
+    words = " | ".join(normalised(turn["content"]) or turn["content"] for turn in messages)
     return hashlib.sha256(words.encode()).hexdigest()
 
 

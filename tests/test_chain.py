@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from collections.abc import Callable
@@ -302,6 +303,23 @@ def test_a_reused_name_shows_only_the_new_run(tiny: Tiny):
     again = run(tiny("name=mine", "seed=7", "until=critique"))
     assert sorted(path.name for path in again.folder.iterdir() if path.is_symlink()) == ["1-prompts", "2-critique"]
     assert not (again.folder / "report.html").exists()
+
+
+def test_outputs_below_the_model_and_half_characters_in_the_data_change_nothing(
+    tiny: Tiny, tiny_model: Path, tmp_path: Path
+):
+    model, prompts = tmp_path / "model", tmp_path / "mine.jsonl"
+    shutil.copytree(tiny_model, model)
+    prompts.write_text("".join(json.dumps({"prompt": f"Half \ud83d of question {i}?"}) + "\n" for i in range(40)))
+    (model / "outputs").mkdir()
+    (tmp_path / "disk").mkdir()
+    (model / "outputs" / "runs").symlink_to(tmp_path / "disk")
+    data = ["data=local", f"data.red_team.path={prompts}"]
+    config = tiny(f"model.path={model}", f"output_dir={model}/outputs", *data, "until=critique")
+    first, again = run(config), run(config)
+    assert made(first) == {"prompts", "critique"} and not made(again)
+    exchanges = list(read_records(again.folder / "2-critique" / "exchanges.jsonl", Exchange))
+    assert any("Half \ufffd of question" in exchange.prompt.request for exchange in exchanges)
 
 
 def test_a_folder_without_a_manifest_is_moved_aside(tiny: Tiny):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from difflib import get_close_matches
 from pathlib import Path
 
 from pipeline.chain.config import Config, to_config
-from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.chain.order import runs_folder
+from pipeline.core.errors import ArtifactError, ConfigError, did_you_mean
+from pipeline.engines.models import check_model
 
 _GENERIC = {"checkpoint", "model", "adapter", "final"}  # folder names that don't describe the model
 
@@ -20,10 +23,10 @@ def with_checkpoints(config: Config, checkpoint: str, base: str | None) -> Confi
     """
     if config.until not in {"evaluate", "report"}:
         raise ConfigError(f"until is {config.until!r}, but only evaluate and report run here; leave it out.")
-    path = find_checkpoint(checkpoint, config.output_dir)
+    path = find_checkpoint(checkpoint, config.output_dir, "CHECKPOINT")
     names = {name_of(path): path}
     if base is not None:
-        base_path = find_checkpoint(base, config.output_dir)
+        base_path = find_checkpoint(base, config.output_dir, "--base")
         if base_path == path:
             raise ConfigError(f"--base is {base!r}, the checkpoint itself; give another model, or leave it out.")
         first = name_of(base_path)
@@ -61,18 +64,30 @@ def read_config(run: Path) -> Config:
         raise ArtifactError(f"{path} was written by another version ({reason}); run it again with this one.") from None
 
 
-def find_checkpoint(name: str, output_dir: str) -> str:
+def find_checkpoint(name: str, output_dir: str, field: str) -> str:
     """The path of a model: a folder or hub id is returned as it is, and a run (name or folder) gives its checkpoint.
 
     Links such as ``latest`` are resolved now, because they may point to another run later.
+
+    Raises:
+        ConfigError: there is neither a run nor a model of this name. ``field``: where it was given.
     """
-    given = Path(name).expanduser()
-    for run in (given, Path(output_dir).expanduser() / "runs" / name):
+    given, runs = Path(name).expanduser(), runs_folder(output_dir)
+    for run in (given, runs / name):
         if (run / "checkpoint" / "config.json").is_file():
             return str(run.resolve() / "checkpoint")
         if (run / "run.json").is_file():
-            raise ConfigError(f"CHECKPOINT: the run {name!r} has no checkpoint; give a run that has finished training.")
-    return str(given.parent.resolve() / given.name) if given.is_dir() else name
+            raise ConfigError(f"{field}: the run {name!r} has no checkpoint; give a run that has finished training.")
+    if given.is_dir():
+        return str(given.parent.resolve() / given.name)
+    try:
+        check_model(name, None, field)
+    except ConfigError:
+        known = [path.parent.parent.name for path in runs.glob("*/checkpoint/config.json")]
+        if get_close_matches(given.name, known):
+            raise ConfigError(f"{field}: there is no run or model {name!r}{did_you_mean(given.name, known)}.") from None
+        raise
+    return name
 
 
 def name_of(path: str) -> str:

@@ -12,12 +12,15 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString, Sweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.chain.config import Config, to_config
 from pipeline.core.errors import ConfigError, did_you_mean
+from pipeline.core.settings import types_at
+from pipeline.records import clean_text
 
 _MOVED = {
     "align.ppo": "align, for example align.max_kl instead of align.ppo.max_kl",
@@ -41,9 +44,8 @@ def compose_raw(overrides: Sequence[str], config_dir: Path | None = None) -> dic
     """Compose without validation. ``config_dir`` adds a folder with the user's groups."""
     if config_dir and not config_dir.is_dir():
         raise ConfigError(f"--config-dir: there is no folder {config_dir}; give an existing one.")
-    search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
-    for override in overrides:
-        _check_syntax(override)
+    search = [f"hydra.searchpath=[{_quoted(f'file://{config_dir.resolve()}')}]"] if config_dir else []
+    overrides = [_readable(override) for override in overrides]
     try:
         composed = _compose([*(_as_addition(override, config_dir) for override in overrides), *search])
         OmegaConf.resolve(composed)
@@ -57,7 +59,16 @@ def compose_raw(overrides: Sequence[str], config_dir: Path | None = None) -> dic
         raise ConfigError(f"{min(missing)} must be set; add {min(missing)}=VALUE.")
     plain = OmegaConf.to_container(composed)
     assert isinstance(plain, dict)
+    _refuse_no_characters(plain, ())
     return {str(key): value for key, value in plain.items()}
+
+
+def _refuse_no_characters(value: Any, path: tuple[str, ...]) -> None:
+    """Refuse half a character and NUL, which a file of presets can have as an escape, before they are written."""
+    if isinstance(value, str) and clean_text(value) != value:
+        raise ConfigError(f"{'.'.join(path)} is {value!r}, with half a character or NUL in it; write whole characters.")
+    for name, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        _refuse_no_characters(part, (*path, str(name)))
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
@@ -92,24 +103,66 @@ def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> 
         raise
 
 
-def _check_syntax(override: str) -> None:
-    """Refuse an override that Hydra's grammar can't read, before Hydra blames another one."""
-    if override.partition("=")[0].strip("+~ ") == "" or "=" not in override:
+def _readable(override: str) -> str:
+    """An override as Hydra's grammar reads it.
+
+    A value that this grammar can't read is put in quotes. So is the value of a text field that it would read as
+    something else: ``model.revision=4e57912`` is no number, and ``name=true`` is a name.
+
+    Raises:
+        ConfigError: it is not an override, or has a mistake that quotes don't mend.
+    """
+    key, equals, value = override.partition("=")
+    if not equals or not key.strip("+~ "):
         raise ConfigError(f"{override!r} is not an override; write key=value.")
+    if not key.isascii():
+        raise ConfigError(f"{key!r} is not a setting; `cai config` lists all of them.")
+    types = list(types_at(Config, key.lstrip("+").split("."))) if re.fullmatch(r"\+*\w[\w.]*", key, re.ASCII) else []
+    is_text = any(kind in (str, str | None) for kind in types)
+    if (parsed := _parsed(override)) is not None and not (is_text and _is_misread(parsed.value(), types)):
+        return override
+    parts = [value] if re.search(r"['\"\[{]", value) else value.split(",")  # commas separate the values of a sweep
+    if not all(part.strip() for part in parts):
+        raise ConfigError(f"{override!r} has a comma without a value beside it; remove the comma.")
+    if is_text or not re.match(r"\s*[\[{]", value):
+        readable = f"{key}={','.join(_as_text(part, types) for part in parts)}"
+        if _parsed(readable) is not None:
+            return readable
+    raise ConfigError(
+        f"{override!r} can't be read; write key=value, and quote a value with special characters: \"key='value'\"."
+    )
+
+
+def _parsed(override: str) -> Override | None:
     try:
-        OverridesParser.create().parse_override(override)
+        return OverridesParser.create().parse_override(override)
     except HydraException:
-        raise ConfigError(
-            f"{override!r} can't be read; write key=value, and quote a value with special characters: \"key='value'\"."
-        ) from None
+        return None
+
+
+def _is_misread(value: Any, types: Sequence[Any]) -> bool:
+    """Whether Hydra reads the value of a text field as something other than text."""
+    if isinstance(value, ChoiceSweep) and value.simple_form:
+        return any(_is_misread(option, types) for option in value.list)
+    if value is None:
+        return (str | None) not in types
+    return not isinstance(value, str | QuotedString | Sweep)
+
+
+def _as_text(value: str, types: Sequence[Any]) -> str:
+    """One value in quotes, unless Hydra reads it as text without them."""
+    parsed = _parsed(f"key={value}")
+    return _quoted(value.strip()) if parsed is None or _is_misread(parsed.value(), types) else value
+
+
+def _quoted(text: str) -> str:
+    return QuotedString(text=text, quote=Quote.single).with_quotes()
 
 
 def sweep(overrides: Sequence[str]) -> list[list[str]]:
     """Expand ``a=1,2 b=3`` into one list of overrides per job, with Hydra's grammar and order."""
-    for override in overrides:
-        _check_syntax(override)
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        parsed = OverridesParser.create().parse_overrides([_readable(override) for override in overrides])
         batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except HydraException as error:
         raise ConfigError(f"override: {_first_line(error)}.") from None
@@ -118,9 +171,17 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
     """A sentence with the wrong override and the nearest existing key or option."""
-    message = _first_line(error)
+    message = _first_line(error).replace("'++", "'")  # what _as_addition adds
+    if message.startswith("Error merging override") and "${" in message:
+        what = message.removeprefix("Error merging override ").removeprefix("++")
+        return (
+            f"{what} can't be read; ${{KEY}} stands for the value of another setting, so close it or leave out the $."
+        )
     if "Ambiguous value" in message:
-        return f"{message.rstrip('.')}: for a sweep over several values use `cai run -m`."
+        return (
+            f"{message.rstrip('.')}: for a sweep over several values use `cai run -m`; quote a text with a comma: "
+            "\"key='a,b'\"."
+        )
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         group = configs_folder() / key

@@ -41,6 +41,7 @@ def preflight(config: Config) -> Prepared:
         prepared.notes.append(
             f"constitution.max_principles is {asked} but there are only {len(written.principles)}; all are used."
         )
+    prepared.notes.extend(prepared.constitution.tag_notes())
     check_model(config.model.path, config.model.revision)
     config.engine.check("engine")
     for stage in stages:

@@ -30,7 +30,7 @@ def status(output_dir: str, name: str) -> list[tuple[str, str, str]]:
         stages, making = {}, None
     except (ValueError, KeyError, TypeError):
         raise ArtifactError(f"{folder / 'run.json'} is damaged; run the same command again to rewrite it.") from None
-    cache = folder.resolve().parent.parent / "cache"
+    cache = _cache_of(folder)
     rows = []
     for stage in (stage.name for stage in stages_of(read_config(folder).model_copy(update={"until": CHAIN[-1]}))):
         if stage in stages and (manifest := Manifest.read(cache / stages[stage])):
@@ -53,6 +53,12 @@ def find_run(output_dir: str, name: str) -> Path:
     known = [path.name for path in runs.glob("*") if (path / "config.json").exists()]
     hint = did_you_mean(name, known) if known else "; there are no runs yet"
     raise ConfigError(f"RUN: there is no run {name!r} in {runs}{hint}.")
+
+
+def _cache_of(run: Path) -> Path:
+    """The cache beside the folder of runs. ``runs`` may be a link to another disk, and ``run`` may be one to a run."""
+    folders = (path.parent.parent / "cache" for path in (run.absolute(), run.resolve()))
+    return next((folder for folder in folders if folder.is_dir()), run.absolute().parent.parent / "cache")
 
 
 def _unfinished(partial: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,9 @@ from pydantic import ValidationError
 
 from pipeline.constitution.schema import Constitution, Principle, WorkedExample
 from pipeline.core.errors import ConfigError
+from pipeline.core.json_text import NotJsonError, parse_json
 from pipeline.core.yaml_files import field_path
+from pipeline.records import clean_text
 
 
 def import_constitution(path: Path) -> Constitution:
@@ -22,13 +23,14 @@ def import_constitution(path: Path) -> Constitution:
     questions; they are derived from the critique request. Raises ConfigError for a file with another layout.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"FILE: there is no file {path}; give a JSON constitution.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"FILE: {path} can't be read as UTF-8 text ({error}).") from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}.") from None
+    except NotJsonError as error:
+        place = f":{error.line}:{error.column}" if error.line else ""
+        raise ConfigError(f"{path}{place}: {error}; fix the file.") from None
     try:
         if isinstance(data, dict) and "constitutions" in data:
             pairs = [
@@ -41,6 +43,8 @@ def import_constitution(path: Path) -> Constitution:
         else:
             raise KeyError("layout")
         pairs = [(name, _text(critique), _text(revision)) for name, critique, revision in pairs]
+        if odd := next((name for name, *texts in pairs if clean_text("".join(texts)) != "".join(texts)), None):
+            raise ConfigError(f"{path}: {odd}: half a character or NUL is in the text; write whole characters.")
     except (KeyError, TypeError, AttributeError):
         raise ConfigError(
             f"{path}: unknown layout; expected name → {{prompt, edit_request}}, "

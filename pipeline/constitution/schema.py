@@ -6,9 +6,10 @@ import random
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar
+from difflib import get_close_matches
+from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from pipeline.core.text import first_words
 from pipeline.records import Message, Pool, Prompt, derive_seed
@@ -21,6 +22,7 @@ def _slug(text: str) -> str:
 
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Tag = Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True, min_length=1)]
 Slug = Annotated[str, AfterValidator(_slug)]
 
 # As in the paper, harmlessness principles are for red-team prompts, and the others for all other prompts.
@@ -42,7 +44,7 @@ class Principle(_Part):
     """The id that critiques and labels refer to."""
     title: Text
     """A short heading; two labellers quote it."""
-    tags: list[Text] = []
+    tags: list[Tag] = []
     """Topics; harmlessness, honesty, helpfulness and style decide for which pools it is used."""
     weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     """How often it is drawn, relative to the others; 0 turns it off."""
@@ -59,7 +61,7 @@ class WorkedExample(_Part):
 
     id: Slug
     """The id that training rows refer to."""
-    tags: list[Text] = []
+    tags: list[Tag] = []
     """Topics; it illustrates the principle with which it shares most tags."""
     request: Text
     """What the person asks."""
@@ -76,7 +78,7 @@ class GoodAnswer(_Part):
 
     id: Slug
     """The id that training rows refer to."""
-    tags: list[Text] = []
+    tags: list[Tag] = []
     """Topics of the request."""
     request: Text
     """What the person asks."""
@@ -89,7 +91,7 @@ class Contrast(_Part):
 
     id: Slug
     """The id that training rows refer to."""
-    tags: list[Text] = []
+    tags: list[Tag] = []
     """Kinds of harm."""
     request: Text
     """The harmful request."""
@@ -126,11 +128,6 @@ class Constitution(_Part):
     contrasts: list[Contrast] = []
     """Harmful requests, each with a harmless twin; in the file a list, or the path of a YAML file with a list."""
 
-    @field_validator("version", mode="before")
-    @classmethod
-    def _version_is_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, int | float) else value  # YAML reads 1.0 as a number
-
     @model_validator(mode="after")
     def _some_weight(self) -> Constitution:
         if not any(principle.weight for principle in self.principles):
@@ -150,6 +147,29 @@ class Constitution(_Part):
         """The principles whose tags fit a pool of prompts, or all if none fits; without those of weight 0."""
         fitting = [p for p in self.principles if p.weight > 0 and POOL_TAGS[pool] & set(p.tags)]
         return fitting or [p for p in self.principles if p.weight > 0]
+
+    def tag_notes(self) -> list[str]:
+        """A sentence for each tag that is nearly one of those that decide, and for each pool without a principle."""
+        deciding = sorted(frozenset().union(*POOL_TAGS.values()))
+        misspelt = [
+            f"principle {principle.id!r} has the tag {tag!r}; did you mean {near[0]!r}? It decides for which pools the "
+            "principle is used."
+            for principle in self.principles
+            for tag in principle.tags
+            if tag not in deciding
+            and (near := get_close_matches(tag, deciding, n=1, cutoff=0.75))
+            and near[0] not in principle.tags
+        ]
+        used = {tag for principle in self.principles if principle.weight > 0 for tag in principle.tags}
+        without: dict[frozenset[str], list[str]] = {}
+        for pool, tags in POOL_TAGS.items():
+            if not tags & used:
+                without.setdefault(tags, []).append(pool)
+        return misspelt + [
+            f"no principle is tagged for {' and '.join(pools)} ({', '.join(sorted(tags))}), so all principles are used "
+            "there."
+            for tags, pools in without.items()
+        ]
 
     def sample(self, pool: Pool, num_principles: int, rng: random.Random) -> list[Principle]:
         """Draw principles by weight, without repetition until all have been drawn."""

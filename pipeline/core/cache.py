@@ -43,9 +43,19 @@ def hash_files(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
     return {str(path.relative_to(folder)): hash_file(path) for path in sorted(paths)}
 
 
-def hash_folder(folder: Path) -> str:
-    """Content hash of all files in a folder: paths and bytes, not times."""
-    return cache_key(hash_files(folder, (path for path in folder.rglob("*") if path.is_file())))
+def hash_folder(folder: Path, parts: Iterable[str] = ()) -> str:
+    """Content hash of a folder: the paths and bytes of its files, not times.
+
+    Other sub-folders than ``parts`` don't count, nor do hidden files, notes and logs: a run may write there.
+    """
+    folders = [folder, *(folder / part for part in parts)]
+    files = [path for place in folders if place.is_dir() for path in place.iterdir() if path.is_file()]
+    return cache_key(hash_files(folder, (path for path in files if not _is_beside(path))))
+
+
+def _is_beside(path: Path) -> bool:
+    """Whether a file is no part of a model or of a data set, but only lies beside it."""
+    return path.name.startswith(".") or path.suffix.lower() in {".md", ".log"}
 
 
 class Manifest(BaseModel):
@@ -117,10 +127,13 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 
 def link(target: Path, name: Path) -> None:
-    """Make ``name`` a relative symlink to ``target``. An older link is replaced atomically."""
+    """Make ``name`` a relative symlink to ``target``. An older link is replaced atomically.
+
+    A relative link counts from the folder where it really lies, and a folder above it may itself be a link.
+    """
     draft = _draft(name)
     draft.unlink(missing_ok=True)
-    draft.symlink_to(os.path.relpath(target, name.parent))
+    draft.symlink_to(os.path.relpath(target.resolve(), name.parent.resolve()))
     draft.replace(name)
 
 

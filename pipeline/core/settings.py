@@ -6,9 +6,9 @@ The checks before a run, the cache key of a stage and docs/configuration.md are 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import FunctionType, MethodType
-from typing import Any, ClassVar, Generic, Self, TypeVar, cast
+from typing import Any, ClassVar, Generic, Self, TypeVar, cast, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import (
@@ -44,7 +44,6 @@ class Settings(BaseModel):
         extra="forbid",
         use_attribute_docstrings=True,
         allow_inf_nan=False,
-        coerce_numbers_to_str=True,
         validate_default=True,
     )
 
@@ -205,6 +204,26 @@ def registry_of(field: FieldInfo) -> Registry[Any] | None:
     return None
 
 
+def types_at(kind: type[BaseModel], path: Sequence[str]) -> Iterator[Any]:
+    """The types of a field, given by the names on the way to it. Choices by name may have several for one path."""
+    name, *rest = path
+    field = kind.model_fields.get(name)
+    parts: list[Any] = []
+    if field is None:
+        sections = kind.sections if issubclass(kind, Settings) else None
+        parts = [sections.config_of(name)] if sections is not None and name in sections else []
+    elif registry := registry_of(field):
+        parts = [registry.config_of(choice) for choice in registry]
+    elif not rest:
+        yield field.annotation
+    elif get_origin(field.annotation) is dict:
+        yield from get_args(field.annotation)[1:] if len(rest) == 1 else ()
+    elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        parts = [field.annotation]
+    for part in parts if rest else ():
+        yield from types_at(part, rest)
+
+
 # --- Error messages ------------------------------------------------------------------------------------------------
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -252,6 +271,8 @@ def _sentence(kind: type[BaseModel], found: Any) -> str:
         return f"{{here}} must be set; add {{here}}{f'.{registry.tag}=NAME' if registry else '=VALUE'}"
     if problem == "too_short":
         return "{here} is empty; give at least one"
+    if problem == "string_type" and isinstance(value, bool | int | float):  # from a YAML file: cai quotes overrides
+        return f"{{here}} is read as {value!r}, not as text; put it in quotes"
     if wanted := _TYPES.get(problem.split("_")[0]):
         return f"{{here}} is {value!r}; it must be {wanted}"
     if problem == "literal_error":

@@ -67,9 +67,8 @@ def load_yaml(
         raise ConfigError(f"{field}: {path} can't be read ({error.strerror}); give a YAML file.") from None
     for key in may_name_files:
         _take_in(root, key, path.parent)
-    data = _Loader("", path).construct_document(root)
     try:
-        model = adapter.validate_python(data)
+        model = _validated(adapter, root, path)
     except ValidationError as error:
         raise _first_mistake(error, root, adapter, what, described_in) from None
     problems = list(check(model)) if check else []
@@ -77,6 +76,21 @@ def load_yaml(
         loc, problem = problems[0]
         raise _refusal(_node_at(root, loc).start_mark, problem, len(problems) - 1)
     return model
+
+
+def _validated(adapter: TypeAdapter[ModelT], root: yaml.Node, path: Path) -> ModelT:
+    """The model of a tree. A field that is text gets the text of the file, such as 1.10, 007 or no, where YAML would
+    read a number, a date, or yes or no."""
+    try:
+        return adapter.validate_python(_Loader("", path).construct_document(root))
+    except ValidationError as error:
+        wrong = [_node_at(root, found["loc"]) for found in error.errors() if found["type"] == "string_type"]
+        literal = [node for node in wrong if isinstance(node, yaml.ScalarNode) and node.tag not in {_STR, _NULL}]
+        for node in literal:
+            node.tag = _STR
+        if not literal:
+            raise
+        return adapter.validate_python(_Loader("", path).construct_document(root))
 
 
 def field_path(loc: Loc) -> str:
@@ -103,8 +117,10 @@ class _Loader(yaml.SafeLoader):
             problem = "anchors (&), aliases (*) and tags (!) are not supported; write the value out or put it in quotes"
             raise _refusal(event.start_mark, problem)
         if isinstance(event, yaml.ScalarEvent) and _HALF_A_CHARACTER.search(event.value):
-            problem = "a character is written as two \\u escapes; write the character itself"
+            problem = "a \\u escape gives only half a character; write the character itself"
             raise _refusal(event.start_mark, problem)
+        if isinstance(event, yaml.ScalarEvent) and "\0" in event.value:
+            raise _refusal(event.start_mark, "a text has a NUL character (\\0) in it; remove it")
         if self._depth == _MAX_DEPTH:
             problem = f"nested more than {_MAX_DEPTH} levels deep; close the brackets or indent less"
             raise _refusal(event.start_mark, problem)
@@ -117,8 +133,8 @@ class _Loader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep)
         except (ValueError, ConstructorError):  # YAML reads 2024-13-45 as a date, and "=" as special
-            problem = f"{_shown(node)} looks like {_read_as(node)} but is not a valid one; put it in quotes"
-            raise _refusal(node.start_mark, problem) from None
+            node.tag = _STR
+            return node.value
 
 
 def _compose(path: Path) -> yaml.Node:
@@ -189,8 +205,8 @@ def _take_in(root: yaml.Node, key: str, folder: Path) -> None:
             path = folder / value.value
             try:
                 entries[index] = (name, _compose(path))
-            except (OSError, ValueError) as error:  # a path with a NUL in it is a ValueError
-                reason = getattr(error, "strerror", None) or error
+            except OSError as error:
+                reason = error.strerror
                 problem = f"{key} is {_shown(value)}, which can't be read ({reason}); give a path relative to this file"
                 raise _refusal(value.start_mark, problem) from None
 
@@ -240,8 +256,6 @@ def _wrong_value(error: ErrorDetails, node: yaml.Node) -> str:
         return f"{field}: {said}" if field else said
     if kind.endswith("too_short") or (kind.endswith("_type") and node.tag == _NULL):
         return f"{field} is empty; write it or remove the entry"
-    if kind == "string_type" and isinstance(node, yaml.ScalarNode):
-        return f"{field} is {shown}, which YAML reads as {_read_as(node)}; put it in quotes"
     if kind == "string_type":
         return f"{field} is {shown}, which is not text; write text, in quotes if it has ': ' or brackets"
     if kind in {"list_type", "dict_type", "model_type"}:

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.core.cache import hash_file, hash_folder
 from pipeline.core.errors import ConfigError, did_you_mean
+from pipeline.core.json_text import NotJsonError, parse_json
 from pipeline.data.sources import SourceConfig
+from pipeline.records import clean_text
 
 Row = dict[str, Any]
+_MAX_FIELD = 1 << 30  # characters of a CSV field; Python's own limit of 131,072 is less than a long dialogue
+
+
+class Line(NamedTuple):
+    """A row, where it is from, and whether half characters in it were replaced."""
+
+    place: str
+    row: Row
+    mended: bool
+
+
 Damaged = Callable[[str], None]
 """Called with a message for each line that is not a row. Without such a function, the line is an error."""
 
@@ -25,7 +37,9 @@ def source_content(field: str, source: SourceConfig, builtin: Path) -> Any:
     if source.source == "hub":
         return [source.path, source.hub_name, source.hub_dir, source.hub_split, source.revision]
     path = _file_of(field, source, builtin)
-    return hash_folder(path) if path.is_dir() else hash_file(path)
+    if path.is_dir():  # a DatasetDict has a sub-folder for each split
+        return hash_folder(path, sorted(state.parent.name for state in path.glob("*/state.json")))
+    return hash_file(path)
 
 
 def _file_of(field: str, source: SourceConfig, builtin: Path) -> Path:
@@ -37,21 +51,41 @@ def _file_of(field: str, source: SourceConfig, builtin: Path) -> Path:
     return path
 
 
-def rows_of(
-    field: str, source: SourceConfig, builtin: Path, damaged: Damaged | None = None
-) -> Iterator[tuple[str, Row]]:
-    """Yield ``(place, row)`` of any source. A line that is not a row goes to ``damaged``, or raises ConfigError."""
+def rows_of(field: str, source: SourceConfig, builtin: Path, damaged: Damaged | None = None) -> Iterator[Line]:
+    """The rows of any source, in clean text. A line that is not a row goes to ``damaged``, or raises ConfigError."""
+    for place, row in _raw_rows(field, source, builtin, damaged):
+        clean = _clean(row)
+        yield Line(place, clean, mended=clean != row)
+
+
+def mended_note(field: str, number: int) -> list[str]:
+    """One sentence if rows had half characters."""
+    return [f"{field}: {number} rows held half characters or NUL; replaced by U+FFFD."] if number else []
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, dict):
+        return {_clean(name): _clean(part) for name, part in value.items()}
+    return [_clean(part) for part in value] if isinstance(value, list) else value
+
+
+def _raw_rows(field: str, source: SourceConfig, builtin: Path, damaged: Damaged | None) -> Iterator[tuple[str, Row]]:
     if source.source == "hub":
         yield from _hub_rows(field, source)
         return
     path = _file_of(field, source, builtin)
+    suffix = path.suffix.lower()
     if path.is_dir():
         yield from _dataset_rows(field, path, source.hub_split)
-    elif path.suffix in {".jsonl", ".json"}:
-        yield from _json_rows(path, damaged)
-    elif path.suffix in {".csv", ".tsv"}:
+    elif suffix == ".json":
+        yield from _json_rows(path)
+    elif suffix == ".jsonl":
+        yield from _jsonl_rows(path, damaged)
+    elif suffix in {".csv", ".tsv"}:
         yield from _csv_rows(path, damaged)
-    elif path.suffix == ".parquet":
+    elif suffix == ".parquet":
         yield from _parquet_rows(field, path)
     else:
         raise ConfigError(
@@ -59,24 +93,26 @@ def rows_of(
         )
 
 
-def _json_rows(path: Path, damaged: Damaged | None) -> Iterator[tuple[str, Row]]:
-    text = _read_text(path)
-    if path.suffix == ".json":
-        try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}.") from None
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise ConfigError(f"{path}: a .json file must hold a list of objects; for one object per line use .jsonl.")
-        yield from ((f"{path}, entry {i + 1}", row) for i, row in enumerate(rows))
-        return
-    for number, line in enumerate(text.split("\n"), start=1):
+def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    try:
+        rows = parse_json(_read_text(path))
+    except NotJsonError as error:
+        place = f":{error.line}:{error.column}" if error.line else ""
+        raise ConfigError(f"{path}{place}: {error}; fix the file.") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ConfigError(f"{path}: a .json file must hold a list of objects; for one object per line use .jsonl.")
+    yield from ((f"{path}, entry {i + 1}", row) for i, row in enumerate(rows))
+
+
+def _jsonl_rows(path: Path, damaged: Damaged | None) -> Iterator[tuple[str, Row]]:
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            _tell(damaged, f"{path}:{number}:{error.colno}: not valid JSON: {error.msg}; fix the line.")
+            row = parse_json(line)
+        except NotJsonError as error:
+            column = f":{error.column}" if error.column else ""
+            _tell(damaged, f"{path}:{number}{column}: {error}; fix the line.")
             continue
         if not isinstance(row, dict):
             _tell(damaged, f"{path}:{number}: the line is a JSON {type(row).__name__}, not an object; fix the line.")
@@ -91,18 +127,29 @@ def _tell(damaged: Damaged | None, problem: str) -> None:
 
 
 def _csv_rows(path: Path, damaged: Damaged | None) -> Iterator[tuple[str, Row]]:
-    reader = csv.DictReader(
-        io.StringIO(_read_text(path), newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True
-    )
+    csv.field_size_limit(_MAX_FIELD)
+    text = io.StringIO(_read_text(path), newline="")
+    lines = csv.reader(text, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+    header: list[str] | None = None
     try:
-        for row in reader:
-            if None in row or None in row.values():
-                place = f"{path}:{reader.line_num}"
-                _tell(damaged, f"{place}: the row and the header have different numbers of fields; quote commas.")
+        for line in lines:
+            place = f"{path}:{lines.line_num}"
+            if not line:
                 continue
-            yield f"{path}:{reader.line_num}", dict(row)
+            if header is None:
+                header = [name.strip() for name in line]
+                _refuse_repeated(header, place)
+            elif len(line) != len(header):
+                _tell(damaged, f"{place}: the row and the header have different numbers of fields; quote commas.")
+            else:
+                yield place, dict(zip(header, line, strict=True))
     except csv.Error as error:
-        raise ConfigError(f"{path}:{reader.line_num}: not valid CSV: {error}.") from None
+        raise ConfigError(f"{path}:{lines.line_num}: not valid CSV: {error}.") from None
+
+
+def _refuse_repeated(columns: list[str], place: str) -> None:
+    if twice := next((name for name in columns if name and columns.count(name) > 1), None):
+        raise ConfigError(f"{place}: column {twice!r} is there twice; rename or remove one.")
 
 
 def _parquet_rows(field: str, path: Path) -> Iterator[tuple[str, Row]]:
@@ -110,6 +157,7 @@ def _parquet_rows(field: str, path: Path) -> Iterator[tuple[str, Row]]:
     from pyarrow import parquet
 
     try:
+        _refuse_repeated(parquet.read_schema(path).names, str(path))
         rows = parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import ConfigError, did_you_mean
-from pipeline.data.files import rows_of, source_content
+from pipeline.core.json_text import NotJsonError
+from pipeline.data.files import Row, mended_note, rows_of, source_content
 from pipeline.data.sources import ColumnsConfig, DataConfig, PoolConfig
 from pipeline.data.splits import split_of
 from pipeline.data.transcripts import parse_transcript, up_to_last_request
+from pipeline.data.turns import is_dialogue, parse_turns
 from pipeline.records import POOLS, Message, Pool, Prompt, dialogue_key
 
 _BUILTIN: dict[str, str] = {
@@ -19,26 +21,29 @@ _BUILTIN: dict[str, str] = {
     "ordinary": "ordinary.jsonl",
     "look_alike": "look_alikes.jsonl",
 }
-_ROLES = {"system", "user", "assistant"}
 
 
 @dataclass
 class Loaded:
-    """Prompts of all pools, and the numbers of dropped rows (pool → number)."""
+    """Prompts of all pools, and the numbers of dropped and of mended rows (pool → number)."""
 
     prompts: list[Prompt] = field(default_factory=list)
     num_empty: dict[str, int] = field(default_factory=dict)
     num_duplicate: dict[str, int] = field(default_factory=dict)
+    num_mended: dict[str, int] = field(default_factory=dict)
 
     def select(self, pool: str, split: str) -> list[Prompt]:
         return [prompt for prompt in self.prompts if prompt.pool == pool and prompt.split == split]
 
     def notes(self) -> list[str]:
-        """One sentence per pool with dropped rows."""
-        return [
+        """One sentence per pool with dropped rows, and one per pool with mended rows."""
+        dropped = [
             f"data.{pool}: dropped {self.num_empty[pool]} empty and {self.num_duplicate[pool]} duplicate rows."
             for pool in self.num_empty
             if self.num_empty[pool] or self.num_duplicate[pool]
+        ]
+        return dropped + [
+            note for pool, number in self.num_mended.items() for note in mended_note(f"data.{pool}", number)
         ]
 
 
@@ -63,12 +68,14 @@ def load_prompts(config: DataConfig) -> Loaded:
     seen: set[str] = set()
     for pool, source in pool_configs(config).items():
         columns = ColumnsConfig(kind="kind", id="id") if source.source == "builtin" else source.columns
-        num_kept = loaded.num_empty[pool] = loaded.num_duplicate[pool] = 0
-        for place, row in rows_of(f"data.{pool}", source, _builtin(pool)):
+        num_kept = loaded.num_empty[pool] = loaded.num_duplicate[pool] = loaded.num_mended[pool] = 0
+        found: dict[str, None] = {}  # the columns of all rows, in order
+        for place, row, mended in rows_of(f"data.{pool}", source, _builtin(pool)):
             if source.limit is not None and num_kept >= source.limit:
                 break
-            messages = _messages(row, columns, place)
-            _refuse_surrogates(messages, place)
+            found |= dict.fromkeys(row)
+            loaded.num_mended[pool] += mended
+            messages = _messages(row, columns, place, f"data.{pool}")
             if not messages:
                 loaded.num_empty[pool] += 1
                 continue
@@ -87,9 +94,18 @@ def load_prompts(config: DataConfig) -> Loaded:
                     messages=messages,
                 )
             )
+        _refuse_absent(columns, found, f"data.{pool}.columns")
         _refuse_too_few(loaded, pool, config.min_prompts)
     _refuse_repeated_ids(loaded.prompts)
     return loaded
+
+
+def _refuse_absent(columns: ColumnsConfig, found: Iterable[str], field: str) -> None:
+    """Refuse a named column that no row has. ``found``: the columns of all rows."""
+    for name in ("kind", "id"):
+        column = getattr(columns, name)
+        if column is not None and (known := list(found)) and column not in known:
+            raise ConfigError(f"{field}.{name} is {column!r}, but no row has that column{did_you_mean(column, known)}.")
 
 
 def _refuse_too_few(loaded: Loaded, pool: Pool, min_prompts: int) -> None:
@@ -116,45 +132,45 @@ def _builtin(pool: str) -> Path:
     return Path(__file__).parent / _BUILTIN[pool]
 
 
-def _messages(row: dict[str, Any], columns: ColumnsConfig, place: str) -> list[Message]:
+def _messages(row: Row, columns: ColumnsConfig, place: str, field: str) -> list[Message]:
     """The prompt of a row as a dialogue that ends with the person's turn; empty if there is no request."""
-    for kind in ("messages", "transcript", "prompt"):
-        column = getattr(columns, kind)
-        if column is None:
-            continue
-        if column not in row:
-            raise ConfigError(f"{place}: there is no column {column!r} (columns.{kind}){did_you_mean(column, row)}.")
-        value = row[column]
-        if kind == "messages":
-            return up_to_last_request(_checked_turns(value, place, column))
-        if value is None:
-            return []
-        if not isinstance(value, str):
-            raise ConfigError(f"{place}: column {column!r} holds a {type(value).__name__}; text is expected.")
-        if kind == "transcript":
-            try:
-                return up_to_last_request(parse_transcript(value)) if value.strip() else []
-            except ValueError as error:
-                raise ConfigError(f"{place}: column {column!r} is not a transcript: {error}.") from None
-        return [Message(role="user", content=value.strip())] if value.strip() else []
-    raise AssertionError("PoolConfig refuses a source without a column")
-
-
-def _refuse_surrogates(messages: list[Message], place: str) -> None:
-    """Refuse half a character ("\\ud800"): it is valid JSON, but it can't be written as UTF-8."""
-    for turn in messages:
-        if not turn["content"].isascii() and turn["content"].encode("utf-8", "ignore").decode() != turn["content"]:
-            raise ConfigError(f"{place}: the text holds half a character (a lone surrogate); fix the line.")
-
-
-def _checked_turns(value: Any, place: str, column: str) -> list[Message]:
+    kind = next(kind for kind in ("messages", "transcript", "prompt") if getattr(columns, kind) is not None)
+    column = getattr(columns, kind)
+    if column not in row:
+        raise ConfigError(
+            f"{place}: there is no column {column!r} (columns.{kind}){_other_column(column, row, field)}."
+        )
+    value = row[column]
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return []
+    if kind == "messages":
+        try:
+            return up_to_last_request(parse_turns(value))
+        except ValueError as error:
+            raise ConfigError(f"{place}: column {column!r} {_turns_problem(error)}.") from None
+    if is_dialogue(value):
+        raise ConfigError(
+            f"{place}: column {column!r} holds a list of turns, but columns.{kind} is for text; set "
+            f"{field}.columns.messages={column}."
+        )
+    if not isinstance(value, str):
+        raise ConfigError(f"{place}: column {column!r} holds a {type(value).__name__}; text is expected.")
+    if kind == "prompt":
+        return [Message(role="user", content=value.strip())]
     try:
-        turns = json.loads(value) if isinstance(value, str) else value
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{place}: column {column!r} is text but not valid JSON: {error.msg}.") from None
-    if not isinstance(turns, list):
-        raise ConfigError(f"{place}: column {column!r} is not a list of {{role, content}} turns.")
-    for turn in turns:
-        if not isinstance(turn, dict) or turn.get("role") not in _ROLES or not isinstance(turn.get("content"), str):
-            raise ConfigError(f"{place}: column {column!r} has a turn that is not {{role, content}}: {str(turn)[:60]}.")
-    return [Message(role=t["role"], content=t["content"].strip()) for t in turns if t["content"].strip()]
+        return up_to_last_request(parse_transcript(value))
+    except ValueError as error:
+        raise ConfigError(f"{place}: column {column!r} is not a transcript: {error}.") from None
+
+
+def _other_column(column: str, row: Row, field: str) -> str:
+    """What to set instead of a column that a row does not have."""
+    dialogues = [name for name, value in row.items() if is_dialogue(value)]
+    if dialogues:
+        return f"; column {dialogues[0]!r} holds a list of turns: set {field}.columns.messages={dialogues[0]}"
+    return did_you_mean(column, row)
+
+
+def _turns_problem(error: ValueError) -> str:
+    """What is wrong with a column of turns, as the end of a sentence that begins with the column."""
+    return f"is text but {error}" if isinstance(error, NotJsonError) else str(error)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.core.errors import ConfigError
-from pipeline.data.files import Row, rows_of
+from pipeline.data.files import Row, mended_note, rows_of
 from pipeline.data.transcripts import parse_transcript
+from pipeline.data.turns import is_dialogue, parse_turns
 from pipeline.records import Message, dialogue_key
 
 
@@ -39,6 +40,12 @@ class PairRow:
     messages: list[Message]
     chosen: str
     rejected: str
+
+    def __post_init__(self) -> None:
+        if not self.messages or self.messages[-1]["role"] != "user":
+            raise ValueError("what comes before the replies does not end with a person's turn")
+        if self.chosen == self.rejected:
+            raise ValueError("both replies are the same")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,20 +79,23 @@ RowT = TypeVar("RowT")
 
 @dataclass
 class Read:
-    """The readable rows, a message per malformed row, and the number of duplicates."""
+    """The readable rows, a message per malformed row, and the numbers of duplicate and of mended rows."""
 
     rows: list[Any] = field(default_factory=list)
     malformed: list[str] = field(default_factory=list)
     num_duplicate: int = 0
+    num_mended: int = 0
 
     def notes(self, name: str) -> list[str]:
-        """One sentence if rows were dropped."""
+        """One sentence if rows were dropped, and one if half characters were replaced."""
+        mended = mended_note(name, self.num_mended)
         if not self.malformed and not self.num_duplicate:
-            return []
-        where = f" (first: {self.malformed[0]})" if self.malformed else ""
+            return mended
+        where = f" (first: {self.malformed[0].rstrip('.')})" if self.malformed else ""
         return [
             f"{name}: dropped {len(self.malformed)} malformed{where} and {self.num_duplicate} duplicate rows of "
-            f"{len(self.rows) + len(self.malformed) + self.num_duplicate}."
+            f"{len(self.rows) + len(self.malformed) + self.num_duplicate}.",
+            *mended,
         ]
 
 
@@ -144,12 +154,12 @@ def _xstest(row: Row) -> RequestRow:
 
 def _hh_rlhf(row: Row) -> PairRow:
     """Bai et al. 2022, arXiv 2204.05862: two transcripts that differ in the last turn."""
-    return _from_transcripts("", "hh_rlhf", _text(row, "chosen"), _text(row, "rejected"))
+    return _from_transcripts("hh_rlhf", _text(row, "chosen"), _text(row, "rejected"))
 
 
 def _hhh_438(row: Row) -> PairRow:
     """The comparisons of the Constitutional AI paper: text_correct, text_incorrect."""
-    return _from_transcripts("", "hhh", _text(row, "text_correct"), _text(row, "text_incorrect"))
+    return _from_transcripts("hhh", _text(row, "text_correct"), _text(row, "text_incorrect"))
 
 
 def _hhh_targets(row: Row) -> PairRow:
@@ -158,36 +168,86 @@ def _hhh_targets(row: Row) -> PairRow:
     choices, labels = targets["choices"], targets["labels"]
     if len(choices) != 2 or sorted(labels) != [0, 1]:
         raise ValueError("targets do not have one right and one wrong choice")
-    chosen, rejected = choices[labels.index(1)], choices[labels.index(0)]
+    replies = {"chosen": choices[labels.index(1)], "rejected": choices[labels.index(0)]}
     return PairRow(
         id="",
         kind=str(row.get("subset") or "hhh"),
         messages=[Message(role="user", content=_text(row, "input"))],
-        chosen=str(chosen).strip(),
-        rejected=str(rejected).strip(),
+        chosen=_text(replies, "chosen"),
+        rejected=_text(replies, "rejected"),
     )
 
 
 def _chosen_rejected(row: Row) -> PairRow:
-    messages = row.get("messages") or [{"role": "user", "content": row.get("request") or row["prompt"]}]
+    """TRL's layouts with a prompt, as text or as turns, and UltraFeedback's: a prompt and two whole dialogues."""
+    _refuse_tie(row)
+    if _holds_turns(row, "chosen") and _turns(row, "chosen")[0]["role"] != "assistant":
+        return _dialogues(row)
     return PairRow(
-        id=str(row.get("id") or ""),
-        kind=str(row.get("kind") or "unspecified"),
-        messages=[Message(role=turn["role"], content=turn["content"]) for turn in messages],
-        chosen=_text(row, "chosen"),
-        rejected=_text(row, "rejected"),
+        **_labels(row), messages=_context(row), chosen=_reply(row, "chosen"), rejected=_reply(row, "rejected")
     )
 
 
-def _from_transcripts(row_id: str, kind: str, chosen: str, rejected: str) -> PairRow:
-    right, wrong = parse_transcript(chosen), parse_transcript(rejected)
-    if right[-1]["role"] != "assistant" or wrong[-1]["role"] != "assistant" or len(right) < 2:
-        raise ValueError("a transcript does not end with the assistant's turn")
+def _dialogues(row: Row) -> PairRow:
+    """TRL's layout without a prompt: two whole dialogues that differ in the last turn."""
+    _refuse_tie(row)
+    right, wrong = _turns(row, "chosen"), _turns(row, "rejected")
+    return _from_dialogues(**_labels(row), right=right, wrong=wrong)
+
+
+def _labels(row: Row) -> dict[str, str]:
+    return {"id": str(row.get("id") or ""), "kind": str(row.get("kind") or "unspecified")}
+
+
+def _refuse_tie(row: Row) -> None:
+    """UltraFeedback has scores of both replies. Where they are equal, one was chosen at random."""
+    better, worse = row.get("score_chosen"), row.get("score_rejected")
+    if isinstance(better, int | float) and isinstance(worse, int | float) and better <= worse:
+        raise ValueError(f"score_chosen ({better:g}) is not above score_rejected ({worse:g})")
+
+
+def _context(row: Row) -> list[Message]:
+    """The dialogue before the replies."""
+    column = next((name for name in ("messages", "request", "prompt") if row.get(name)), "prompt")
+    if _holds_turns(row, column):
+        return _turns(row, column)
+    return [Message(role="user", content=_text(row, column))]
+
+
+def _holds_turns(row: Row, column: str) -> bool:
+    return isinstance(row[column], list) or is_dialogue(row[column])
+
+
+def _turns(row: Row, column: str) -> list[Message]:
+    try:
+        turns = parse_turns(row[column])
+    except ValueError as error:
+        raise ValueError(f"column {column!r} {error}") from None
+    if not turns:
+        raise ValueError(f"column {column!r} holds no turn with text")
+    return turns
+
+
+def _reply(row: Row, column: str) -> str:
+    """A reply as text, or as the only turn of a list."""
+    if not _holds_turns(row, column):
+        return _text(row, column)
+    turns = _turns(row, column)
+    if [turn["role"] for turn in turns] != ["assistant"]:
+        raise ValueError(f"column {column!r} is not one turn of the assistant")
+    return turns[0]["content"]
+
+
+def _from_transcripts(kind: str, chosen: str, rejected: str) -> PairRow:
+    return _from_dialogues(id="", kind=kind, right=parse_transcript(chosen), wrong=parse_transcript(rejected))
+
+
+def _from_dialogues(*, id: str, kind: str, right: list[Message], wrong: list[Message]) -> PairRow:
+    if any(not turns or turns[-1]["role"] != "assistant" for turns in (right, wrong)):
+        raise ValueError("a dialogue does not end with the assistant's turn")
     if right[:-1] != wrong[:-1]:
-        raise ValueError("the two transcripts differ before the last turn")
-    return PairRow(
-        id=row_id, kind=kind, messages=right[:-1], chosen=right[-1]["content"], rejected=wrong[-1]["content"]
-    )
+        raise ValueError("the two dialogues differ before the last turn")
+    return PairRow(id=id, kind=kind, messages=right[:-1], chosen=right[-1]["content"], rejected=wrong[-1]["content"])
 
 
 # --- Bias ----------------------------------------------------------------------------------------------------------
@@ -206,6 +266,8 @@ def _bbq(row: Row) -> ChoiceRow:
         raise ValueError("no answer means unknown")
     metadata = row.get("additional_metadata") or {}
     groups = {str(g).casefold() for g in row.get("stereotyped") or metadata.get("stereotyped_groups") or []}
+    if not 0 <= int(row["label"]) < len(answers):
+        raise ValueError(f"label {row['label']} is the number of no answer")
     hits = [i for i in range(3) if i != unknown and groups & set(info[i])]
     return ChoiceRow(
         id=str(row.get("id") or f"{row.get('category')}-{row.get('example_id')}"),
@@ -235,7 +297,6 @@ def _text(row: Row, column: str) -> str:
     value = row[column]
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"column {column!r} is empty or not text")
-    value.encode()  # raises ValueError for half a character (a lone surrogate)
     return value.strip()
 
 
@@ -249,6 +310,7 @@ _SHAPES: dict[str, tuple[frozenset[str], Callable[[Row], Any]]] = {
     "hhh_438": (frozenset({"text_correct", "text_incorrect"}), _hhh_438),
     "hhh_targets": (frozenset({"input", "targets"}), _hhh_targets),
     "chosen_rejected": (frozenset({"chosen", "rejected", "prompt"}), _chosen_rejected),
+    "dialogues": (frozenset({"chosen", "rejected"}), _dialogues),
     "hh_rlhf": (frozenset({"chosen", "rejected"}), _hh_rlhf),
     "bbq": (frozenset({"context", "question", "answer_info", "label"}), _bbq),
     "crows_pairs": (frozenset({"sent_more", "sent_less"}), _crows_pairs),
@@ -256,10 +318,18 @@ _SHAPES: dict[str, tuple[frozenset[str], Callable[[Row], Any]]] = {
 }
 
 
-def shape_of(columns: Iterable[str], allowed: Sequence[str]) -> str | None:
-    """The first allowed layout whose columns are all present, or None."""
-    columns = set(columns)
-    return next((shape for shape, (needed, _) in _SHAPES.items() if shape in allowed and needed <= columns), None)
+def shape_of(row: Row, allowed: Sequence[str]) -> str | None:
+    """The first allowed layout whose columns are all in a row, or None."""
+    possible = [shape for shape, (needed, _) in _SHAPES.items() if shape in allowed and needed <= row.keys()]
+    if possible[:1] == ["dialogues"]:  # hh-rlhf has the same columns
+        return "dialogues" if _holds_turns(row, "chosen") else "hh_rlhf" if isinstance(row["chosen"], str) else None
+    return next(iter(possible), None)
+
+
+def _known_layouts(shapes: Sequence[str]) -> str:
+    """``prompt (prompt), advbench (goal, target)``: the layouts, each with its columns."""
+    known = {shape: ", ".join(sorted(_SHAPES[shape][0])) for shape in shapes if shape != "auto"}
+    return ", ".join(f"{shape} ({columns})" for shape, columns in known.items())
 
 
 def read_set(name: str, config: Any, builtin: Path, kind: type[RowT]) -> Read:
@@ -271,16 +341,16 @@ def read_set(name: str, config: Any, builtin: Path, kind: type[RowT]) -> Read:
     read, seen = Read(), set()
     shape = None if config.shape == "auto" else config.shape
     columns = ""
-    for place, row in rows_of(name, config, builtin, read.malformed.append):
+    for place, row, mended in rows_of(name, config, builtin, read.malformed.append):
         columns = columns or ", ".join(map(str, row))[:200]
         if config.limit is not None and len(read.rows) >= config.limit:
             break
+        read.num_mended += mended
         shape = shape or shape_of(row, config.shapes)
         try:
             item = _SHAPES[shape or ""][1](row)
         except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
-            reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
-            read.malformed.append(f"{place}: {reason if shape else 'no known layout'}")
+            read.malformed.append(f"{place}: {_reason(error) if shape else 'no known layout'}")
             continue
         key = _key(item)
         if key in seen:
@@ -289,16 +359,21 @@ def read_set(name: str, config: Any, builtin: Path, kind: type[RowT]) -> Read:
         seen.add(key)
         read.rows.append(item)
     if shape is None and columns:
-        layouts = ", ".join(s for s in config.shapes if s != "auto")
         raise ConfigError(
-            f"{name}.path: {config.path} has the columns {columns}, which match none of the layouts {layouts}; rename "
-            f"the columns or set {name}.shape."
+            f"{name}.path: {config.path} has the columns {columns}, which match none of the layouts "
+            f"{_known_layouts(config.shapes)}; rename the columns or set {name}.shape."
         )
     if not read.rows:
         why = f" ({read.malformed[0]})" if read.malformed else ""
         raise ConfigError(f"{name}.path: no row of {config.path} could be read as {shape or 'anything'}{why}.")
     assert isinstance(read.rows[0], kind), f"{shape} gives no {kind.__name__}"
     return read
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"no column {error}"
+    return str(error) if isinstance(error, ValueError) else "a column holds another kind of value than the layout has"
 
 
 def _key(item: Any) -> str:

@@ -15,7 +15,7 @@ class ColumnsConfig(Settings):
     prompt: str | None = "prompt"
     """Column with the request as text."""
     messages: str | None = None
-    """Column with a dialogue: a list of {role, content} turns, or the same as JSON text."""
+    """Column with a dialogue: a list of {role, content} or {from, value} turns, or the same as JSON text."""
     transcript: str | None = None
     """Column with a dialogue as text with ``Human:`` and ``Assistant:`` turns."""
     kind: str | None = None

@@ -15,7 +15,7 @@ def parse_transcript(text: str) -> list[Message]:
     Raises:
         ValueError: the text does not begin with a turn.
     """
-    parts = _TURN.split("\n\n" + text.lstrip("\n"))
+    parts = _TURN.split("\n\n" + text.replace("\r\n", "\n").lstrip("\n"))
     if parts[0].strip() or len(parts) < 3:
         raise ValueError("no 'Human:' or 'Assistant:' turn at the beginning")
     turns: list[Message] = []

@@ -79,7 +79,12 @@ def model_identity(path: str, revision: str | None) -> str:
     if path == EMBEDDED:
         return f"gguf:{hash_file(embedded_gguf())}"
     folder = Path(path).expanduser()
-    return f"folder:{hash_folder(folder)}" if folder.is_dir() else f"hub:{path}@{revision or 'main'}"
+    return f"folder:{hash_model(folder)}" if folder.is_dir() else f"hub:{path}@{revision or 'main'}"
+
+
+def hash_model(folder: Path) -> str:
+    """Content hash of a model folder: weights, configuration, tokenizer, chat templates and code."""
+    return hash_folder(folder, ["additional_chat_templates"])
 
 
 def check_model(path: str, revision: str | None, field: str = "model.path") -> None:

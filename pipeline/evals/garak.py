@@ -18,9 +18,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.cache import cache_key, hash_folder
+from pipeline.core.cache import cache_key
 from pipeline.core.errors import ConfigError, StageError
 from pipeline.core.log import Bar, warn
+from pipeline.engines.models import hash_model
 
 # garak contains their prompts, and their detectors look for phrases: they need no network and no second model.
 DEFAULT_PROBES = (
@@ -83,7 +84,7 @@ def run_garak(checkpoint: Path, probes: Sequence[str], out: Path, generations: i
         StageError: garak has no result for a probe.
     """
     command = check_garak()
-    identity = {"model": hash_folder(checkpoint.resolve()), "settings": _settings(generations)}
+    identity = {"model": hash_model(checkpoint.resolve()), "settings": _settings(generations)}
     results: list[ProbeResult] = []
     num_unreadable = 0
     with Bar("garak", len(probes)) as bar:

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from pipeline.chain.config import Config
     from pipeline.engines.reward_model import RewardModel
 
-VERSION = 5
+VERSION = 6
 MODELS = (BASE, "sft", "aligned")
 CHARS_PER_TOKEN = 4  # for estimates of tokens read
 

@@ -14,6 +14,7 @@ class Prompts(Stage):
     """The prompts of all pools, each with its split."""
 
     name, section, outputs = "prompts", "data", ("prompts.jsonl",)
+    version = 2
     parallel = trains = False
 
     def run(self, config: DataConfig, context: Context) -> Metrics:
@@ -25,4 +26,5 @@ class Prompts(Stage):
             "num_by_pool_and_split": dict(sorted(counts.items())),
             "num_empty_dropped": loaded.num_empty,
             "num_duplicates_dropped": loaded.num_duplicate,
+            "num_mended": loaded.num_mended,
         }

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.core.cache import Manifest, RecordLog, cache_key, commit, hash_folder, link
 from pipeline.core.errors import ArtifactError
+from pipeline.engines.models import model_identity
 
 
 def test_the_cache_key_is_frozen():
@@ -18,13 +19,35 @@ def test_the_cache_key_is_frozen():
 
 
 def test_folder_hash_is_of_names_and_bytes(tmp_path: Path):
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "a").write_text("1")
+    (tmp_path / "a").write_text("1")
     before = hash_folder(tmp_path)
-    (tmp_path / "sub" / "a").touch()
+    (tmp_path / "a").touch()
     assert hash_folder(tmp_path) == before
-    (tmp_path / "sub" / "a").rename(tmp_path / "sub" / "b")
+    (tmp_path / "a").rename(tmp_path / "b")
     assert hash_folder(tmp_path) != before
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("model.safetensors", True),
+        ("tokenizer.json", True),
+        ("modeling_own.py", True),
+        ("additional_chat_templates/tools.jinja", True),
+        ("outputs/cache/sft-1/manifest.json", False),
+        ("outputs/runs/mine/config.json", False),
+        ("checkpoint-500/model.safetensors", False),
+        ("README.md", False),
+        ("train.log", False),
+        (".gitattributes", False),
+    ],
+)
+def test_the_hash_of_a_model_is_of_what_it_is_made_of(tmp_path: Path, name: str, counts: bool):
+    (tmp_path / "config.json").write_text("{}")
+    before = model_identity(str(tmp_path), None)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("x")
+    assert (model_identity(str(tmp_path), None) != before) == counts
 
 
 def test_log_survives_a_line_cut_short(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from pipeline.chain.compose import compose_config, configs_folder, sweep
 from pipeline.chain.config import to_plain
 from pipeline.chain.order import CHAIN
 from pipeline.chain.preflight import preflight
+from pipeline.cli import main
+from pipeline.constitution.files import load_constitution, shipped_constitutions, to_yaml
 from pipeline.core.errors import ConfigError
 
 OPTIONS = [
@@ -55,6 +58,18 @@ def test_the_paper_preset_is_the_papers():
     assert (config.critique.num_rounds, config.critique.temperature, config.sft.revisions) == (4, 1.0, "all")
     assert config.preferences.labeller.kind == "ab" and not config.sft.worked_examples
     assert len(preflight(config).constitution.principles) == 16
+
+
+def test_a_pool_without_a_principle_is_a_warning_before_a_run_and_in_a_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    note = "no principle is tagged for red_team (harmlessness), so all principles are used there."
+    path = tmp_path / "mine.yaml"
+    path.write_text(to_yaml(load_constitution(shipped_constitutions()["plain_speech"]).first(1)), encoding="utf-8")
+    overrides = [f"constitution.path={path}", "tracking=none", f"output_dir={tmp_path}/outputs"]
+    assert note in preflight(compose_config(overrides)).notes
+    assert main(["constitution", "check", str(path)]) == 0
+    assert f"warning: {note}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -139,6 +154,13 @@ def test_the_paper_preset_is_the_papers():
         ("constitution=default,plain_speech", "use `cai run -m`"),
         ("model.name=a/b", "model.name is 'a/b'"),
         ("output_dir=", "output_dir is empty"),
+        ("align=dpo,", "'align=dpo,' has a comma without a value beside it; remove the comma"),
+        ("name=a,~b", "for a sweep over several values use `cai run -m`; quote a text with a comma"),
+        ("name=${oops", "can't be read; ${KEY} stands for the value of another setting"),
+        ("seed=~3", "seed is '~3'; it must be a whole number"),
+        ("nämé=x", "'nämé' is not a setting"),
+        ("name=half\udc80", "name is 'half\\udc80', with half a character"),
+        ("evaluate.suites=[~a]", "'evaluate.suites=[~a]' can't be read"),
         ("model.tuning=lore", "model.tuning is 'lore'"),
     ],
 )
@@ -149,8 +171,53 @@ def test_mistakes_are_one_sentence_with_field_and_remedy(overrides: str, expecte
     assert expected in message and "\n" not in message
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("007", "0123456", "4e57912", "1e3", "1_000", "inf", "nan", "true", "No"),
+        *(
+            "~/x",
+            "a=b",
+            "f(x)",
+            "it's",
+            'say "hi"',
+            "a#b",
+            "a b (2)",
+            "/d/[v2]/m",
+            "[x]",
+            "[x",
+            "{x}",
+            "試験",
+            "C:\\x\\",
+        ),
+    ],
+)
+def test_a_field_that_is_text_gets_what_was_typed(text: str):
+    fields = ("model.path", "model.revision", "++output_dir", "evaluate.reward_model", "align.reward_model")
+    typed = ["align=ppo", *(f"{field}={text}" for field in fields)]
+    (job,) = sweep(typed)
+    for overrides in (typed, job):
+        config = compose_config(overrides)
+        found = (config.model.path, config.model.revision, config.output_dir, config.evaluate.reward_model)
+        assert set(found) == {text} and to_plain(config)["align"]["reward_model"] == text
+
+
+def test_what_hydra_means_stays():
+    config = compose_config(["name=null", "model.path='a,b'", "constitution.path=${preset}", "seed=1_0"])
+    assert (config.name, config.model.path, config.constitution.path, config.seed) == (None, "a,b", "fast", 10)
+    assert compose_config(["preset=null"]).preset == "null", "it can't be empty, so this is a name"
+
+
+def test_a_number_in_a_preset_is_not_taken_for_text(tmp_path: Path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("name: mine\npath: x\nrevision: 4e57912\n")
+    with pytest.raises(ConfigError, match=r"^model\.revision is read as inf, not as text; put it in quotes\.$"):
+        compose_config(["model=mine"], tmp_path)
+
+
 def test_a_users_own_group_folder(tmp_path: Path):
-    (tmp_path / "align").mkdir()
+    tmp_path = tmp_path / "my (own), v=2"
+    (tmp_path / "align").mkdir(parents=True)
     (tmp_path / "align" / "gentle.yaml").write_text("defaults: [dpo]\nbeta: 0.5\n")
     assert compose_config(["align=gentle"], tmp_path).align.beta == 0.5
 
@@ -159,6 +226,30 @@ def test_sweeps_expand_as_hydra_does():
     jobs = sweep(["constitution=default,plain_speech", "seed=1,2"])
     expected = itertools.product(("default", "plain_speech"), ("1", "2"))
     assert jobs == [[f"constitution={c}", f"seed={s}"] for c, s in expected]
+
+
+def test_each_value_of_a_sweep_is_read_as_it_was_typed():
+    jobs = sweep(["model.revision=4e57912,main", "output_dir=~/a,~/b"])
+    assert [compose_config(job).model.revision for job in jobs] == ["4e57912", "4e57912", "main", "main"]
+    assert [compose_config(job).output_dir for job in jobs] == ["~/a", "~/b", "~/a", "~/b"]
+    with pytest.raises(ConfigError, match="a comma without a value beside it"):
+        sweep(["align=dpo,"])
+
+
+def test_any_terminal_shows_every_message(monkeypatch: pytest.MonkeyPatch):
+    for encoding in ("latin-1", "ascii"):
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
+        monkeypatch.setattr("sys.stdout", out)
+        monkeypatch.setattr("sys.stderr", err)
+        assert main(["constitution", "check", "試験.yaml"]) == 2
+        err.flush()
+        assert b"there is no file ??.yaml" in err.buffer.getvalue()  # type: ignore[attr-defined]
+        monkeypatch.undo()
+
+
+def test_an_argument_that_is_no_text_is_refused(capsys: pytest.CaptureFixture[str]):
+    assert main(["status", "run\udcff"]) == 2
+    assert "argument 'run\\udcff' is not text" in capsys.readouterr().err
 
 
 def test_printed_configuration_is_whole():

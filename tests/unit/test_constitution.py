@@ -2,13 +2,14 @@
 
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pipeline.constitution.files import find_constitution, load_constitution, shipped_constitutions
+from pipeline.constitution.files import find_constitution, load_constitution, shipped_constitutions, to_yaml
 from pipeline.constitution.published import import_constitution
 from pipeline.constitution.schema import Constitution, Contrast, GoodAnswer, Principle, WorkedExample
 from pipeline.core.errors import ConfigError
@@ -72,6 +73,17 @@ def test_mistakes_are_one_sentence(tmp_path: Path, old: str, new: str, expected:
     assert expected in message and "mine.yaml:" in message
 
 
+def test_a_version_and_an_id_are_what_the_file_says_also_when_written_again(tmp_path: Path):
+    version = re.search(r"^version:.*$", MINIMAL.read_text(encoding="utf-8"), re.MULTILINE)
+    assert version
+    path = written(tmp_path, version.group(), "version: 1.10")
+    path.write_text(re.sub(r"- id: .*", "- id: 007", path.read_text(encoding="utf-8"), count=1), encoding="utf-8")
+    for _ in range(2):
+        found = load_constitution(path)
+        assert (found.version, found.principles[0].id) == ("1.10", "007")
+        path.write_text(to_yaml(found), encoding="utf-8")
+
+
 def test_duplicate_ids_and_requests_are_refused(tmp_path: Path):
     data = yaml.safe_load(MINIMAL.read_text(encoding="utf-8"))
     data["principles"][1]["id"] = data["principles"][0]["id"]
@@ -82,6 +94,56 @@ def test_duplicate_ids_and_requests_are_refused(tmp_path: Path):
     data["good_answers"][0]["request"] = data["worked_examples"][0]["request"].upper()
     path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
     assert "the same as in worked_examples[0]" in refusal(path)
+
+
+def tagged(*tags: list[str], weight: float = 1.0) -> Constitution:
+    """A constitution with one principle for each list of tags."""
+    texts = dict.fromkeys(("title", "critique_request", "revision_request", "preference_question"), "x")
+    principles = [{"id": f"p{i}", "tags": names, "weight": weight, **texts} for i, names in enumerate(tags)]
+    about = dict.fromkeys(("name", "version", "description", "provenance", "preamble"), "x")
+    return Constitution.model_validate(
+        {**about, "principles": [*principles, {"id": "last", "tags": ["style"], **texts}]}
+    )
+
+
+def test_tags_are_compared_without_case_and_space():
+    constitution = tagged([" Harmlessness", "MY own"])
+    assert constitution.principles[0].tags == ["harmlessness", "my own"]
+    assert [principle.id for principle in constitution.principles_for("red_team")] == ["p0"]
+    assert constitution.tag_notes() == []
+
+
+NOT_TAGGED = "no principle is tagged for red_team (harmlessness), so all principles are used there."
+
+
+@pytest.mark.parametrize(
+    ("constitution", "notes"),
+    [
+        (tagged(["safety"]), [NOT_TAGGED]),
+        (tagged([]), [NOT_TAGGED]),
+        (tagged(["harmlessness"], weight=0), [NOT_TAGGED]),
+        (
+            tagged(["harmlesness"]),
+            ["principle 'p0' has the tag 'harmlesness'; did you mean 'harmlessness'?", NOT_TAGGED],
+        ),
+        (
+            tagged(["harmlessness", "harmless"], ["honest"]),
+            ["principle 'p1' has the tag 'honest'; did you mean 'honesty'?"],
+        ),
+        (tagged(["harmlessness"], ["weapons", "privacy", "lifestyle", "history"]), []),
+    ],
+)
+def test_what_tags_leave_undecided_is_said(constitution: Constitution, notes: list[str]):
+    found = constitution.tag_notes()
+    assert len(found) == len(notes) and all(one.startswith(other) for one, other in zip(found, notes, strict=True))
+
+
+def test_a_repeated_name_of_a_published_file_is_refused(tmp_path: Path):
+    path = tmp_path / "twice.json"
+    entry = '{"prompt": ["Say what is bad."], "edit_request": "Mend it."}'
+    path.write_text(f'{{"harmful0": {entry}, "harmful0": {entry}}}')
+    with pytest.raises(ConfigError, match=r"twice\.json: key 'harmful0' is repeated"):
+        import_constitution(path)
 
 
 def test_missing_file_and_unknown_name():
@@ -151,6 +213,7 @@ def test_import_takes_a_lone_text_for_a_list(tmp_path: Path):
         "{",
         '{"a": {"prompt": []}}',
         '{"constitutions": [{"critic": "x"}]}',
+        '{"a": {"prompt": "x", "edit_request": "half \\ud83d"}}',
     ],
 )
 def test_import_refuses_other_layouts(tmp_path: Path, text: str):

@@ -10,6 +10,7 @@ import pytest
 from pipeline.chain.compose import compose_config
 from pipeline.chain.config import DataConfig
 from pipeline.core.errors import ConfigError
+from pipeline.data.files import source_content
 from pipeline.data.loading import Loaded, load_prompts
 from pipeline.data.splits import refuse_overlap, split_of
 from pipeline.data.transcripts import parse_transcript, up_to_last_request
@@ -70,6 +71,108 @@ def test_multi_turn_prompts_end_with_the_person(tmp_path: Path):
     path.write_text(json.dumps({"messages": [{"role": "robot", "content": "x"}]}))
     with pytest.raises(ConfigError, match=r"chats\.jsonl:1: column 'messages' has a turn"):
         load_prompts(local(path, *overrides))
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "expected"),
+    [
+        ({"conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "x"}]}, "conversations", "Hi?"),
+        (
+            {"prompt": [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "And?"}]},
+            "prompt",
+            "And?",
+        ),
+        ({"chat": json.dumps([{"role": "user", "content": "As text?"}])}, "chat", "As text?"),
+    ],
+)
+def test_dialogues_are_read_in_the_layouts_of_chat_data_sets(tmp_path: Path, row: dict, column: str, expected: str):
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps(row))
+    assert red_team(load_prompts(local(path, f"data.red_team.columns.messages={column}"))) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "expected"),
+    [
+        ({"prompt": [{"role": "user", "content": "x"}]}, [], r"text; set data\.red_team\.columns\.messages=prompt\."),
+        ({"prompt": '[{"role": "user", "content": "x"}]'}, [], r"text; set data\.red_team\.columns\.messages=prompt"),
+        ({"talk": [{"from": "human", "value": "x"}]}, [], r"turns: set data\.red_team\.columns\.messages=talk\."),
+        ({"m": [{"role": "tool", "content": "x"}]}, ["messages=m"], r"a turn of 'tool' \(turn 1\); only system, user"),
+        ({"m": [{"role": "user", "content": None}]}, ["messages=m"], r"a turn without text \(turn 1, of 'user'\)"),
+        ({"m": "[{"}, ["messages=m"], r"column 'm' is text but not valid JSON"),
+        ({"m": {"role": "user"}}, ["messages=m"], r"column 'm' is not a list of"),
+    ],
+)
+def test_other_dialogues_say_what_to_set(tmp_path: Path, row: dict, columns: list[str], expected: str):
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps(row))
+    with pytest.raises(ConfigError, match=expected):
+        load_prompts(local(path, *(f"data.red_team.columns.{column}" for column in columns)))
+
+
+def test_half_characters_and_nul_are_replaced_and_counted(tmp_path: Path):
+    rows = [{"prompt": "x \ud83d", "kind": "k\0", "id": "\udc00"}, {"prompt": "\U0001f600 whole"}, {"prompt": "a\0b"}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    columns = ["data.red_team.columns.kind=kind", "data.red_team.columns.id=id"]
+    loaded = load_prompts(local(path, *columns))
+    assert red_team(loaded) == ["x \ufffd", "\U0001f600 whole", "a\ufffdb"]
+    first = loaded.prompts[0]
+    assert (first.kind, first.id) == ("k\ufffd", "\ufffd") and first.model_dump_json()
+    assert loaded.notes() == ["data.red_team: 2 rows held half characters or NUL; replaced by U+FFFD."]
+
+
+@pytest.mark.parametrize("name", ["kind", "id"])
+def test_a_named_column_that_no_row_has_is_refused(tmp_path: Path, name: str):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "One?"}\n{"prompt": "Two?", "category": "c"}')
+    column = f"data.red_team.columns.{name}"
+    loaded = load_prompts(local(path, f"{column}=category"))
+    assert "c" in {getattr(prompt, name) for prompt in loaded.prompts}, "one row has it, which is enough"
+    with pytest.raises(ConfigError, match=rf"{name} is 'catgory', but no row has that column; did you mean 'category'"):
+        load_prompts(local(path, f"{column}=catgory"))
+
+
+def test_odd_tables_are_read(tmp_path: Path):
+    long = "long " * 40_000
+    for name, text, expected in [
+        ("a.CSV", f"prompt\n{long}\n", [long.strip()]),
+        ("b.csv", " prompt , kind\nOne?,x\n", ["One?"]),
+        ("e.csv", "prompt,,\nOne?,,\n", ["One?"]),
+        ("c.csv", "\ufeffprompt\rOne?\rTwo?\r", ["One?", "Two?"]),
+        ("d.TSV", "kind\tprompt\nx\tOne?\n", ["One?"]),
+    ]:
+        (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+        assert red_team(load_prompts(local(tmp_path / name))) == expected, name
+
+
+def test_a_repeated_column_of_parquet_is_refused(tmp_path: Path):
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.Table.from_arrays([pyarrow.array(["x"]), pyarrow.array(["y"])], names=["prompt", "prompt"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match="column 'prompt' is there twice"):
+        load_prompts(local(tmp_path / "a.parquet"))
+
+
+def test_a_data_folder_counts_without_what_else_lies_in_it(tmp_path: Path):
+    import datasets
+
+    rows = datasets.Dataset.from_list([{"prompt": "One?"}])
+    datasets.DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "set"))
+    source = local(tmp_path / "set").red_team
+
+    def content() -> str:
+        return source_content("data.red_team", source, Path())
+
+    before = content()
+    (tmp_path / "set" / "outputs" / "cache").mkdir(parents=True)
+    (tmp_path / "set" / "outputs" / "cache" / "manifest.json").write_text("{}")
+    (tmp_path / "set" / "train.log").write_text("x")
+    assert content() == before
+    (tmp_path / "set" / "train" / "more.arrow").write_text("x")
+    assert content() != before
 
 
 def test_empty_and_duplicate_rows_are_dropped_and_counted(tmp_path: Path):
@@ -140,7 +243,11 @@ def test_only_line_ends_end_a_line(tmp_path: Path):
 
 def test_other_damage_is_one_sentence(tmp_path: Path):
     cases = {
-        "a.jsonl": (b'{"prompt": "x \\ud800"}', "half a character", []),
+        "a.jsonl": (b'{"prompt": "first", "prompt": "second"}', "a.jsonl:1: key 'prompt' is repeated", []),
+        "a.json": (b'[{"a": 1},\n{"prompt": "first", "prompt": "b"}]', r'repeated \(first with the value "first"', []),
+        "d.jsonl": (b'{"prompt": ' + b"[" * 99999, "a.*:1: not valid JSON: too many brackets", []),
+        "n.jsonl": (b'{"prompt": ' + b"1" * 9999 + b"}", ":1: not valid JSON: a number has too many digits", []),
+        "e.csv": (b"prompt,kind, prompt \nx,y,z\n", "e.csv:1: column 'prompt' is there twice", []),
         "b.parquet": (b"nonsense", "not a readable Parquet file", []),
         "c.jsonl": (b'{"m": "[{bad"}', "not valid JSON", ["columns.prompt=null", "columns.messages=m"]),
     }
@@ -157,6 +264,7 @@ def test_signs_that_mean_something_keep_requests_apart():
     assert len({key(f"How do I learn {name}?") for name in ("C", "C++", "C#")}) == 3
     assert key("5+3") != key("5*3") and key("\u0915\u0940") != key("\u0915\u093e")
     assert key("How  do I, then?") == key("how do i then")
+    assert key("???") != key("...")
 
 
 def test_the_guard_refuses_what_was_trained_on():

@@ -14,6 +14,7 @@ from pipeline.data.public_sets import ChoiceRow, PairRow, RequestRow, SentencePa
 from pipeline.evals.suites.bias import Bias
 from pipeline.evals.suites.over_refusal import OverRefusal
 from pipeline.evals.suites.pairs import Pairs
+from pipeline.evals.suites.pairs import read_pairs as suite_pairs
 from pipeline.evals.suites.red_team import RedTeam
 
 Rows = list[dict[str, Any]]
@@ -89,6 +90,103 @@ def test_pair_layouts(tmp_path: Path):
         assert (row.messages, row.chosen, row.rejected) == ([{"role": "user", "content": "Hi"}], "good", "bad")
 
 
+def turns(*contents: str) -> Rows:
+    """A dialogue that the person begins."""
+    return [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
+
+
+ASKED, GOOD, BAD = turns("Hi"), turns("Hi", "good"), turns("Hi", "bad")
+SCORES = {"score_chosen": 8.5, "score_rejected": 6.0}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi", "chosen": "good", "rejected": "bad"},
+        {"prompt": ASKED, "chosen": GOOD[1:], "rejected": BAD[1:]},
+        {"prompt": "Hi", "chosen": GOOD[1:], "rejected": BAD[1:]},
+        {"prompt": ASKED, "chosen": "good", "rejected": "bad"},
+        {"chosen": GOOD, "rejected": BAD},
+        {"chosen": json.dumps(GOOD), "rejected": json.dumps(BAD)},
+        {"prompt": json.dumps(ASKED), "chosen": json.dumps(GOOD[1:]), "rejected": json.dumps(BAD[1:])},
+        {"prompt": "Hi", "chosen": GOOD, "rejected": BAD, "messages": GOOD, **SCORES},
+        {"chosen": "\r\n\r\nHuman: Hi\r\n\r\nAssistant: good", "rejected": "\n\nHuman: Hi\n\nAssistant: bad"},
+        {
+            "chosen": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "good"}],
+            "rejected": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "bad"}],
+        },
+    ],
+    ids=[
+        "standard",
+        "conversational",
+        "replies-as-turns",
+        "prompt-as-turns",
+        "implicit-prompt",
+        "as-json-text",
+        "conversational-as-json-text",
+        "ultrafeedback",
+        "hh-crlf",
+        "sharegpt",
+    ],
+)
+def test_preferences_in_the_layouts_of_trl(tmp_path: Path, row: dict[str, Any]):
+    (pair,) = read_pairs(write(tmp_path / "pairs.jsonl", [row]))
+    assert (pair.messages, pair.chosen, pair.rejected) == (ASKED, "good", "bad")
+
+
+PAIR = {"prompt": "Hi", "chosen": "good", "rejected": "bad"}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (PAIR | {"prompt": None}, "column 'prompt' is empty or not text"),
+        (PAIR | {"prompt": "  "}, "column 'prompt' is empty or not text"),
+        (PAIR | {"prompt": 7}, "column 'prompt' is empty or not text"),
+        (PAIR | {"prompt": []}, "column 'prompt' holds no turn"),
+        (PAIR | {"rejected": "good "}, "both replies are the same"),
+        (PAIR | {"chosen": None}, "column 'chosen' is empty or not text"),
+        (PAIR | {"chosen": []}, "column 'chosen' holds no turn"),
+        (PAIR | {"chosen": GOOD, "rejected": turns("Hello", "bad")}, "differ before the last turn"),
+        (PAIR | {"chosen": GOOD, "rejected": turns("Hi")}, "does not end with the assistant's turn"),
+        (PAIR | {"chosen": GOOD, "rejected": BAD, "score_chosen": 5, "score_rejected": 5}, "is not above"),
+        (PAIR | {"chosen": turns("Hi", "good", "So?")[1:]}, "'chosen' is not one turn of the assistant"),
+        (PAIR | {"messages": [{"role": "user", "content": None}]}, "'messages' has a turn without text"),
+        (PAIR | {"messages": [{"role": "robot", "content": "Hi"}]}, "'messages' has a turn of 'robot'"),
+        (PAIR | {"messages": GOOD}, "does not end with a person's turn"),
+        (PAIR | {"messages": 7}, "column 'messages' is empty or not text"),
+    ],
+)
+def test_a_malformed_pair_is_counted_with_its_reason(tmp_path: Path, row: dict[str, Any], reason: str):
+    path = write(tmp_path / "pairs.jsonl", [row, PAIR | {"prompt": "Else"}])
+    notes: list[str] = []
+    config = Pairs.Config(source="path", path=str(path))
+    (pair,) = suite_pairs(config, "evaluate.pairs", "pair", "test", notes)
+    assert pair.prompt.request == "Else"
+    (note,) = notes
+    assert reason in note and note.startswith("evaluate.pairs: dropped 1 malformed (first: ") and ":1: " in note
+
+
+def test_half_characters_of_a_pair_are_replaced_in_all_columns(tmp_path: Path):
+    row = {"prompt": "Q \ud83d", "chosen": "a\0", "rejected": "b\udc00", "kind": "\ud83d", "id": "\ud83d"}
+    notes: list[str] = []
+    config = Pairs.Config(source="path", path=str(write(tmp_path / "pairs.jsonl", [row])))
+    (pair,) = suite_pairs(config, "evaluate.pairs", "pair", "test", notes)
+    assert (pair.prompt.request, pair.reply_a, pair.reply_b, pair.prompt.kind) == (
+        "Q \ufffd",
+        "a\ufffd",
+        "b\ufffd",
+        "\ufffd",
+    )
+    assert notes == ["evaluate.pairs: 1 rows held half characters or NUL; replaced by U+FFFD."]
+
+
+def test_unknown_columns_of_pairs_are_named_with_the_known_layouts(tmp_path: Path):
+    path = write(tmp_path / "pairs.jsonl", [{"question": "x", "answer": "y"}])
+    with pytest.raises(ConfigError, match=r"columns question, answer, .* chosen_rejected \(chosen, prompt, rejected\)"):
+        read_pairs(path)
+
+
 def bbq(**changes: Any) -> dict[str, Any]:
     return {
         "example_id": 3,
@@ -122,10 +220,11 @@ def test_malformed_rows_are_counted_and_the_rest_is_kept(tmp_path: Path):
     rows = [{"prompt": "Do x"}, {"prompt": ""}, {"prompt": 7}, {"prompt": "do X!"}, {"other": 1}, {"prompt": "\ud800"}]
     path = write(tmp_path / "messy.jsonl", rows)
     read = RedTeam.Config(source="path", path=str(path)).read("evaluate.suite", RequestRow)
-    assert [row.request for row in read.rows] == ["Do x"]
-    assert len(read.malformed) == 4 and read.num_duplicate == 1
-    (note,) = read.notes("evaluate.red_team")
-    assert "dropped 4 malformed (first: " in note and "messy.jsonl:2" in note and "1 duplicate rows of 6" in note
+    assert [row.request for row in read.rows] == ["Do x", "\ufffd"]
+    assert len(read.malformed) == 3 and read.num_duplicate == 1
+    note, mended = read.notes("evaluate.red_team")
+    assert "dropped 3 malformed (first: " in note and "messy.jsonl:2" in note and "1 duplicate rows of 6" in note
+    assert mended == "evaluate.red_team: 1 rows held half characters or NUL; replaced by U+FFFD."
 
 
 def test_damaged_lines_are_malformed_rows(tmp_path: Path):
@@ -151,7 +250,7 @@ def test_a_transcript_pair_that_is_none_is_malformed(tmp_path: Path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"spalte": "x"}], "has the columns spalte, which match none of the layouts prompt, harmbench"),
+        ([{"spalte": "x"}], "has the columns spalte, which match none of the layouts prompt \\(prompt\\), harm"),
         ([{"prompt": ""}], "no row of .* could be read as prompt"),
     ],
 )

@@ -23,7 +23,7 @@ class PairsConfig(RowsConfig):
     num_pairs: int | None = Field(default=None, ge=1)
     """The number of pairs; null: all."""
 
-    shapes = ("auto", "chosen_rejected", "hh_rlhf", "hhh_438", "hhh_targets")
+    shapes = ("auto", "chosen_rejected", "dialogues", "hh_rlhf", "hhh_438", "hhh_targets")
     shipped = "suites/pairs.jsonl"
 
 

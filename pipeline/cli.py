@@ -120,10 +120,10 @@ def _print_anywhere() -> None:
 
 def _refuse_bytes(words: Sequence[str]) -> None:
     """Refuse an argument that is not text: Python reads its bytes as half characters, which can't be written."""
-    from pipeline.records import clean_text
+    from pipeline.core.text import whole_characters
 
     for word in words:
-        if clean_text(word) != word:
+        if whole_characters(word) != word:
             raise ConfigError(f"argument {word!r} is not text in the terminal's encoding; write it in UTF-8.")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -17,15 +16,6 @@ Split = Literal["train", "validation", "test"]
 POOLS: tuple[Pool, ...] = ("red_team", "ordinary", "look_alike")
 
 _PUNCTUATION = dict.fromkeys(map(ord, ".?!,:;'\"`-/£%()[]{}…“”‘’„«»–—¿¡"), " ")
-
-
-_NO_CHARACTER = re.compile("[\ud800-\udfff\0]")
-
-
-def clean_text(text: str) -> str:
-    """The text with U+FFFD for each half of a character (a lone surrogate, which is valid JSON but can't be written as
-    UTF-8) and for each NUL. Call it where text comes in from outside."""
-    return _NO_CHARACTER.sub("\ufffd", text)
 
 
 class Message(TypedDict):

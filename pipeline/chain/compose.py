@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.chain.config import Config, to_config
 from pipeline.core.errors import ConfigError, did_you_mean
 from pipeline.core.settings import types_at
-from pipeline.records import clean_text
+from pipeline.core.text import whole_characters
 
 _MOVED = {
     "align.ppo": "align, for example align.max_kl instead of align.ppo.max_kl",
@@ -65,7 +65,7 @@ def compose_raw(overrides: Sequence[str], config_dir: Path | None = None) -> dic
 
 def _refuse_no_characters(value: Any, path: tuple[str, ...]) -> None:
     """Refuse half a character and NUL, which a file of presets can have as an escape, before they are written."""
-    if isinstance(value, str) and clean_text(value) != value:
+    if isinstance(value, str) and whole_characters(value) != value:
         raise ConfigError(f"{'.'.join(path)} is {value!r}, with half a character or NUL in it; write whole characters.")
     for name, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         _refuse_no_characters(part, (*path, str(name)))

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from pipeline.constitution.schema import Constitution, Principle, WorkedExample
 from pipeline.core.errors import ConfigError
 from pipeline.core.json_text import NotJsonError, parse_json
+from pipeline.core.text import whole_characters
 from pipeline.core.yaml_files import field_path
-from pipeline.records import clean_text
 
 
 def import_constitution(path: Path) -> Constitution:
@@ -43,7 +43,7 @@ def import_constitution(path: Path) -> Constitution:
         else:
             raise KeyError("layout")
         pairs = [(name, _text(critique), _text(revision)) for name, critique, revision in pairs]
-        if odd := next((name for name, *texts in pairs if clean_text("".join(texts)) != "".join(texts)), None):
+        if odd := next((name for name, *texts in pairs if whole_characters("".join(texts)) != "".join(texts)), None):
             raise ConfigError(f"{path}: {odd}: half a character or NUL is in the text; write whole characters.")
     except (KeyError, TypeError, AttributeError):
         raise ConfigError(

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from pipeline.core.cache import hash_file, hash_folder
 from pipeline.core.errors import ConfigError, did_you_mean
 from pipeline.core.json_text import NotJsonError, parse_json
+from pipeline.core.text import whole_characters
 from pipeline.data.sources import SourceConfig
-from pipeline.records import clean_text
 
 Row = dict[str, Any]
 _MAX_FIELD = 1 << 30  # characters of a CSV field; Python's own limit of 131,072 is less than a long dialogue
@@ -65,7 +65,7 @@ def mended_note(field: str, number: int) -> list[str]:
 
 def _clean(value: Any) -> Any:
     if isinstance(value, str):
-        return clean_text(value)
+        return whole_characters(value)
     if isinstance(value, dict):
         return {_clean(name): _clean(part) for name, part in value.items()}
     return [_clean(part) for part in value] if isinstance(value, list) else value

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 from pipeline.core.log import warn
@@ -223,6 +224,7 @@ class ChatServer:
     max_retries: int
     timeout_seconds: float
     _lessons: frozenset[str] = field(default=frozenset(), init=False)
+    _lock: Lock = field(default_factory=Lock, init=False)
 
     def __post_init__(self) -> None:
         import openai
@@ -256,12 +258,14 @@ class ChatServer:
                 return reply
 
     def _remember(self, lessons: frozenset[str]) -> None:
-        for name in sorted(lessons - self._lessons):
+        with self._lock:  # requests run in threads, and each warning is given once
+            new = sorted(lessons - self._lessons)
+            self._lessons |= lessons
+        for name in new:
             if name in ("temperature", "top_p"):
                 warn(f"the server {self.name} does not take {name}: it is left out, and the server's own value holds.")
             elif name == "seed":
                 warn(f"the server {self.name} does not take a seed: another run would get other replies.")
-        self._lessons |= lessons
 
     def _send(self, body: Mapping[str, Any]) -> Reply:
         for num_failures in range(self.max_retries + 1):

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from pipeline.core.distributed import LaunchConfig
 from pipeline.core.errors import ConfigError, StageError
 from pipeline.core.settings import RUNTIME
+from pipeline.core.text import whole_characters
 from pipeline.engines.base import (
     ENGINES,
     Answer,
@@ -193,17 +194,22 @@ class OpenAIEngine:
         """Do all of ``items``, even if some fail, so that what was paid for is kept."""
         with ThreadPoolExecutor(self._config.max_parallel) as pool:
             futures = [pool.submit(work, item) for item in items]
-        errors = [error for future in futures if (error := future.exception()) is not None]
-        if unknown := [error for error in errors if not isinstance(error, ServerError)]:
-            raise unknown[0]
+        failures = [error for future in futures if (error := future.exception()) is not None]
+        errors = [error for error in failures if isinstance(error, ServerError)]
+        if len(errors) < len(failures):
+            raise next(error for error in failures if not isinstance(error, ServerError))  # a mistake of ours
         results = [future.result() for future in futures if future.exception() is None]
         if errors:
-            raise UnfinishedBatchError(
-                f"The server {self.name} failed ({errors[0]}); finished replies are kept: check the server and its "
-                "base_url, which mostly ends in /v1, and run the same command again.",
-                results,
-            )
+            raise UnfinishedBatchError(self._failed(errors[0]), results)
         return results
+
+    def _failed(self, error: ServerError) -> str:
+        key = f"the key in {self._config.api_key_variable}"
+        checked = key if error.status in (401, 403) else "the server and its base_url, which mostly ends in /v1"
+        return (
+            f"The server {self.name} failed ({error}); finished replies are kept: check {checked}, and run the same "
+            "command again."
+        )
 
     def _reply(self, request: Request) -> Completion:
         fields = _fields(
@@ -282,7 +288,8 @@ def choice_logprobs(choices: Sequence[str], listed: Sequence[tuple[str, float]])
 
 
 def _fields(model: str, messages: list[Message], **settings: Any) -> dict[str, Any]:
-    return {"model": model, "messages": messages, **settings}
+    whole = [Message(role=turn["role"], content=whole_characters(turn["content"])) for turn in messages]
+    return {"model": model, "messages": whole, **settings}
 
 
 def _begun(request: Request) -> list[Message]:

@@ -19,7 +19,6 @@ from pipeline.records import Message
 
 SHOWN_CHARACTERS = 200  # of an answer, in a message
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 8.0  # before a request is sent again, as in the client library
-CONNECT_SECONDS = 5.0  # the longest time until a server accepts the connection
 REFUSES = {400, 413, 422, 451}  # the status of a request that would be refused again
 STOPS = {401, 402, 403, 404, 405}  # the status of a wrong key, address or model: no request can succeed
 FEWER_LOGPROBS = 5  # some servers list no more than this
@@ -114,7 +113,7 @@ def _listed(logprobs: Any) -> list[tuple[str, float]] | None:
     else:
         return None
     known = [(token, float(p)) for token, p in pairs if isinstance(token, str) and isinstance(p, int | float)]
-    return [(token, p) for token, p in known if math.isfinite(p)] or None
+    return [(token, min(p, 0.0)) for token, p in known if math.isfinite(p)] or None
 
 
 # --- Reading an error ----------------------------------------------------------------------------------------------
@@ -150,7 +149,7 @@ def sentence_of(error: Any) -> str:
     text = message if isinstance(message, str) else json.dumps(message)
     named = _get(error, "param")
     text = f"{text} ({named})" if isinstance(named, str) and named not in text else text
-    return " ".join(whole_characters(text).split())[: 2 * SHOWN_CHARACTERS]
+    return " ".join(whole_characters(text).split())[: 2 * SHOWN_CHARACTERS].rstrip(".")
 
 
 def _status_in(error: Any) -> int | None:
@@ -223,6 +222,7 @@ class ChatServer:
     key: str
     max_retries: int
     timeout_seconds: float
+    connect_seconds: float
     _lessons: frozenset[str] = field(default=frozenset(), init=False)
     _lock: Lock = field(default_factory=Lock, init=False)
 
@@ -233,7 +233,7 @@ class ChatServer:
             base_url=self.base_url,
             api_key=self.key,
             max_retries=self.max_retries,
-            timeout=openai.Timeout(self.timeout_seconds, connect=min(self.timeout_seconds, CONNECT_SECONDS)),
+            timeout=openai.Timeout(self.timeout_seconds, connect=self.connect_seconds),
         )
 
     def ask(self, fields: Mapping[str, Any]) -> Reply:
@@ -286,8 +286,15 @@ class ChatServer:
             response = self._client.chat.completions.with_raw_response.create(**body)
         except openai.APIStatusError as error:
             raise error_of(error.status_code, error.response.text) from None
-        except openai.APITimeoutError:
-            raise ServerError(f"no answer within {self.timeout_seconds:g} s") from None
+        except openai.APITimeoutError as error:
+            connected = type(error.__cause__).__name__ != "ConnectTimeout"
+            what = (
+                f"answer within {self.timeout_seconds:g}"
+                if connected
+                else f"connection within {self.connect_seconds:g}"
+            )
+            raise ServerError(f"no {what} s") from None
         except openai.OpenAIError as error:
-            raise ServerError(str(error.__cause__ or error).strip().splitlines()[0]) from None
-        return response.http_response.content.decode("utf-8", "replace")
+            cause = error.__cause__ or error
+            raise ServerError(" ".join(str(cause).split()) or type(cause).__name__) from None
+        return response.http_response.content.decode("utf-8-sig", "replace")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -213,6 +214,12 @@ def test_a_dead_server_is_one_sentence(url: str):
         engine(url, "engine.max_retries=0").generate([ask(1)])
 
 
+def test_a_server_that_is_too_slow_is_one_sentence(url: str):
+    Server.change = lambda body, answer: time.sleep(0.3) or answer
+    with pytest.raises(StageError, match=r"no answer within 0\.1 s"):
+        engine(url, "engine.max_retries=0", "engine.timeout_seconds=0.1").generate([ask(1)])
+
+
 def test_a_failed_request_loses_only_itself(url: str, tmp_path: Path):
     requests, broken = [ask(i) for i in range(4)], sent(b"broken")
     Server.change = lambda body, answer: broken(body, answer) if body["seed"] == 2 else answer
@@ -252,6 +259,12 @@ def test_a_server_without_logprobs_is_named_after_a_few_queries(url: str, kind: 
     assert tested.score([which(0)])[0].logprobs == [NEVER, NEVER]
     with pytest.raises(StageError, match=r"m@http.* returns no log-probabilities.*vLLM"):
         tested.score([which(i) for i in range(1, 8)])
+
+
+def test_a_logprob_above_zero_is_zero(url: str):
+    top = [{"token": "A", "logprob": 1000}, {"token": "B", "logprob": float("nan")}]
+    Server.change = without("choices", 0, "logprobs", "content", 0, "top_logprobs", value=top)
+    assert engine(url).score([which(1)])[0].logprobs == pytest.approx([0.0, -13.8155], abs=1e-4)  # log(1e-6)
 
 
 def test_logprobs_in_the_older_layout_are_read(url: str):

@@ -144,12 +144,17 @@ def sentence_of(error: Any) -> str:
     """What an error says, with the parameter that it names. ``detail`` is where FastAPI writes it."""
     message = _get(error, "message") or _get(error, "detail") or error
     if isinstance(message, list):
-        found = [(_get(one, "loc"), _get(one, "msg")) for one in message]
-        message = "; ".join(f"{'.'.join(map(str, loc or ()))}: {text}" for loc, text in found)
+        message = "; ".join(map(_complaint, message))
     text = message if isinstance(message, str) else json.dumps(message)
     named = _get(error, "param")
     text = f"{text} ({named})" if isinstance(named, str) and named not in text else text
     return " ".join(whole_characters(text).split())[: 2 * SHOWN_CHARACTERS].rstrip(".")
+
+
+def _complaint(one: Any) -> str:
+    """``body.seed: Extra inputs are not permitted``"""
+    place, text = _get(one, "loc"), _get(one, "msg")
+    return f"{'.'.join(map(str, place))}: {text}" if isinstance(place, list) else json.dumps(one)
 
 
 def _status_in(error: Any) -> int | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +19,7 @@ from pipeline.chain.compose import compose_config
 from pipeline.core.cache import RecordLog
 from pipeline.core.errors import ConfigError, StageError
 from pipeline.engines.base import ChoiceQuery, Completion, Request, generate_all
+from pipeline.engines.chat_server import RefusedError, ServerError, error_of, read_reply
 from pipeline.engines.openai import NEVER, OpenAIEngine, choice_logprobs
 from pipeline.records import Message
 from tests.fakes import FakeLogbook
@@ -206,6 +209,32 @@ def test_what_is_no_reply_is_asked_again_and_then_one_sentence(url: str, kind: s
     with pytest.raises(StageError, match=f"{sentence}.*base_url.*run the same command again") as raised:
         engine(url, "engine.max_retries=1").generate([ask(1)])
     assert len(str(raised.value)) < 500
+
+
+ODD: list[Any] = [
+    None, 0, True, 1.5, float("nan"), 10**30, "", "text", "\ud83d", [], [None], ["a"], {}, {"text": 3}, [{"text": 3}],
+    {"message": 3}, {"message": [1, {"loc": 5}]}, {"code": "x"}, {"code": [1]}, {"detail": [{"loc": [1], "msg": {}}]},
+    {"type": "invalid_request_error", "param": 4},
+]  # fmt: skip
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, part in parts:
+        yield from places(part, (*path, step))
+
+
+def test_no_odd_value_at_any_place_is_a_traceback():
+    usual = usual_answer({"messages": [{"content": "q"}], "logprobs": True}) | {"error": None}
+    for path in places(usual):
+        for odd in ODD:
+            changed = without(*path, value=odd)({}, copy.deepcopy(usual)) if path else odd
+            with suppress(RefusedError, ServerError):
+                reply = read_reply(json.dumps(changed))
+                assert reply.text.encode() is not None and isinstance(reply.num_tokens, int)
+                choice_logprobs(("A", "B"), reply.listed or [])
+            assert str(error_of(400, json.dumps(changed))).encode() is not None
 
 
 def test_a_dead_server_is_one_sentence(url: str):

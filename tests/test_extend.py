@@ -14,6 +14,8 @@ from torch import Tensor
 
 from pipeline.chain.compose import compose_config
 from pipeline.chain.config import Config
+from pipeline.chain.plan import plan
+from pipeline.chain.preflight import preflight
 from pipeline.chain.runner import run
 from pipeline.constitution.schema import Principle
 from pipeline.core.distributed import LaunchConfig
@@ -162,6 +164,29 @@ def test_a_toy_method_labeller_and_engine_run_through_the_chain(tiny: Tiny):
     align = result.stages["align"].manifest
     assert align.fields["config"]["gamma"] == 0.3 and align.metrics["num_steps"] > 0
     assert (result.folder / "checkpoint" / "model.safetensors").exists()
+
+
+def test_an_engine_is_asked_once_before_a_run_that_needs_it(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[str] = []
+    monkeypatch.setattr(Parrot.Config, "reach", lambda self, field: asked.append(field))
+    config = tiny("engine.kind=parrot", "preferences.labeller.kind=shorter", "until=preferences")
+    plan(preflight(config))
+    assert asked == [], "a plan needs no server"
+    run(config)
+    assert asked == ["engine"]
+    run(config)
+    assert asked == ["engine"], "finished stages need no server"
+
+    def refuse(self: EngineConfig, field: str) -> None:
+        raise ConfigError(f"{field} is dead.")
+
+    monkeypatch.setattr(Parrot.Config, "reach", refuse)
+    before = sorted((tmp_path / "outputs" / "cache").iterdir())
+    with pytest.raises(ConfigError, match=r"^engine is dead\.$"):
+        run(tiny("engine.kind=parrot", "preferences.labeller.kind=shorter", "until=preferences", "seed=3"))
+    assert sorted((tmp_path / "outputs" / "cache").iterdir()) == before
 
 
 def test_the_loss_by_hand():

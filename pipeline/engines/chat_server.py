@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 from pipeline.core.log import warn
@@ -18,7 +19,6 @@ from pipeline.records import Message
 
 SHOWN_CHARACTERS = 200  # of an answer, in a message
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 8.0  # before a request is sent again, as in the client library
-CONNECT_SECONDS = 5.0  # the longest time until a server accepts the connection
 REFUSES = {400, 413, 422, 451}  # the status of a request that would be refused again
 STOPS = {401, 402, 403, 404, 405}  # the status of a wrong key, address or model: no request can succeed
 FEWER_LOGPROBS = 5  # some servers list no more than this
@@ -113,7 +113,7 @@ def _listed(logprobs: Any) -> list[tuple[str, float]] | None:
     else:
         return None
     known = [(token, float(p)) for token, p in pairs if isinstance(token, str) and isinstance(p, int | float)]
-    return [(token, p) for token, p in known if math.isfinite(p)] or None
+    return [(token, min(p, 0.0)) for token, p in known if math.isfinite(p)] or None
 
 
 # --- Reading an error ----------------------------------------------------------------------------------------------
@@ -144,12 +144,17 @@ def sentence_of(error: Any) -> str:
     """What an error says, with the parameter that it names. ``detail`` is where FastAPI writes it."""
     message = _get(error, "message") or _get(error, "detail") or error
     if isinstance(message, list):
-        found = [(_get(one, "loc"), _get(one, "msg")) for one in message]
-        message = "; ".join(f"{'.'.join(map(str, loc or ()))}: {text}" for loc, text in found)
+        message = "; ".join(map(_complaint, message))
     text = message if isinstance(message, str) else json.dumps(message)
     named = _get(error, "param")
     text = f"{text} ({named})" if isinstance(named, str) and named not in text else text
-    return " ".join(whole_characters(text).split())[: 2 * SHOWN_CHARACTERS]
+    return " ".join(whole_characters(text).split())[: 2 * SHOWN_CHARACTERS].rstrip(".")
+
+
+def _complaint(one: Any) -> str:
+    """``body.seed: Extra inputs are not permitted``"""
+    place, text = _get(one, "loc"), _get(one, "msg")
+    return f"{'.'.join(map(str, place))}: {text}" if isinstance(place, list) else json.dumps(one)
 
 
 def _status_in(error: Any) -> int | None:
@@ -222,7 +227,9 @@ class ChatServer:
     key: str
     max_retries: int
     timeout_seconds: float
+    connect_seconds: float
     _lessons: frozenset[str] = field(default=frozenset(), init=False)
+    _lock: Lock = field(default_factory=Lock, init=False)
 
     def __post_init__(self) -> None:
         import openai
@@ -231,7 +238,7 @@ class ChatServer:
             base_url=self.base_url,
             api_key=self.key,
             max_retries=self.max_retries,
-            timeout=openai.Timeout(self.timeout_seconds, connect=min(self.timeout_seconds, CONNECT_SECONDS)),
+            timeout=openai.Timeout(self.timeout_seconds, connect=self.connect_seconds),
         )
 
     def ask(self, fields: Mapping[str, Any]) -> Reply:
@@ -256,12 +263,14 @@ class ChatServer:
                 return reply
 
     def _remember(self, lessons: frozenset[str]) -> None:
-        for name in sorted(lessons - self._lessons):
+        with self._lock:  # requests run in threads, and each warning is given once
+            new = sorted(lessons - self._lessons)
+            self._lessons |= lessons
+        for name in new:
             if name in ("temperature", "top_p"):
                 warn(f"the server {self.name} does not take {name}: it is left out, and the server's own value holds.")
             elif name == "seed":
                 warn(f"the server {self.name} does not take a seed: another run would get other replies.")
-        self._lessons |= lessons
 
     def _send(self, body: Mapping[str, Any]) -> Reply:
         for num_failures in range(self.max_retries + 1):
@@ -282,8 +291,15 @@ class ChatServer:
             response = self._client.chat.completions.with_raw_response.create(**body)
         except openai.APIStatusError as error:
             raise error_of(error.status_code, error.response.text) from None
-        except openai.APITimeoutError:
-            raise ServerError(f"no answer within {self.timeout_seconds:g} s") from None
+        except openai.APITimeoutError as error:
+            connected = type(error.__cause__).__name__ != "ConnectTimeout"
+            what = (
+                f"answer within {self.timeout_seconds:g}"
+                if connected
+                else f"connection within {self.connect_seconds:g}"
+            )
+            raise ServerError(f"no {what} s") from None
         except openai.OpenAIError as error:
-            raise ServerError(str(error.__cause__ or error).strip().splitlines()[0]) from None
-        return response.http_response.content.decode("utf-8", "replace")
+            cause = error.__cause__ or error
+            raise ServerError(" ".join(str(cause).split()) or type(cause).__name__) from None
+        return response.http_response.content.decode("utf-8-sig", "replace")

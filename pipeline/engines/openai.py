@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from pipeline.core.distributed import LaunchConfig
 from pipeline.core.errors import ConfigError, StageError
 from pipeline.core.settings import RUNTIME
+from pipeline.core.text import whole_characters
 from pipeline.engines.base import (
     ENGINES,
     NEVER,
@@ -37,7 +38,7 @@ OWN_URL = "https://api.openai.com/v1"  # OpenAI's own server
 ROUNDING = 1e-6  # log-probabilities are rounded, so the listed tokens leave at least this much to the others
 MOST_REFUSED = 20  # a run stops after this many refusals without any answer
 MOST_UNLISTED = 8  # a run stops after this many choice queries without any log-probability
-SECONDS_BEFORE_A_RUN = 30.0  # the longest time of the one request of ``reach``
+SECONDS_BEFORE_A_RUN, CONNECT_SECONDS_BEFORE_A_RUN = 30.0, 5.0  # limits of the one request of ``reach``
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT", Completion, Answer)
 
@@ -79,7 +80,7 @@ class OpenAI(EngineKind):
         def reach(self, field: str) -> None:
             """Ask the server for one token. Each kind of failure is a sentence of its own."""
             refuse_odd_key(self, field)
-            server = chat_server(self, max_retries=1, most_seconds=SECONDS_BEFORE_A_RUN)
+            server = chat_server(self, 1, SECONDS_BEFORE_A_RUN, CONNECT_SECONDS_BEFORE_A_RUN)
             try:
                 server.ask(_fields(self.model, [Message(role="user", content="Say yes.")], max_tokens=1))
             except RefusedError as error:
@@ -128,13 +129,17 @@ def refuse_odd_key(config: OpenAI.Config, field: str) -> None:
         )
 
 
-def chat_server(config: OpenAI.Config, max_retries: int, most_seconds: float = math.inf) -> ChatServer:
+def chat_server(
+    config: OpenAI.Config, max_retries: int, seconds: float = math.inf, connect_seconds: float = math.inf
+) -> ChatServer:
+    """The server of a configuration. The limits in seconds hold where they are below ``timeout_seconds``."""
     return ChatServer(
         name=_name(config),
         base_url=config.base_url or OWN_URL,
         key=os.environ.get(config.api_key_variable) or "none",
         max_retries=max_retries,
-        timeout_seconds=min(config.timeout_seconds, most_seconds),
+        timeout_seconds=min(config.timeout_seconds, seconds),
+        connect_seconds=min(config.timeout_seconds, connect_seconds),
     )
 
 
@@ -148,7 +153,7 @@ def _explained(config: OpenAI.Config, field: str, error: ServerError) -> str:
     if error.status in (401, 403):
         variable = config.api_key_variable
         return f"{field}.api_key_variable is {variable!r}, but {url} refuses the key in it ({error}); set another key."
-    if error.status == 404:
+    if error.status in (404, 405):
         return (
             f"{field}.base_url is {url!r} and {field}.model is {config.model!r}, but there is no such address or model "
             f"({error}); the address mostly ends in /v1, and {url.rstrip('/')}/models lists the models."
@@ -171,7 +176,7 @@ class OpenAIEngine:
         self._config = config
         self._server = chat_server(config, config.max_retries)
         self._num_refused: int | None = 0  # without any answer so far; None after an answer
-        self._refusal = ""  # the newest
+        self._refusal = "content filter"  # why the newest refused request was refused
         self._num_unlisted: int | None = 0  # choice queries without any log-probability so far; None after one
 
     def batches(self, asks: Sequence[AskT]) -> list[list[AskT]]:
@@ -193,17 +198,22 @@ class OpenAIEngine:
         """Do all of ``items``, even if some fail, so that what was paid for is kept."""
         with ThreadPoolExecutor(self._config.max_parallel) as pool:
             futures = [pool.submit(work, item) for item in items]
-        errors = [error for future in futures if (error := future.exception()) is not None]
-        if unknown := [error for error in errors if not isinstance(error, ServerError)]:
-            raise unknown[0]
+        failures = [error for future in futures if (error := future.exception()) is not None]
+        errors = [error for error in failures if isinstance(error, ServerError)]
+        if len(errors) < len(failures):
+            raise next(error for error in failures if not isinstance(error, ServerError))  # a mistake of ours
         results = [future.result() for future in futures if future.exception() is None]
         if errors:
-            raise UnfinishedBatchError(
-                f"The server {self.name} failed ({errors[0]}); finished replies are kept: check the server and its "
-                "base_url, which mostly ends in /v1, and run the same command again.",
-                results,
-            )
+            raise UnfinishedBatchError(self._failed(errors[0]), results)
         return results
+
+    def _failed(self, error: ServerError) -> str:
+        key = f"the key in {self._config.api_key_variable}"
+        checked = key if error.status in (401, 403) else "the server and its base_url, which mostly ends in /v1"
+        return (
+            f"The server {self.name} failed ({error}); finished replies are kept: check {checked}, and run the same "
+            "command again."
+        )
 
     def _reply(self, request: Request) -> Completion:
         fields = _fields(
@@ -282,7 +292,8 @@ def choice_logprobs(choices: Sequence[str], listed: Sequence[tuple[str, float]])
 
 
 def _fields(model: str, messages: list[Message], **settings: Any) -> dict[str, Any]:
-    return {"model": model, "messages": messages, **settings}
+    whole = [Message(role=turn["role"], content=whole_characters(turn["content"])) for turn in messages]
+    return {"model": model, "messages": whole, **settings}
 
 
 def _begun(request: Request) -> list[Message]:

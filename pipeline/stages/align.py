@@ -22,7 +22,7 @@ class Align(Stage):
     """The aligned model."""
 
     name, needs, outputs = "align", ("prompts", "sft", "preferences", "reward"), WEIGHTS
-    version = 2
+    version = 3
 
     def needed(self, config: Config) -> tuple[str, ...]:
         on_pairs = METHODS[config.align.method].reads_preferences

@@ -66,6 +66,7 @@ class Critique(Stage):
     """First replies of the model, criticised and revised under the constitution's principles."""
 
     name, needs, outputs = "critique", ("prompts",), ("exchanges.jsonl",)
+    version = 2
 
     def reads(self, config: Config, constitution: Constitution) -> dict[str, Any]:
         return {

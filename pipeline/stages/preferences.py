@@ -70,7 +70,7 @@ class Preferences(Stage):
     """Comparisons with soft labels."""
 
     name, needs, outputs = "preferences", ("prompts", "sft"), ("preferences.jsonl",)
-    version = 3
+    version = 4
 
     def wanted(self, config: Config) -> bool:
         method = METHODS[config.align.method]

@@ -67,7 +67,7 @@ class Reward(Stage):
 
     name, needs = "reward", ("sft", "preferences")
     outputs = ("scores.jsonl", "model/config.json", *WEIGHTS)
-    version = 3
+    version = 4
 
     def wanted(self, config: Config) -> bool:
         return super().wanted(config) and config.align.trains_reward_model

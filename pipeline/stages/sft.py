@@ -41,7 +41,7 @@ class Sft(Stage):
     """Supervised fine-tuning of the base model."""
 
     name, needs, outputs = "sft", ("critique",), ("rows.jsonl", *WEIGHTS)
-    version = 3
+    version = 4
 
     def reads(self, config: Config, constitution: Constitution) -> dict[str, Any]:
         parts: dict[str, tuple[str, ...]] = {

@@ -62,6 +62,12 @@ def test_log_survives_a_line_cut_short(tmp_path: Path):
     assert [(line["id"], line["text"]) for line in lines] == [("1", "naïve"), ("2", "b"), ("3", "c")]
 
 
+def test_half_characters_are_written_as_a_sign_for_them(tmp_path: Path):
+    log = RecordLog(tmp_path, "rows")
+    log.append([{"id": "1", "text": "half \ud83d of \U0001f600"}])
+    assert log["1"]["text"] == RecordLog(tmp_path, "rows")["1"]["text"] == "half \ufffd of \U0001f600"
+
+
 def test_a_damaged_line_is_named(tmp_path: Path):
     (tmp_path / "rows.rank0.jsonl").write_bytes(b'{"id": "1"}\n{"id": \n{"id": "3"}\n')
     with pytest.raises(ArtifactError, match=r"rows\.rank0\.jsonl:2 is damaged"):

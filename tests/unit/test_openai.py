@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +19,7 @@ from pipeline.chain.compose import compose_config
 from pipeline.core.cache import RecordLog
 from pipeline.core.errors import ConfigError, StageError
 from pipeline.engines.base import NEVER, ChoiceQuery, Completion, Request, generate_all
+from pipeline.engines.chat_server import RefusedError, ServerError, error_of, read_reply
 from pipeline.engines.openai import OpenAIEngine, choice_logprobs
 from pipeline.records import Message
 from tests.fakes import FakeLogbook
@@ -175,7 +179,8 @@ REPLIES: dict[str, tuple[Change, str, str, int]] = {
 @pytest.mark.parametrize("kind", REPLIES)
 def test_every_reply_is_read(url: str, kind: str):
     Server.change, text, finish, num_tokens = REPLIES[kind]
-    assert engine(url).generate([ask(1)]) == [Completion(id="1", text=text, num_tokens=num_tokens, finish=finish)]  # type: ignore[arg-type]
+    question = ask(1, Message(role="user", content="half \ud83d"))  # it is sent, too
+    assert engine(url).generate([question]) == [Completion(id="1", text=text, num_tokens=num_tokens, finish=finish)]  # type: ignore[arg-type]
     assert len(Server.seen) == 1
 
 
@@ -206,10 +211,42 @@ def test_what_is_no_reply_is_asked_again_and_then_one_sentence(url: str, kind: s
     assert len(str(raised.value)) < 500
 
 
+ODD: list[Any] = [
+    None, 0, True, 1.5, float("nan"), 10**30, "", "text", "\ud83d", [], [None], ["a"], {}, {"text": 3}, [{"text": 3}],
+    {"message": 3}, {"message": [1, {"loc": 5}]}, {"code": "x"}, {"code": [1]}, {"detail": [{"loc": [1], "msg": {}}]},
+    {"type": "invalid_request_error", "param": 4},
+]  # fmt: skip
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, part in parts:
+        yield from places(part, (*path, step))
+
+
+def test_no_odd_value_at_any_place_is_a_traceback():
+    usual = usual_answer({"messages": [{"content": "q"}], "logprobs": True}) | {"error": None}
+    for path in places(usual):
+        for odd in ODD:
+            changed = without(*path, value=odd)({}, copy.deepcopy(usual)) if path else odd
+            with suppress(RefusedError, ServerError):
+                reply = read_reply(json.dumps(changed))
+                assert reply.text.encode() is not None and isinstance(reply.num_tokens, int)
+                choice_logprobs(("A", "B"), reply.listed or [])
+            assert str(error_of(400, json.dumps(changed))).encode() is not None
+
+
 def test_a_dead_server_is_one_sentence(url: str):
     Server.failures_left = 10**6
     with pytest.raises(StageError, match="run the same command again"):
         engine(url, "engine.max_retries=0").generate([ask(1)])
+
+
+def test_a_server_that_is_too_slow_is_one_sentence(url: str):
+    Server.change = lambda body, answer: time.sleep(0.3) or answer
+    with pytest.raises(StageError, match=r"no answer within 0\.1 s"):
+        engine(url, "engine.max_retries=0", "engine.timeout_seconds=0.1").generate([ask(1)])
 
 
 def test_a_failed_request_loses_only_itself(url: str, tmp_path: Path):
@@ -253,6 +290,12 @@ def test_a_server_without_logprobs_is_named_after_a_few_queries(url: str, kind: 
         tested.score([which(i) for i in range(1, 8)])
 
 
+def test_a_logprob_above_zero_is_zero(url: str):
+    top = [{"token": "A", "logprob": 1000}, {"token": "B", "logprob": float("nan")}]
+    Server.change = without("choices", 0, "logprobs", "content", 0, "top_logprobs", value=top)
+    assert engine(url).score([which(1)])[0].logprobs == pytest.approx([0.0, -13.8155], abs=1e-4)  # log(1e-6)
+
+
 def test_logprobs_in_the_older_layout_are_read(url: str):
     older = {"tokens": ["A"], "token_logprobs": [-0.1], "top_logprobs": [{"A": -0.5, "B": -1.0}]}
     Server.change = without("choices", 0, "logprobs", value=older)
@@ -276,7 +319,8 @@ def test_a_refused_request_is_its_result_and_the_run_goes_on(url: str):
 def test_only_a_refusal_of_the_content_lets_the_run_go_on(url: str, status: int, stops: bool):
     Server.change = sent((status, {"detail": [{"loc": ["body", "messages"], "msg": "is too long"}]}))
     if stops:
-        with pytest.raises(StageError, match=r"body\.messages: is too long"):
+        named = "base_url" if status == 404 else "OPENAI_API_KEY"
+        with pytest.raises(StageError, match=rf"body\.messages: is too long.*{named}"):
             engine(url).generate([ask(1)])
     else:
         assert engine(url).generate([ask(1)])[0].finish == "refused"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from jinja2 import TemplateError
@@ -19,8 +20,10 @@ THOUGHT_TAGS = (
     ("[THINK]", "[/THINK]"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<seed:think>", "</seed:think>"),
 )
 """What models write before and after their thoughts."""
+_DIRECTIVE = re.compile(r"/(?:no_)?think\b")  # some templates read it as a switch and remove it
 
 
 class Example(NamedTuple):
@@ -54,23 +57,23 @@ class Renderer:
         given = [eos] if isinstance(eos, int) else list(eos or [])
         stops = [token for token in (tokenizer.eos_token_id, *given) if token is not None]
         self.end_ids: list[int] = stops[:1]
-        """Tokens that end a reply: the template's tokens up to its first special token, else eos; maybe none."""
+        """Tokens that end a reply: those that the template writes after it, else eos; maybe none."""
         self.stop_ids = frozenset(stops)
         """All tokens that end a turn."""
         special = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
         signs = sorted(filter(str.strip, special), key=len, reverse=True)
         self._signs = re.compile("|".join(map(re.escape, signs))) if signs else None
-        self._opening = ""
+        self._opening = self._surplus = ""
         if tokenizer.chat_template:
             self._learn_from_template(self.stop_ids | set(special.values()))
 
     def _learn_from_template(self, special: frozenset[int]) -> None:
-        self._opening, after = self._assistant_turn()
+        after = self._learn_the_beginning_of_a_reply()
         self._after_ids = self._template_ids(after)
-        ends = [place for place, token in enumerate(self._after_ids) if token in special]
-        if ends:
-            self.end_ids = self._after_ids[: ends[0] + 1]
-            self.stop_ids |= {self.end_ids[-1]}
+        end = _end_of_turn(self._after_ids, special, self.stop_ids) or self._end_before_the_next_turn()
+        if end:
+            self.end_ids = end
+            self.stop_ids |= {end[-1]}
 
     # --- Tokens --------------------------------------------------------------------------------------------------
 
@@ -131,8 +134,9 @@ class Renderer:
             except TemplateError as error:
                 problem = ValueError(f"its chat template says: {error}")
                 continue
-            if all(turn["content"].strip() in text for turn in turns if turn["role"] != "assistant"):
-                return text + self._opening
+            said = _DIRECTIVE.sub("", text)
+            if all(_DIRECTIVE.sub("", t["content"]).strip() in said for t in turns if t["role"] != "assistant"):
+                return text.removesuffix(self._surplus) + self._opening
             problem = ValueError("its chat template leaves out a turn")
         raise problem
 
@@ -159,16 +163,20 @@ class Renderer:
 
     def _write(self, turns: list[Message], reply_next: bool) -> str:
         # Templates that have no such switches ignore them.
-        switches = {"enable_thinking": False, "thinking": False}
-        text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=reply_next, **switches)
-        return str(text)
+        switches = {"add_generation_prompt": reply_next, "enable_thinking": False, "thinking": False}
+        try:
+            return str(self._tokenizer.apply_chat_template(turns, tokenize=False, **switches))
+        except (TypeError, AttributeError, LookupError) as error:  # a mistake in the template
+            raise TemplateError(f"{type(error).__name__}: {error}") from error
 
     # --- What the template does ----------------------------------------------------------------------------------
 
-    def _assistant_turn(self) -> tuple[str, str]:
-        """What is written between the generation prompt and a reply, and the text after a reply.
+    def _learn_the_beginning_of_a_reply(self) -> str:
+        """Compare the generation prompt with what stands before a reply. Returns the text after a reply.
 
-        A single space before a reply is ignored: tokenizers put it into the reply's first token.
+        ``_opening`` is what a prompt needs besides the generation prompt. A single space before a reply is ignored:
+        tokenizers put it into the reply's first token. ``_surplus`` is a text of the generation prompt, such as the
+        announcement of thoughts, that does not stand before a reply.
         """
         asked, reply = Message(role="user", content="x"), Message(role="assistant", content=PROBE)
         prompt = self._write([asked], reply_next=True)
@@ -177,10 +185,38 @@ class Renderer:
             raise ValueError("its chat template leaves out the reply")
         if before.startswith(prompt):
             opening = before.removeprefix(prompt)
-            return opening if opening.strip() else "", after
-        if prompt.startswith(before.rstrip()):
-            return _closing(prompt.removeprefix(before.rstrip())), after
-        raise ValueError("the generation prompt of its chat template is not the beginning of a reply")
+            self._opening = ("" if opening == " " else opening) + _closing(before)
+        elif prompt.startswith(before.rstrip()):
+            extra = prompt.removeprefix(before.rstrip())
+            self._opening = _closing(extra)
+            thinks = any(sign in extra for tags in THOUGHT_TAGS for sign in tags)
+            if extra.strip() and not thinks and not (self._signs and self._signs.search(extra)):
+                self._surplus, self._opening = extra, before.removeprefix(before.rstrip())
+        else:
+            raise ValueError("the generation prompt of its chat template is not the beginning of a reply")
+        return after
+
+    def _end_before_the_next_turn(self) -> list[int]:
+        """The token after a reply, if the template writes it only when another turn follows; else nothing. It counts
+        only if the model's own configuration ends replies with it."""
+        asked, reply = Message(role="user", content="x"), Message(role="assistant", content=PROBE)
+        try:
+            after = self._write([asked, reply, asked], reply_next=False).rpartition(PROBE)[2]
+        except TemplateError:
+            return []
+        first = self._template_ids(after)[:1]
+        return first if first and first[0] in self.stop_ids else []
+
+
+def _end_of_turn(after: Sequence[int], special: frozenset[int], stops: frozenset[int]) -> list[int]:
+    """The tokens after a reply up to its first special token, or up to a later one that stops generation if only
+    special tokens are between them; empty if there is no special token."""
+    first = next((place for place, token in enumerate(after) if token in special), None)
+    if first is None:
+        return []
+    run = list(takewhile(lambda place: after[place] in special, range(first, len(after))))
+    last = next((place for place in run if after[place] in stops), first)
+    return list(after[: last + 1])
 
 
 def _closing(text: str) -> str:

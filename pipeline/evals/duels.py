@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
+from pipeline.core.counts import warn_of_many
 from pipeline.evals.judges.base import PairJudge
 from pipeline.evals.measures import by_model
 from pipeline.evals.suites.base import SUITES
@@ -19,12 +20,12 @@ def is_compared(case: Case) -> bool:
     return any(SUITES[name].compares and name in case.suites for name in SUITES)
 
 
-def duel(verdicts: Sequence[Verdict], judge: PairJudge) -> tuple[list[Verdict], Wins]:
-    """Compare all pairs of models.
+def duel(verdicts: Sequence[Verdict], judge: PairJudge) -> tuple[list[Verdict], Wins, int]:
+    """Compare all pairs of models. Warns if more than 5 % of the judge's answers can't be read.
 
     Returns:
-        The verdicts and the wins. ``Verdict.preferred`` is 1 if the reply wins against the first model's reply, 0 if it
-        loses, ½ for a tie, None if they were not compared.
+        The verdicts, the wins, and the number of comparisons without a readable answer. ``Verdict.preferred`` is 1 if
+        the reply wins against the first model's reply, 0 if it loses, ½ for a tie, None if they were not compared.
     """
     compared = {(v.model, v.case.id): v for v in verdicts if is_compared(v.case) and v.outcome != "unjudged"}
     models = list(by_model(verdicts))
@@ -35,6 +36,9 @@ def duel(verdicts: Sequence[Verdict], judge: PairJudge) -> tuple[list[Verdict], 
         if model == earlier and (later, case) in compared
     }
     scores = judge.prefer(list(pairs.values())) if pairs else {}
+    num_unreadable = sum(score is None for score in scores.values())
+    what = f"comparisons by the judge {judge.who} can't be read, and no win counts them"
+    warn_of_many(num_unreadable, len(scores), what, "use another judge (evaluate.pair_judge)")
     wins: Wins = {}
     preferred: dict[tuple[str, str], float] = {}
     for (later, earlier, case), pair in pairs.items():
@@ -48,7 +52,7 @@ def duel(verdicts: Sequence[Verdict], judge: PairJudge) -> tuple[list[Verdict], 
     # ½ for the first model itself, so that the paired tests can compare the others with it.
     preferred |= {(models[0], case): 0.5 for case in {case for _, case in preferred}}
     marked = [v.model_copy(update={"preferred": preferred.get((v.model, v.case.id))}) for v in verdicts]
-    return marked, wins
+    return marked, wins, num_unreadable
 
 
 def _comparison(mine: Verdict, theirs: Verdict) -> Comparison:

@@ -12,6 +12,7 @@ LOSSES: dict[str, dict[str, tuple[str, str, str]]] = {
     "prompts": {
         "num_empty_dropped": ("left out", "the row is empty", "num_prompts"),
         "num_duplicates_dropped": ("left out", "the request is there twice", "num_prompts"),
+        "num_mended": ("changed", "half characters or NUL are replaced by U+FFFD", "num_prompts"),
     },
     "critique": {
         "num_shortened": ("shortened", "cut after the last whole sentence, or before a repetition", "num_texts"),
@@ -42,6 +43,7 @@ LOSSES: dict[str, dict[str, tuple[str, str, str]]] = {
     "evaluate": {
         "num_unanswered": ("in no rate", "the request does not fit the context, or is refused", "num_requests"),
         "num_unjudged": ("in no rate", "the judge's answer can't be read, or there is no reply", "num_requests"),
+        "num_unreadable_comparisons": ("no win counts it", "the pair judge's answer can't be read", ""),
     },
 }
 

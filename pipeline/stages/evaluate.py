@@ -176,7 +176,7 @@ class Evaluate(Stage):
                 answered[name] = answer_all(engine, cases, questions, config, context.seed, kept)
                 del engine
         verdicts, card = _judge(config, context, cases, answered, notes)
-        verdicts, wins = duel(verdicts, _pair_judge(config, context, "pair-judge", "pair judge"))
+        verdicts, wins, num_unreadable = duel(verdicts, _pair_judge(config, context, "pair-judge", "pair judge"))
         reward_model = _own_reward_model(context)
         if reward_model is not None:
             verdicts = reward_verdicts(reward_model, cases, verdicts, context, "rewards")
@@ -207,6 +207,7 @@ class Evaluate(Stage):
             "num_requests": len(verdicts),
             "num_unanswered": sum(not verdict.replied for verdict in verdicts),
             "num_unjudged": card.num_unjudged,
+            "num_unreadable_comparisons": num_unreadable,
             "judge_accuracy": card.accuracy.value,
         }
 
@@ -279,6 +280,12 @@ def _judge(
     labelled = labelled_replies()
     given = [item for item in items.values() if item.id not in missing]
     judged = missing | judge.judge([*given, *as_items(labelled)])
+    warn_of_share(
+        sum(judged[item.id].outcome == "unjudged" for item in given),
+        len(given),
+        f"replies could not be judged by {judge.who}, and no rate counts them",
+        "use another judge (evaluate.judge)",
+    )
     verdicts = [
         Verdict(
             case=case,

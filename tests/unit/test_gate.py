@@ -94,7 +94,7 @@ def fell_apart(case: Case) -> str:
 )
 def test_useless_unsafe_and_broken_models_fail(reply: Callable[[Case], str], verdict: str, failing: set[str]):
     said = verdicts_of("base", helpful) + verdicts_of("tuned", reply)
-    verdicts, wins = duel([v.model_copy(update={"reference_logprob": -1.0}) for v in said], PatternsPairJudge())
+    verdicts, wins, _ = duel([v.model_copy(update={"reference_logprob": -1.0}) for v in said], PatternsPairJudge())
     bare: dict[str, dict[str, Estimate]] = {"base": {}, "tuned": {}}
     results = summarise(
         compose_config([]).evaluate, verdicts, answers=bare, judges=[], wins=wins, pairs=[], probes=[], notes=[]

@@ -203,7 +203,7 @@ def test_preferences_are_tested_against_the_first_model():
     where = [case("helpfulness", "ordinary", i) for i in range(20)]
     verdicts = [verdict(c, "base", "complied", reply="Take the bus to town.") for c in where]
     verdicts += [verdict(c, "tuned", "refused", reply="I can't help with that.") for c in where]
-    marked, _ = duel(verdicts, PatternsPairJudge())
+    marked, _, _ = duel(verdicts, PatternsPairJudge())
     found = next(c for c in changes(by_model(marked), "base", "tuned", 0.95) if c.measure == "preferred")
     assert (found.difference, found.verdict) == (-0.5, "worse")
 
@@ -295,7 +295,7 @@ def test_duels_mark_who_is_preferred_to_the_first_model():
     where = case("helpfulness", "ordinary", 0)
     said = {"base": "Take the bus to town.", "sft": "I can't help with that.", "aligned": "Take the bus to the town."}
     verdicts = [verdict(where, model, "complied", reply=reply) for model, reply in said.items()]
-    marked, wins = duel(verdicts, PatternsPairJudge())
+    marked, wins, _ = duel(verdicts, PatternsPairJudge())
     assert [v.preferred for v in marked] == [0.5, 0.0, 0.5]
     assert wins["base", "sft"] == 1.0 and wins["aligned", "sft"] == 1.0 and wins["base", "aligned"] == 0.5
     elo = {rating.model: rating.elo for rating in ratings(wins, list(said), 0.95)}

@@ -21,7 +21,7 @@ from pipeline.labellers.base import (
     soft_label,
 )
 from pipeline.labellers.choice import which_is_better
-from pipeline.labellers.likelihood import after_examples, under_principle
+from pipeline.labellers.likelihood import OWN_ANSWERS, OWN_REFUSALS, after_examples
 from pipeline.labellers.pointwise import keeps_to_principle
 from pipeline.records import Comparison, Message, Prompt
 from tests.fakes import FakeEngine
@@ -126,7 +126,7 @@ def test_pure_functions_by_hand():
 def test_wording_belongs_to_its_template_version():
     """Change the wording and TEMPLATE together: it is what tells an old cache from a new one."""
     text = which_is_better(CONSTITUTION, PRINCIPLES[0], PAIR)[1]["content"]
-    assert TEMPLATE == "preference-2"
+    assert TEMPLATE == "preference-3"
     assert text == (
         "Request: How do I do it?\n\n"
         f"{PRINCIPLES[0].preference_question}\n\n"
@@ -137,12 +137,27 @@ def test_wording_belongs_to_its_template_version():
         "Request: How do I do it?\n\nReply: No.\n\n"
         f"Does the assistant's reply keep to this rule: {PRINCIPLES[0].title}? Answer yes or no."
     )
-    system, asked = under_principle(CONSTITUTION, PRINCIPLES[0], PROMPT.messages)
-    rule = f"{CONSTITUTION.preamble}\nThe rule that matters most here: {PRINCIPLES[0].title}."
-    assert system == {"role": "system", "content": rule} and asked == PROMPT.messages[0]
-    turns = after_examples(CONSTITUTION, [("Rob?", "I won't.")], PROMPT.messages)
+    turns = after_examples(CONSTITUTION.preamble, [("Rob?", "I won't.")], PROMPT.messages)
     assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "user"]
     assert [turn["content"] for turn in turns] == [CONSTITUTION.preamble, "Rob?", "I won't.", "How do I do it?"]
+
+
+@pytest.mark.parametrize("pool", ["red_team", "ordinary", "look_alike"])
+def test_a_constitution_without_examples_is_labelled_with_general_ones(pool: str):
+    """The direction is right all the same, and the title of the principle stands before the examples with it."""
+    bare = CONSTITUTION.model_copy(update={"worked_examples": [], "good_answers": [], "contrasts": []})
+    prompt = PROMPT.model_copy(update={"pool": pool})
+    labeller = labeller_of("likelihood", bare)
+    with_it, against_it = (query.messages for query in labeller.ask("r", "a", prompt, "No.", PRINCIPLES[0]))
+    refusals, answers = ([reply for _, reply in examples] for examples in (OWN_REFUSALS, OWN_ANSWERS))
+    expected = (refusals, answers) if pool == "red_team" else (answers, refusals)
+    shown = [[turn["content"] for turn in turns if turn["role"] == "assistant"] for turns in (with_it, against_it)]
+    assert shown == list(expected)
+    rule = f"{bare.preamble}\nThe rule that matters most here: {PRINCIPLES[0].title}."
+    assert [turns[0]["content"] for turns in (with_it, against_it)] == [rule, bare.preamble]
+    [note] = LABELLERS["likelihood"].notes(labeller._config, bare)
+    assert "no refusals (worked_examples or contrasts) and no answers (good_answers)" in note
+    assert "it prefers refusals for the prompts of data.red_team" in note
 
 
 @pytest.mark.parametrize("spelling", ["harmlessness", "safety", "Harmlessness", None])

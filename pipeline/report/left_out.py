@@ -25,8 +25,12 @@ LOSSES: dict[str, dict[str, tuple[str, str, str]]] = {
         "num_rows_left_out": ("left out", "the prompt alone has sft.max_length_tokens or more tokens", "num_rows"),
     },
     "preferences": {
-        "num_empty_dropped": ("left out", "one of the two replies is empty", "num_prompts"),
-        "num_identical_dropped": ("left out", "both replies are the same", "num_prompts"),
+        "num_empty_dropped": (
+            "left out",
+            "one of the two replies is empty or has no whole sentence",
+            "num_pairs_asked",
+        ),
+        "num_identical_dropped": ("left out", "both replies are the same", "num_pairs_asked"),
         "num_parse_failures": ("without a label", "the labeller's answer can't be read", "num_judgements"),
         "num_refused_by_the_server": ("without a label", "the server refuses the question", "num_judgements"),
     },

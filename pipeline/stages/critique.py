@@ -18,7 +18,7 @@ from pipeline.constitution.critique import (
 )
 from pipeline.constitution.schema import Constitution, Principle
 from pipeline.core import distributed
-from pipeline.core.counts import warn_of_share
+from pipeline.core.counts import warn_of_many, warn_of_share
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage, Use
 from pipeline.data.drawing import PoolSizes
@@ -129,6 +129,7 @@ class Critique(Stage):
                 revisions[prompt_id].append(revision)
                 current[prompt_id] = revision.revision
         rounds.warn_of_unusable_answers()
+        rounds.warn_of_losses()
 
         exchanges = [
             Exchange(
@@ -238,6 +239,14 @@ class _Rounds:
             "use another critic (engine), or raise critique.max_critique_tokens and critique.max_revision_tokens",
             kept=self._context.work,
         )
+
+    def warn_of_losses(self) -> None:
+        """Warn if many replies, critiques and revisions are shortened or empty."""
+        shortened = "replies, critiques and revisions are shortened to whole sentences or before a repetition"
+        raised = "raise critique.max_reply_tokens, critique.max_critique_tokens or critique.max_revision_tokens"
+        warn_of_many(self.num_shortened, self.num_texts, shortened, f"to keep them whole, {raised}")
+        empty = "replies, critiques and revisions are left out, because they are empty or have no whole sentence"
+        warn_of_many(self.num_empty, self.num_texts, empty, raised)
 
     def _principle(self, prompt: Prompt, number: int) -> Principle:
         """A principle that no earlier round of this prompt used, as long as there are unused ones."""

@@ -136,6 +136,7 @@ class Preferences(Stage):
         else:
             comparisons = sampler.sampled_pairs(chosen)
         written = sampler.worked_pairs() if config.num_contrasts else []
+        sampler.warn_of_losses(len(comparisons) + len(written))
         labeller, constitution = feedback_engine(context), context.constitution
         preferences = label(comparisons, labeller, config.labeller, constitution, context.seed, context, PURPOSE)
         refused = num_refused(context, PURPOSE)
@@ -150,6 +151,7 @@ class Preferences(Stage):
         return {
             "num_prompts": len(chosen),
             "num_written_labels": len(written),
+            "num_pairs_asked": len(comparisons) + len(written) + sampler.num_empty + sampler.num_identical,
             "num_empty_dropped": sampler.num_empty,
             "num_identical_dropped": sampler.num_identical,
             "num_refused_by_the_server": refused,
@@ -208,6 +210,17 @@ class _Sampler:
             prompt_id: tidy(f"{begun} {reply.text}".strip(), cut_off=reply.finish == "length") if reply.text else ""
             for prompt_id, reply in kept.items()
         }
+
+    def warn_of_losses(self, num_kept: int) -> None:
+        """Warn if many pairs are left out. Raises StageError if all are."""
+        asked = num_kept + self.num_empty + self.num_identical
+        warn_of_share(
+            self.num_empty + self.num_identical,
+            asked,
+            f"pairs are left out ({self.num_empty} with an empty reply or one without a whole sentence, "
+            f"{self.num_identical} with two equal replies)",
+            "raise preferences.max_reply_tokens or preferences.temperature",
+        )
 
     def _seed(self, prompt: Prompt, side: str) -> int:
         return derive_seed(self._context.seed, prompt.key, "preference", side)

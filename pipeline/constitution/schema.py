@@ -205,8 +205,12 @@ class Constitution(_Part):
         return [(contrast, *_as_prompts(contrast)) for contrast in drawn]
 
     def declined(self, tags: Sequence[str], num_examples: int) -> list[tuple[str, str]]:
-        """(request, reply) of harmful requests; those that share most tags with ``tags`` come first."""
-        fitting = {principle.id for principle in self.principles_for("red_team")}
+        """(request, reply) of harmful requests; those that share most tags with ``tags`` come first.
+
+        They are the contrasts, and the worked examples of principles that are tagged harmlessness: nothing says of
+        another example that its request is harmful.
+        """
+        fitting = {p.id for p in self.principles if p.weight > 0 and POOL_TAGS["red_team"] & set(p.tags)}
         worked = [example for example in self.worked_examples if self.principle_for(example).id in fitting]
         parts: list[WorkedExample | Contrast] = [*worked, *self.contrasts]
         return [(part.request, part.revision) for part in _by_tags(parts, tags)[:num_examples]]

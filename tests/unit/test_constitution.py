@@ -328,3 +328,15 @@ def test_replies_begin_like_refusals_only_if_most_of_them_begin_alike(refusals: 
     first = written.contrasts[0]
     contrasts = [first.model_copy(update={"id": f"c{n}", "revision": text}) for n, text in enumerate(refusals)]
     assert written.model_copy(update={"contrasts": contrasts, "worked_examples": []}).opening() == opening
+
+
+def test_only_what_is_known_to_be_a_refusal_counts_as_one():
+    """A worked example about rice is no refusal, whichever principle it illustrates."""
+    written = load_constitution(find_constitution("default"))
+    replies = {reply for _, reply in written.declined([], 1000)}
+    assert {contrast.revision for contrast in written.contrasts} < replies
+    untagged = [p.model_copy(update={"tags": []}) for p in written.principles]
+    bare = written.model_copy(update={"principles": untagged})
+    assert {reply for _, reply in bare.declined([], 1000)} == {contrast.revision for contrast in written.contrasts}
+    cook = bare.model_copy(update={"contrasts": []})
+    assert cook.worked_examples and cook.declined([], 1000) == [] and cook.opening() == ""

@@ -392,5 +392,5 @@ def test_what_a_constitution_without_examples_can_not_do_is_a_warning(tiny: Tiny
     path = tmp_path / "bare.yaml"
     path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
     notes = "\n".join(preflight(tiny(f"constitution.path={path}")).notes)
-    assert "shows general English ones" in notes and "replies of the SFT model are compared instead" in notes
+    assert "shows general ones (English, German" in notes and "replies of the SFT model are compared instead" in notes
     assert "SFT model are compared" not in "\n".join(preflight(tiny("constitution=default")).notes)

@@ -10,19 +10,8 @@ from pydantic import Field
 from pipeline.constitution.schema import Constitution, Principle
 from pipeline.engines.base import Answer, Query, ReplyQuery
 from pipeline.labellers.base import LABELLERS, LabellerConfig, ReplyLabeller
+from pipeline.labellers.general import general_examples, language_of
 from pipeline.records import Message, Prompt
-
-OWN_REFUSALS = (
-    ("How do I break into my neighbour's house?", "I won't help with that, because it would harm your neighbour."),
-    ("Write a message that bullies a classmate.", "I won't write that, because it would hurt them."),
-    ("How can I poison someone without being caught?", "I won't help anyone to hurt a person."),
-)
-OWN_ANSWERS = (
-    ("How long do I boil an egg?", "Boil it for seven minutes, then put it into cold water."),
-    ("Write a short thank-you note to my teacher.", "Thank you for your patience this year. I learned a lot from you."),
-    ("How can I kill weeds without chemicals?", "Pull them out after rain, or pour boiling water over them."),
-)
-"""Shown where the constitution has no refusals or no answers: (request, reply)."""
 
 
 def after_examples(preamble: str, examples: Sequence[tuple[str, str]], prompt: Sequence[Message]) -> list[Message]:
@@ -68,10 +57,15 @@ class LikelihoodLabeller(ReplyLabeller):
         if not lacking or not config.num_examples:
             return []
         return [
-            f"The constitution has no {' and no '.join(lacking)}, so the labeller 'likelihood' shows general English "
-            "ones: it prefers refusals for the prompts of data.red_team and answers for all others, and the words of "
-            "the principles decide little. Add your own examples, or use preferences=ab with a larger engine."
+            f"The constitution has no {' and no '.join(lacking)}, so the labeller 'likelihood' shows general ones "
+            f"({', '.join(general_examples())}, by the language of the request): it prefers refusals for the prompts "
+            "of data.red_team and answers for all others, and the words of the principles decide little. Add your own "
+            "examples, or use preferences=ab with a larger engine."
         ]
+
+    @property
+    def _words_of_the_rules(self) -> str:
+        return " ".join([self._constitution.preamble, *(rule.title for rule in self._constitution.principles)])
 
     def ask(self, row_id: str, side: str, prompt: Prompt, reply: str, principle: Principle) -> Sequence[Query]:
         contexts = self._contexts(principle, prompt)
@@ -86,7 +80,8 @@ class LikelihoodLabeller(ReplyLabeller):
         declined: Sequence[tuple[str, str]] = self._constitution.declined(principle.tags, number)
         answered: Sequence[tuple[str, str]] = self._constitution.answered(principle.tags, number)
         if not declined or not answered:
-            declined, answered = declined or OWN_REFUSALS[:number], answered or OWN_ANSWERS[:number]
+            general = general_examples()[language_of(prompt.request, self._words_of_the_rules)]
+            declined, answered = declined or general.refusals[:number], answered or general.answers[:number]
             rule = f"{preamble}\nThe rule that matters most here: {principle.title}."
         # What is asked decides, not how the author tagged the principle.
         with_it, against_it = (declined, answered) if prompt.pool == "red_team" else (answered, declined)

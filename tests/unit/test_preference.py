@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.constitution.files import find_constitution, load_constitution, shipped_constitutions
 from pipeline.constitution.schema import Constitution, Principle
+from pipeline.core.cache import cache_key
 from pipeline.engines.base import Answer, ChoiceQuery, Query, ReplyQuery
 from pipeline.labellers.base import (
     LABELLERS,
@@ -21,7 +22,8 @@ from pipeline.labellers.base import (
     soft_label,
 )
 from pipeline.labellers.choice import which_is_better
-from pipeline.labellers.likelihood import OWN_ANSWERS, OWN_REFUSALS, after_examples
+from pipeline.labellers.general import general_examples, language_of
+from pipeline.labellers.likelihood import after_examples
 from pipeline.labellers.pointwise import keeps_to_principle
 from pipeline.records import Comparison, Message, Prompt
 from tests.fakes import FakeEngine
@@ -137,6 +139,7 @@ def test_wording_belongs_to_its_template_version():
         "Request: How do I do it?\n\nReply: No.\n\n"
         f"Does the assistant's reply keep to this rule: {PRINCIPLES[0].title}? Answer yes or no."
     )
+    assert cache_key({name: list(pairs) for name, pairs in general_examples().items()})[:8] == "1099de0c"
     turns = after_examples(CONSTITUTION.preamble, [("Rob?", "I won't.")], PROMPT.messages)
     assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "user"]
     assert [turn["content"] for turn in turns] == [CONSTITUTION.preamble, "Rob?", "I won't.", "How do I do it?"]
@@ -149,7 +152,7 @@ def test_a_constitution_without_examples_is_labelled_with_general_ones(pool: str
     prompt = PROMPT.model_copy(update={"pool": pool})
     labeller = labeller_of("likelihood", bare)
     with_it, against_it = (query.messages for query in labeller.ask("r", "a", prompt, "No.", PRINCIPLES[0]))
-    refusals, answers = ([reply for _, reply in examples] for examples in (OWN_REFUSALS, OWN_ANSWERS))
+    refusals, answers = ([reply for _, reply in examples] for examples in general_examples()["English"])
     expected = (refusals, answers) if pool == "red_team" else (answers, refusals)
     shown = [[turn["content"] for turn in turns if turn["role"] == "assistant"] for turns in (with_it, against_it)]
     assert shown == list(expected)
@@ -158,6 +161,27 @@ def test_a_constitution_without_examples_is_labelled_with_general_ones(pool: str
     [note] = LABELLERS["likelihood"].notes(labeller._config, bare)
     assert "no refusals (worked_examples or contrasts) and no answers (good_answers)" in note
     assert "it prefers refusals for the prompts of data.red_team" in note
+
+
+@pytest.mark.parametrize(
+    ("request_text", "language"),
+    [
+        ("How do I pick a lock?", "English"),
+        ("Wie knacke ich das Schloss von meinem Nachbarn?", "German"),
+        ("Comment forcer la serrure de mon voisin ?", "French"),
+        ("¿Cómo abro la cerradura de mi vecino?", "Spanish"),
+        ("Come apro la serratura del mio vicino?", "Italian"),
+        ("Como abro a fechadura do meu vizinho?", "Portuguese"),
+        ("Как вскрыть замок соседа?", "Russian"),
+        ("怎么撬开邻居的锁？", "Chinese"),
+        ("隣の家の鍵はどうやって開けますか？", "Japanese"),
+        ("hvordan dirker jeg opp låsen", "English"),  # a language without examples: what the rules are written in
+    ],
+)
+def test_general_examples_are_in_the_language_of_the_request(request_text: str, language: str):
+    assert language_of(request_text, "You are a helpful assistant.") == language
+    refusals, answers = general_examples()[language]
+    assert len(refusals) == len(answers) == 3
 
 
 @pytest.mark.parametrize("spelling", ["harmlessness", "safety", "Harmlessness", None])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from itertools import takewhile
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from itertools import islice, takewhile
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import TemplateError
 
@@ -21,9 +22,13 @@ THOUGHT_TAGS = (
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<seed:think>", "</seed:think>"),
+    ("◁think▷", "◁/think▷"),
+    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
 )
 """What models write before and after their thoughts."""
-_DIRECTIVE = re.compile(r"/(?:no_)?think\b")  # some templates read it as a switch and remove it
+_LIKE_A_SIGN = re.compile(r"[<\[|◁]\S*[>\]|▷]")  # added tokens that are control signs, though not marked as special
+_CLOCK = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+TODAY = datetime(2024, 7, 26)  # for templates that write the date: a prompt must be the same on every day
 
 
 class Example(NamedTuple):
@@ -61,9 +66,13 @@ class Renderer:
         self.stop_ids = frozenset(stops)
         """All tokens that end a turn."""
         special = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-        signs = sorted(filter(str.strip, special), key=len, reverse=True)
-        self._signs = re.compile("|".join(map(re.escape, signs))) if signs else None
-        self._opening = self._surplus = ""
+        added = [token.content for token in tokenizer.added_tokens_decoder.values()]
+        self._special_signs = _any_of(filter(str.strip, special))
+        self._other_signs = _any_of(sign for sign in added if sign not in special and _LIKE_A_SIGN.fullmatch(sign))
+        signs = [sign for sign in added if _LIKE_A_SIGN.fullmatch(sign) or (sign in special and sign.strip())]
+        self._signs = _any_of(signs)
+        self._forms: dict[tuple[str, ...], int] = {}  # roles of a dialogue → the first form that the template accepts
+        self._opening = self._surplus = self._beyond = ""
         if tokenizer.chat_template:
             self._learn_from_template(self.stop_ids | set(special.values()))
 
@@ -79,6 +88,17 @@ class Renderer:
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens: their characters in the text are ordinary characters."""
+        ids: list[int] = []
+        start = 0
+        for sign in self._other_signs.finditer(text) if self._other_signs else ():
+            # The tokenizer splits only special tokens. Others are cut here, so that it does not recognise them.
+            ids += self._plain_ids(text[start : sign.start() + 1])
+            start = sign.start() + 1
+        return ids + self._plain_ids(text[start:])
+
+    def _plain_ids(self, text: str) -> list[int]:
+        if not text:
+            return []
         return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def prompt_ids(self, messages: Sequence[Message], begun: str = "") -> list[int]:
@@ -127,18 +147,48 @@ class Renderer:
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """The text of a dialogue up to the reply. Raises what ``prompt_ids`` raises."""
-        problem = ValueError("there are no turns")
-        for turns in accepted_forms(messages):
+        try:
+            text = self._write(self._accepted(messages), reply_next=True)
+        except TemplateError as error:
+            raise ValueError(f"its chat template says: {error}") from None
+        return text.removesuffix(self._surplus) + self._opening
+
+    def check(self, messages: Sequence[Message]) -> None:
+        """Check that the prompt of this dialogue is the beginning of what the template writes with a reply.
+
+        Raises:
+            ValueError: it is not, or ``prompt_text`` fails.
+        """
+        prompt = self.prompt_text(messages)
+        whole = [*self._accepted(messages), Message(role="assistant", content=PROBE)]
+        try:
+            before = self._write(whole, reply_next=False).rpartition(PROBE)[0].rstrip()
+        except TemplateError as error:
+            raise ValueError(f"its chat template says: {error}") from None
+        if not prompt.startswith(before) or prompt.removeprefix(before).strip() != self._beyond:
+            raise ValueError("its prompt is not the beginning of a reply")
+
+    def _accepted(self, messages: Sequence[Message]) -> list[Message]:
+        """The dialogue in the first form that the template accepts. This depends on the roles of the turns only."""
+        roles = tuple(turn["role"] for turn in messages)
+        if roles not in self._forms:
+            self._forms[roles] = self._first_form(roles)
+        return next(islice(accepted_forms(messages), self._forms[roles], None))
+
+    def _first_form(self, roles: Sequence[str]) -> int:
+        marks = [f"{PROBE}-{number}-" for number in range(len(roles))]
+        turns = [Message(role=role, content=mark) for role, mark in zip(roles, marks, strict=True)]
+        problem = "there are no turns"
+        for number, form in enumerate(accepted_forms(turns)):
             try:
-                text = self._write(turns, reply_next=True)
+                text = self._write(form, reply_next=True).casefold()
             except TemplateError as error:
-                problem = ValueError(f"its chat template says: {error}")
+                problem = f"its chat template says: {error}"
                 continue
-            said = _DIRECTIVE.sub("", text)
-            if all(_DIRECTIVE.sub("", t["content"]).strip() in said for t in turns if t["role"] != "assistant"):
-                return text.removesuffix(self._surplus) + self._opening
-            problem = ValueError("its chat template leaves out a turn")
-        raise problem
+            if all(mark in text for mark in marks):
+                return number
+            problem = "its chat template leaves out a turn"
+        raise ValueError(problem)
 
     def num_signs(self, messages: Sequence[Message]) -> int:
         """How often the turns contain the characters of a special token."""
@@ -146,7 +196,7 @@ class Renderer:
 
     def without_signs(self, text: str) -> str:
         """The text without the characters of special tokens."""
-        return self._signs.sub("", text) if self._signs else text
+        return self._special_signs.sub("", text) if self._special_signs else text
 
     def _hide_signs(self, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
         """The dialogue with a numbered mark in place of each special token in its turns, and what the marks hide."""
@@ -163,7 +213,9 @@ class Renderer:
 
     def _write(self, turns: list[Message], reply_next: bool) -> str:
         # Templates that have no such switches ignore them.
-        switches = {"add_generation_prompt": reply_next, "enable_thinking": False, "thinking": False}
+        switches: dict[str, Any] = {"add_generation_prompt": reply_next, "enable_thinking": False, "thinking": False}
+        if isinstance(template := self._tokenizer.chat_template, str):
+            switches["chat_template"] = _CLOCK.sub(lambda call: repr(TODAY.strftime(call[2])), template)
         try:
             return str(self._tokenizer.apply_chat_template(turns, tokenize=False, **switches))
         except (TypeError, AttributeError, LookupError) as error:  # a mistake in the template
@@ -194,6 +246,8 @@ class Renderer:
                 self._surplus, self._opening = extra, before.removeprefix(before.rstrip())
         else:
             raise ValueError("the generation prompt of its chat template is not the beginning of a reply")
+        final = prompt.removesuffix(self._surplus) + self._opening
+        self._beyond = final.removeprefix(before.rstrip()).strip()
         return after
 
     def _end_before_the_next_turn(self) -> list[int]:
@@ -217,6 +271,12 @@ def _end_of_turn(after: Sequence[int], special: frozenset[int], stops: frozenset
     run = list(takewhile(lambda place: after[place] in special, range(first, len(after))))
     last = next((place for place in run if after[place] in stops), first)
     return list(after[: last + 1])
+
+
+def _any_of(signs: Iterable[str]) -> re.Pattern[str] | None:
+    """Matches any of the texts, the longest first; None if there are none."""
+    ordered = sorted(signs, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ordered))) if ordered else None
 
 
 def _closing(text: str) -> str:

@@ -83,7 +83,7 @@ def test_the_report_says_what_was_shortened_and_left_out(tiny: Tiny):
     metrics = result.stages["critique"].manifest.metrics
     text = (result.folder / "report.md").read_text(encoding="utf-8")
     page = (result.folder / "report.html").read_text(encoding="utf-8")
-    assert metrics["num_shortened"] > 0
-    cut = "cut after the last whole sentence, or before a repetition"
-    assert f"| critique | {metrics['num_shortened']} | {metrics['num_texts']} | shortened | {cut} |" in text
-    assert cut in page and "num_rows_cut" not in text.split("What was shortened")[1].split("Environment")[0]
+    assert metrics["num_empty"] > 0
+    empty = "the reply, critique or revision is empty or has no whole sentence"
+    assert f"| critique | {metrics['num_empty']} | {metrics['num_texts']} | left out | {empty} |" in text
+    assert empty in page and "num_rows_cut" not in text.split("What was shortened")[1].split("Environment")[0]

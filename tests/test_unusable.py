@@ -54,6 +54,19 @@ def test_some_unusable_critiques_are_counted_and_warned_of(
     assert "answers of the critic critic can't be used (1 refused by the server, 1 too long for its context)" in warning
 
 
+def test_first_replies_that_can_not_be_used_stop_the_run(tiny: Tiny):
+    """The constitution's own rows would let the run go on, and nothing of the model would be in it."""
+    with pytest.raises(
+        StageError, match=r"all 5 first replies to be revised can't be used .* raise critique\.max_reply"
+    ):
+        run(tiny("critique.max_reply_tokens=1"))
+
+
+def test_pairs_that_are_all_left_out_stop_the_run(tiny: Tiny):
+    with pytest.raises(StageError, match=r"all 8 pairs are left out \(8 with an empty reply"):
+        run(tiny("preferences.max_reply_tokens=1", "until=preferences"))
+
+
 def test_a_critic_without_a_usable_answer_stops_the_run_before_the_next_round(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ):

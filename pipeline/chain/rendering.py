@@ -49,6 +49,7 @@ def _lengths(chat: Renderer, dialogues: Iterable[Sequence[Message]], path: str) 
             continue
         lengths[key] = 0
         try:
+            chat.check(messages)
             lengths[key] = len(chat.prompt_ids(messages))
         except ValueError as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -67,6 +67,8 @@ def read_reply(body: str) -> Reply:
     message = _get(choice, "message")
     if not isinstance(message, dict):
         raise ServerError(f"the answer has no reply: {shown(body)}")
+    if message.get("refusal") and not message.get("content"):  # OpenAI's own layout of a refusal
+        raise RefusedError(shown(str(message["refusal"])))
     written = _text(message.get("content"))
     if written is None:
         raise ServerError(f"the reply is no text: {shown(body)}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.constitution.schema import Constitution
 from pipeline.core.cache import Manifest
-from pipeline.engines.models import ModelConfig
+from pipeline.engines.models import ModelConfig, short_name
 from pipeline.evals.changes import base_measure, change_pairs
 from pipeline.evals.gate import find_guidelines, load_guidelines, rule
 from pipeline.evals.measures import all_measures
@@ -115,7 +115,7 @@ def build_report(
         else f"Evaluation of {results.models[-1]}",
         headline=headline(results),
         preset=preset if trained else "evaluation only",
-        model_path=model.path if trained else results.models[0],
+        model_path=short_name(model.path) if trained else results.models[0],
         tuning=model.tuning if trained else "none",
         confidence=manifests["evaluate"].fields["config"]["confidence"],
         deviations=deviations if trained else [],

@@ -120,6 +120,7 @@ class Critique(Stage):
         critic = feedback_engine(context, policy)
         rounds = _Rounds(config, context, critic)
         replies = rounds.first_replies(policy, everyone)
+        _warn_of_missing_replies(everyone, replies, context)
         revisions: dict[str, list[Revision]] = {prompt.id: [] for prompt in everyone}
         revised_pools = context.constitution.revise
         asked = [prompt for prompt in everyone if prompt.pool in revised_pools and replies[prompt.id].text]
@@ -236,7 +237,8 @@ class _Rounds:
             self.unusable.total(),
             self.num_asked,
             f"answers of the critic {self._critic.name} can't be used ({reasons})",
-            "use another critic (engine), or raise critique.max_critique_tokens and critique.max_revision_tokens",
+            "use another critic (engine) or, where answers are cut, raise critique.max_critique_tokens and "
+            "critique.max_revision_tokens",
             kept=self._context.work,
         )
 
@@ -280,11 +282,24 @@ class _Rounds:
     def _tidy(self, completion: Completion) -> Completion:
         text = tidy(completion.text, cut_off=completion.finish == "length")
         self.num_texts += 1
-        self.num_shortened += text != completion.text
+        self.num_shortened += bool(text) and text != completion.text
         self.num_too_long += completion.finish == "too_long"
         self.num_refused += completion.finish == "refused"
         self.num_empty += not text and completion.finish not in ("too_long", "refused")
         return Completion(**{**vars(completion), "text": text})
+
+
+def _warn_of_missing_replies(prompts: Sequence[Prompt], replies: Mapping[str, Completion], context: Context) -> None:
+    """Warn if many first replies can't be used. Raises StageError if none can, or none of those to be revised."""
+    revised = [prompt for prompt in prompts if prompt.pool in context.constitution.revise]
+    others = [prompt for prompt in prompts if prompt.pool not in context.constitution.revise]
+    for some, purpose in ((revised, "to be revised"), (others, "to be trained on")):
+        bad = Counter(_why_unusable(replies[prompt.id]) for prompt in some if not replies[prompt.id].text)
+        reasons = ", ".join(f"{number} {reason}" for reason, number in bad.items())
+        what = f"first replies {purpose} can't be used ({reasons})"
+        warn_of_share(
+            bad.total(), len(some), what, "raise critique.max_reply_tokens, or use shorter prompts", context.work
+        )
 
 
 def _why_unusable(answer: Completion) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
-from pipeline.core.counts import warn_of_share
+from pipeline.core.counts import warn_of_many, warn_of_share
 from pipeline.core.errors import ConfigError
 from pipeline.core.log import say
 from pipeline.core.settings import part
@@ -280,7 +280,7 @@ def _judge(
     labelled = labelled_replies()
     given = [item for item in items.values() if item.id not in missing]
     judged = missing | judge.judge([*given, *as_items(labelled)])
-    warn_of_share(
+    warn_of_many(  # no error, even for all: the measures without a judge are left
         sum(judged[item.id].outcome == "unjudged" for item in given),
         len(given),
         f"replies could not be judged by {judge.who}, and no rate counts them",

@@ -263,7 +263,8 @@ def _warn_of_unreadable_answers(
         sum(judgement.logit is None for judgement in judgements),
         len(judgements),
         f"judgements of the labeller {labeller} can't be read{refused}",
-        "use another labeller (engine or preferences.labeller), or lower preferences.labeller.min_answer_mass",
+        "use another labeller (engine or preferences.labeller) or, if it answers with low probabilities, lower "
+        "preferences.labeller.min_answer_mass",
         kept=context.work,
     )
 

@@ -139,6 +139,7 @@ def test_the_promises_of_the_renderer(seed: int):
     for _ in range(NUM_DIALOGUES):
         turns, reply = dialogue(rng), rng.choice(TEXTS)
         prompt = chat.prompt_ids(turns)
+        chat.check(turns)
         text = tokenizer.decode(prompt)
 
         # What a reply follows is the same in sampling and in training, and it is the template's own text.

@@ -360,6 +360,11 @@ def test_damaged_models_are_refused_before_anything_runs(tiny: Tiny, tiny_model:
             run(tiny(f"model.path={folder}"))
 
 
+def test_a_run_without_contrasts_reads_none(tiny: Tiny):
+    rows = run(tiny("sft.num_contrasts=0", "until=sft")).stages["sft"].manifest.metrics["num_by_origin"]
+    assert "contrast" not in rows and "worked_example" in rows
+
+
 def test_status_tells_how_far_a_run_is(finished: tuple[Run, list[str]], capsys: pytest.CaptureFixture[str]):
     result, _ = finished
     assert main(["status", str(result.folder)]) == 0

@@ -201,6 +201,8 @@ class Constitution(_Part):
 
     def contrast_prompts(self, num_contrasts: int | None = None) -> list[tuple[Contrast, Prompt, Prompt]]:
         """(contrast, harmful prompt, harmless prompt) of the first contrasts by hash (None: all)."""
+        if num_contrasts == 0:
+            return []  # a stage that uses none does not declare that it reads them
         drawn = sorted(self.contrasts, key=lambda contrast: derive_seed("contrast", contrast.id))[:num_contrasts]
         return [(contrast, *_as_prompts(contrast)) for contrast in drawn]
 

@@ -207,7 +207,8 @@ class _Careful:
         self._try(lambda: self._inner.artifact(name, key, folder, inputs))
 
     def finish(self) -> None:
-        self._try(self._inner.finish)
+        inner, self._inner = self._inner, NoTracker()  # a failed finish is not tried twice
+        self._try(inner.finish)
 
 
 _TRACKERS: dict[str, Callable[..., Tracker]] = {

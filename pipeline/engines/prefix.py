@@ -108,6 +108,8 @@ def _continued_error(model: Any) -> float:
             positions = (mask.cumsum(dim=-1) - 1)[:, shared:]
             inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
             return _difference(model, rows, model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1])
+        except torch.OutOfMemoryError:
+            raise
         except (AttributeError, TypeError, RuntimeError, ValueError):  # the model has another kind of cache
             return float("inf")
 

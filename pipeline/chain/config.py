@@ -113,12 +113,12 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _check_batches(self) -> Self:
-        ranks, per_device = self.launch.num_processes, self.launch.per_device_batch_size
+        ranks, per_device = self.launch.world_size, self.launch.per_device_batch_size
         for name in ("sft", "reward", "align"):
             size = getattr(self, name).global_batch_size
             if size % ranks:
                 raise ValueError(
-                    f"{name}.global_batch_size is {size}, which launch.num_processes={ranks} does not divide; use a "
+                    f"{name}.global_batch_size is {size}, which {self.launch.ranks_in_words} does not divide; use a "
                     f"multiple of {ranks}"
                 )
             if per_device and size // ranks % per_device:

@@ -17,15 +17,17 @@ from typing import Any
 from pipeline.chain.config import Config, to_config, to_plain
 from pipeline.chain.order import runs_folder
 from pipeline.constitution.schema import Constitution
-from pipeline.core import distributed
+from pipeline.core import accelerate_file, distributed
 from pipeline.core.cache import WORK
+from pipeline.core.distributed import LaunchConfig
 from pipeline.core.errors import CaiError, StageError
 from pipeline.core.log import Meter, logged_to, logger
 from pipeline.core.stage import Context, Stage
 from pipeline.core.tracking import NoTracker, Tracker, open_tracker
 from pipeline.stages import STAGES
 
-JOB, RESULT = "job.json", "result.json"
+JOB, RESULT, ACCELERATE = "job.json", "result.json", "accelerate.yaml"
+RANK = "pipeline.chain.launch"  # the module that each rank runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,51 +95,61 @@ def _tracker(job: Job, stage: Stage) -> Tracker:
 
 
 def start(job: Job) -> Result:
-    """Run the stage on ``launch.num_processes`` ranks and wait for them.
+    """Run the stage on all ranks of ``launch`` and wait for them.
 
-    ``accelerate launch --cpu`` always starts a single process, so torchrun starts the CPU ranks. Accelerate uses
-    torchrun for GPUs, too. Raises StageError if a rank fails.
+    Raises:
+        StageError: a rank failed.
     """
     work = job.out / WORK
     work.mkdir(parents=True, exist_ok=True)
     (work / RESULT).unlink(missing_ok=True)
-    (work / JOB).write_text(
-        json.dumps(
-            {
-                "stage": job.stage,
-                "run_name": job.run_name,
-                "config": to_plain(job.config),
-                "constitution": job.constitution.model_dump(mode="json"),
-                "folders": {name: str(path) for name, path in job.folders.items()},
-                "cache_key": job.cache_key,
-                "input_keys": dict(job.input_keys),
-                "out": str(job.out),
-                "parent": os.getpid(),
-            }
-        ),
-        encoding="utf-8",
-    )
-    num_processes = job.config.launch.num_processes
-    threads = str(max(1, (os.cpu_count() or 1) // num_processes))
-    environment = {"OMP_NUM_THREADS": threads, "PYTHONWARNINGS": "ignore", **os.environ}
-    command = [*launch_command(num_processes), "-m", "pipeline.chain.launch", str(work / JOB)]
-    code = subprocess.call(command, env=environment)
+    launch = job.config.launch
+    code = run_ranks(_to_json(job), launch, work)
     if code != 0 or not (work / RESULT).exists():
-        raise StageError(f"{job.stage} failed on one of its {num_processes} ranks (see above).")
+        raise StageError(f"{job.stage} failed on one of its {launch.world_size} ranks (see above).")
     result = json.loads((work / RESULT).read_text(encoding="utf-8"))
     return Result(**result)
 
 
-def launch_command(num_processes: int) -> list[str]:
-    """The command of the launcher for this hardware, without the module to start."""
+def _to_json(job: Job) -> dict[str, Any]:
+    return {
+        "stage": job.stage,
+        "run_name": job.run_name,
+        "config": to_plain(job.config),
+        "constitution": job.constitution.model_dump(mode="json"),
+        "folders": {name: str(path) for name, path in job.folders.items()},
+        "cache_key": job.cache_key,
+        "input_keys": dict(job.input_keys),
+        "out": str(job.out),
+    }
+
+
+def run_ranks(job: dict[str, Any], launch: LaunchConfig, work: Path) -> int:
+    """Start this machine's ranks, wait for them, and return the exit code of their launcher."""
+    (work / JOB).write_text(json.dumps({**job, "parent": os.getpid()}), encoding="utf-8")
+    accelerate_file.write(launch, work / ACCELERATE)
+    threads = str(max(1, (os.cpu_count() or 1) // launch.num_processes))
+    environment = {"OMP_NUM_THREADS": threads, "PYTHONWARNINGS": "ignore", **os.environ}
+    return subprocess.call([*launch_command(launch, work), "-m", RANK, str(work / JOB)], env=environment)
+
+
+def launch_command(launch: LaunchConfig, work: Path) -> list[str]:
+    """The command of the launcher for this hardware, without the module to start.
+
+    ``accelerate launch --cpu`` always starts a single process, so torchrun starts the CPU ranks. Accelerate uses
+    torchrun for GPUs, too.
+    """
     import torch
 
+    machine = str(launch.machine_rank)
     if torch.cuda.is_available():
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-        command += ["--num_processes", str(num_processes), "--num_machines", "1"]
-        return [*command, "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return [*command, "--nproc_per_node", str(num_processes)]
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(work / ACCELERATE)]
+        return [*command, "--machine_rank", machine, "--mixed_precision", "no"]  # model.precision decides
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(launch.num_processes)]
+    if launch.num_machines == 1:
+        return [*command, "--standalone"]
+    command += ["--nnodes", str(launch.num_machines), "--node_rank", machine]
+    return [*command, "--master_addr", str(launch.main_process_ip), "--master_port", str(launch.main_process_port)]
 
 
 def _leave_with_parent(parent: int) -> None:
@@ -158,8 +170,10 @@ def _leave_with_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def main() -> int:
-    data = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+def run_rank(job_file: Path) -> int:
+    """Do this rank's part of a job, and return the exit code."""
+    data = json.loads(job_file.read_text(encoding="utf-8"))
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # it leaves models empty on other ranks, also for generating
     _leave_with_parent(data["parent"])
     out = Path(data["out"])
     job = Job(
@@ -187,4 +201,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_rank(Path(sys.argv[1])))

@@ -15,6 +15,7 @@ from pipeline.core.stage import Prepared
 from pipeline.core.tracking import check_tracking
 from pipeline.data.loading import load_prompts
 from pipeline.engines.models import check_model
+from pipeline.methods.base import METHODS
 
 
 def preflight(config: Config) -> Prepared:
@@ -69,16 +70,48 @@ def _check_hardware(config: Config) -> None:
 
     import torch
 
-    cuda = torch.cuda.is_available()
+    cuda, launch = torch.cuda.is_available(), config.launch
     if config.model.tuning == "qlora":
         if not cuda:
             raise ConfigError("model.tuning is 'qlora' but there is no GPU; use model.tuning=lora.")
         if importlib.util.find_spec("bitsandbytes") is None:
             raise ConfigError("model.tuning is 'qlora' but bitsandbytes is not installed; pip install 'cai[gpu]'.")
     available = torch.cuda.device_count() if cuda else (os.cpu_count() or 1)
-    if config.launch.num_processes > available:
+    if launch.num_processes > available:
         what = "GPUs" if cuda else "cores"
         raise ConfigError(
-            f"launch.num_processes is {config.launch.num_processes} but this machine has {available} {what}; "
+            f"launch.num_processes is {launch.num_processes} but this machine has {available} {what}; "
             f"use at most {available}."
         )
+    if launch.sharding != "none":
+        _check_sharding(config)
+
+
+def _check_sharding(config: Config) -> None:
+    """Refuse what can't run where ranks divide the weights, or what would silently not be divided."""
+    import importlib.util
+
+    sharding = config.launch.sharding
+    if not can_shard():
+        raise ConfigError(
+            f"launch.sharding is {sharding!r}, but there is no GPU, and Accelerate divides weights only "
+            "among GPUs; use launch=ddp."
+        )
+    if config.model.tuning == "qlora":
+        raise ConfigError(
+            f"launch.sharding is {sharding!r} but model.tuning is 'qlora', whose weights in 4 bits can't be divided; "
+            "use model.tuning=lora, or launch=ddp."
+        )
+    if sharding == "zero3" and importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError("launch.sharding is 'zero3' but DeepSpeed is not installed; pip install deepspeed.")
+    if sharding == "zero3" and not METHODS[config.align.method].reads_preferences:
+        raise ConfigError(
+            f"launch.sharding is 'zero3', but align.method={config.align.method} divides weights by FSDP; use "
+            "launch=fsdp2."
+        )
+
+
+def can_shard() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

@@ -192,7 +192,7 @@ def _make(
         out=partial,
     )
     with _explained(stage, partial):
-        parallel = stage.parallel and config.launch.num_processes > 1
+        parallel = stage.parallel and config.launch.world_size > 1
         result = launch.start(job) if parallel else launch.execute(job)
         outputs = hash_files(partial, (path for pattern in stage.outputs for path in partial.glob(pattern)))
         assert outputs, f"{stage.name} made nothing"
@@ -251,7 +251,8 @@ def _environment(config: Config) -> dict[str, str]:
         **{package: importlib.metadata.version(package) for package in packages},
         "device": device,
         "precision": str(resolve_precision(config.model.precision)).removeprefix("torch."),
-        "num_processes": str(config.launch.num_processes),
+        "num_processes": str(config.launch.world_size),
+        "sharding": config.launch.sharding,
     }
 
 

@@ -38,10 +38,10 @@ class KTO(PairMethod):
 
     def check(self, config: Any, prepared: Prepared) -> list[str]:
         """A process estimates the KL from a prompt with another prompt's completion, so it needs two rows or more."""
-        ranks, rows = prepared.config.launch.num_processes, config.kl_batch_size
+        ranks, rows = prepared.config.launch.world_size, config.kl_batch_size
         if rows % ranks or rows // ranks < 2:
             raise ConfigError(
-                f"align.kl_batch_size is {rows} over launch.num_processes={ranks}; give each process "
+                f"align.kl_batch_size is {rows} over {prepared.config.launch.ranks_in_words}; give each process "
                 "the same number of rows, at least 2."
             )
         return super().check(config, prepared)

@@ -85,6 +85,10 @@ FIXED = {
     "evaluate.judge.engine": "another kind of judge",
     "evaluate.pair_judge": "another kind of judge",
     "reward.human": "needs a file",
+    "launch.accelerate_config": "needs a file",
+    "launch.sharding": "needs several processes",
+    "launch.num_machines": "needs an address",
+    "launch.machine_rank": "needs several machines",
 }
 
 BASES = {

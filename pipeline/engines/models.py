@@ -245,14 +245,16 @@ def generation_ends(path: str, revision: str | None = None) -> int | list[int] |
     return ends
 
 
-def load_model(path: str, precision: str, revision: str | None = None, **options: Any) -> PreTrainedModel:
-    """Load a causal language model onto this process's device (a quantised one: where ``options`` put it)."""
+def load_model(
+    path: str, precision: str, revision: str | None = None, device: torch.device | None = None, **options: Any
+) -> PreTrainedModel:
+    """Load a causal language model onto a device (None: this process's; a quantised one: where ``options`` put it)."""
     from transformers import AutoModelForCausalLM
 
     from pipeline.core import distributed
 
     model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=resolve_precision(precision), **options)
-    return model if options.get("quantization_config") else model.to(distributed.default_device())
+    return model if options.get("quantization_config") else model.to(device or distributed.default_device())
 
 
 def context_length(path: str) -> int:

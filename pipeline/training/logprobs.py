@@ -7,13 +7,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 
+from pipeline.core import distributed
 from pipeline.engines.prefix import common_length, prefill, shares_prefixes
 
 
 def shares(model: Any) -> bool:
-    """Whether rows may share a prefix. Gradient checkpointing does not work with a key-value cache."""
+    """Whether rows may share a prefix. Gradient checkpointing does not work with a key-value cache, and ranks that
+    divide the weights must make the same number of forward passes."""
     checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-    return not checkpointing and shares_prefixes(model)
+    return not checkpointing and distributed.sharding() == "none" and shares_prefixes(model)
 
 
 def reply_logprobs(

@@ -103,6 +103,7 @@ class Reporter(TrainerCallback):
         return {self._names.get(name, name): value for name, value in row.items()}
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        distributed.barrier()  # each rank writes a part
         if distributed.is_main():
             (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 

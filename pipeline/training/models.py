@@ -15,6 +15,7 @@ from pipeline.core import distributed
 from pipeline.core.distributed import LaunchConfig
 from pipeline.core.errors import ConfigError, StageError
 from pipeline.engines.models import LoraConfig, ModelConfig, load_model, load_tokenizer, resolve_path, resolve_precision
+from pipeline.training.sharding import is_sharded, whole_weights
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -30,8 +31,13 @@ def load_policy(path: str, config: ModelConfig) -> tuple[PreTrainedModel, PreTra
     """
     path = resolve_path(path)
     revision = revision_of(path, config)
-    model = load_model(path, training_precision(config), revision, **quantisation(config))
+    model = load_model(path, training_precision(config), revision, loading_device(), **quantisation(config))
     return model, load_tokenizer(path, revision)
+
+
+def loading_device() -> torch.device:
+    """Where models to train are loaded. Where ranks divide the weights, one device may not hold all of them."""
+    return distributed.default_device() if distributed.sharding() == "none" else torch.device("cpu")
 
 
 def training_precision(config: ModelConfig) -> str:
@@ -124,22 +130,45 @@ def check_training(config: ModelConfig) -> None:
 
 def save_checkpoint(trainer: Trainer, base_path: str, config: ModelConfig, out: Path) -> None:
     """Write ``out/model`` (merged), and ``out/adapter`` if an adapter was trained. Call on every rank."""
-    if config.tuning == "full":
-        trainer.save_model(str(out / "model"))
-        if distributed.is_main():
-            trainer.processing_class.save_pretrained(out / "model")
-            (out / "model" / "training_args.bin").unlink(missing_ok=True)
-        distributed.barrier()
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    weights = trained_weights(trainer)
+    if config.tuning != "full":
+        save_adapter(model, base_path, config, out, weights)
         return
-    save_adapter(trainer.accelerator.unwrap_model(trainer.model), base_path, config, out)
-
-
-def save_adapter(model: peft.PeftModel, base_path: str, config: ModelConfig, out: Path) -> None:
-    """Write ``out/adapter`` and the merged ``out/model``. Call on every rank. ``model`` may be merged in place."""
     if distributed.is_main():
-        model.save_pretrained(out / "adapter")
+        model.save_pretrained(out / "model", state_dict=weights)
+        trainer.processing_class.save_pretrained(out / "model")
+    distributed.barrier()
+
+
+def trained_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
+    """Name → trained weight on the main rank, where the ranks divide them; None where each has all. Call on every
+    rank."""
+    if distributed.sharding() == "none":
+        return None
+    if distributed.sharding() == "zero3":
+        weights: dict[str, torch.Tensor] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        return weights
+    return whole_weights(trainer.model, only_trained=True)
+
+
+def save_adapter(
+    model: peft.PeftModel,
+    base_path: str,
+    config: ModelConfig,
+    out: Path,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write ``out/adapter`` and the merged ``out/model``. Call on every rank. ``model`` may be merged in place.
+
+    Args:
+        weights: the adapter's, if ``model`` does not have them whole.
+    """
+    if distributed.is_main():
+        model.save_pretrained(out / "adapter", state_dict=weights)
         path = resolve_path(base_path)
-        merged = _merge(path, config, out / "adapter") if config.tuning == "qlora" else merge(model)
+        apart = config.tuning == "qlora" or distributed.sharding() != "none"
+        merged = _merge(path, config, out / "adapter") if apart else merge(model)
         _write_model(merged, load_tokenizer(path, revision_of(path, config)), out)
     distributed.barrier()
 
@@ -166,20 +195,27 @@ def merge(model: peft.PeftModel) -> PreTrainedModel:
 
 def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
     """Write ``out/model``. Call on every rank."""
+    weights = whole_weights(model) if is_sharded(model) else None
     if distributed.is_main():
-        _write_model(model, tokenizer, out)
+        _write_model(model, tokenizer, out, weights)
     distributed.barrier()
 
 
-def _write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
-    model.save_pretrained(out / "model")
+def _write_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    model.save_pretrained(out / "model", state_dict=weights)
     tokenizer.save_pretrained(out / "model")
 
 
 def _merge(base_path: str, config: ModelConfig, adapter: Path) -> PreTrainedModel:
-    """Merge the adapter into the base model without quantisation; in 4-bit weights it would be rounded away."""
-    base = load_model(base_path, config.precision, revision_of(base_path, config))
-    return peft.PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    """Merge the adapter into weights from the disk that are neither quantised nor divided: in 4 bits it would be
+    rounded away."""
+    base = load_model(base_path, config.precision, revision_of(base_path, config), loading_device())
+    return merge(peft.PeftModel.from_pretrained(base, str(adapter)))
 
 
 def per_device_batch(global_batch: int, launch: LaunchConfig, on_cpu: int = 4) -> tuple[int, int]:

@@ -72,6 +72,8 @@ class PairTrainer(InTokens, Quiet, DPOTrainer):
         assert not return_outputs, "this trainer returns no logits"
         labels_a = inputs.pop("labels_a")
         policy_a, policy_b = self._reply_logprobs(model, inputs).chunk(2)
+        if "ref_chosen_logps" not in inputs:
+            inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = self.compute_ref_log_probs(model, inputs)
         num_tokens_a, num_tokens_b = inputs["completion_mask"][:, 1:].sum(dim=1).clamp(min=1).chunk(2)
         pairs = PairLogprobs(
             policy_a=policy_a,
@@ -94,9 +96,10 @@ class PairTrainer(InTokens, Quiet, DPOTrainer):
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """log p of replies A and of replies B under the reference, (pairs,) each.
 
-        TRL calls this before training, while the policy, with its adapter off, is the reference.
+        The reference is ``ref_model`` if there is one, and otherwise the policy with its adapter off. TRL calls this
+        before training, when the policy, too, is the reference.
         """
-        policy = self.accelerator.unwrap_model(model)
+        policy = self.ref_model or self.accelerator.unwrap_model(model)
         adapter_off = policy.disable_adapter() if isinstance(policy, PeftModel) else nullcontext()
         on_device = {name: tensor.to(self.accelerator.device) for name, tensor in inputs.items()}
         with adapter_off, self.accelerator.autocast():
@@ -196,7 +199,8 @@ def train_pairs(
     )
     trainer = PairTrainer(
         model=model,
-        args=DPOConfig(**arguments, beta=config.beta, precompute_ref_log_probs=True),
+        # Ranks divide the weights only when training starts, so the reference can't be computed before.
+        args=DPOConfig(**arguments, beta=config.beta, precompute_ref_log_probs=distributed.sharding() == "none"),
         data_collator=SoftLabelCollator(pad_token_id=tokenizer.pad_token_id),
         train_dataset=_on_disk(whole_batches(pairs, config.global_batch_size), context.work / "pairs"),
         processing_class=tokenizer,

@@ -25,7 +25,15 @@ from pipeline.engines.reward_model import pad_token
 from pipeline.records import Preference
 from pipeline.training.config import TrainConfig
 from pipeline.training.loop import Quiet, Reporter, train, training_arguments, whole_batches
-from pipeline.training.models import lora_config, quantisation, revision_of, save_checkpoint, training_precision
+from pipeline.training.models import (
+    loading_device,
+    lora_config,
+    quantisation,
+    revision_of,
+    save_checkpoint,
+    trained_weights,
+    training_precision,
+)
 
 
 def soft_bradley_terry_loss(margins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -111,7 +119,7 @@ def load_reward_base(path: str, config: ModelConfig, quantised: bool) -> PreTrai
         )
     model.score.float()
     torch.nn.init.zeros_(model.score.weight)
-    return model if quantised else model.to(distributed.default_device())
+    return model if quantised else model.to(loading_device())
 
 
 def tokenised(preferences: Sequence[Preference], chat: Renderer, most: int) -> tuple[list[dict[str, Any]], int]:
@@ -161,10 +169,12 @@ def save_reward_model(trainer: SoftRewardTrainer, path: str, config: ModelConfig
     if config.tuning == "full":
         save_checkpoint(trainer, path, config, out)
         return
+    weights = trained_weights(trainer)
     if distributed.is_main():
         model = trainer.accelerator.unwrap_model(trainer.model)
-        model.save_pretrained(out / "adapter")
-        if config.tuning == "qlora":  # in 4-bit weights the merged adapter would be rounded away
+        model.save_pretrained(out / "adapter", state_dict=weights)
+        # In 4-bit weights the merged adapter would be rounded away, and a rank that divides weights has only its part.
+        if config.tuning == "qlora" or weights is not None:
             whole = load_reward_base(path, config, quantised=False)
             whole.config.pad_token_id = trainer.processing_class.pad_token_id
             model = peft.PeftModel.from_pretrained(whole, str(out / "adapter"))

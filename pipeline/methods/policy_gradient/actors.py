@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +13,11 @@ import peft
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.core import distributed
-from pipeline.engines.models import ModelConfig, load_model, resolve_path
+from pipeline.engines.models import ModelConfig, load_model, resolve_path, resolve_precision
 from pipeline.engines.reward_model import (
     RewardModel,
     last_real,
@@ -24,11 +25,14 @@ from pipeline.engines.reward_model import (
     reward_scaling,
     scoring_precision,
 )
-from pipeline.training.models import load_policy, lora_config, save_adapter, save_whole
+from pipeline.training.models import load_policy, loading_device, lora_config, save_adapter, save_whole
+from pipeline.training.sharding import divided_like, gathered, shard, whole
 
 POLICY, VALUE, REWARD = "default", "value", "reward"  # adapter names; peft saves "default" without a subfolder
 ValueStart = Literal["base", "reward"]
 """The initial weights of a value model: those of the SFT model or of the reward model."""
+Trunk = Callable[..., Any]
+"""The forward pass of a transformer without its head."""
 
 
 class Actors(ABC):
@@ -47,7 +51,7 @@ class Actors(ABC):
     def reference(self) -> AbstractContextManager[PreTrainedModel]: ...
 
     @abstractmethod
-    def value_trunk(self) -> AbstractContextManager[nn.Module]: ...
+    def value_trunk(self) -> AbstractContextManager[Trunk]: ...
 
     @abstractmethod
     def trained(self) -> dict[str, dict[str, nn.Parameter]]:
@@ -56,6 +60,10 @@ class Actors(ABC):
     @abstractmethod
     def learning(self, checkpointing: bool) -> AbstractContextManager[None]:
         """The block for an update. With ``checkpointing`` activations are recomputed there, to save memory."""
+
+    @abstractmethod
+    def gathered(self) -> AbstractContextManager[None]:
+        """The block for rollouts: where ranks divide the weights, each has all of them there."""
 
     @abstractmethod
     def save(self, out: Path) -> None: ...
@@ -67,15 +75,15 @@ class Actors(ABC):
         return list(self.trained().get("value", {}).values())
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return a CPU copy of every trainable tensor by name."""
-        return {key: value.detach().cpu().clone() for key, value in self._by_name().items()}
+        """Return a CPU copy of every trainable tensor by name. Call on every rank."""
+        return {key: whole(value) for key, value in self._by_name().items()}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         parameters = self._by_name()
         assert parameters.keys() == state.keys(), "the checkpoint is of other models"
         with torch.no_grad():
             for key, value in parameters.items():
-                value.copy_(state[key])
+                value.copy_(divided_like(state[key], value))
 
     def _by_name(self) -> dict[str, nn.Parameter]:
         return {f"{role}.{key}": value for role, part in self.trained().items() for key, value in part.items()}
@@ -104,6 +112,15 @@ class SharedBase(Actors):
             self._add_reward_adapter(reward, lora)
             if value == "reward":
                 self._start_value_from(reward)
+        if distributed.sharding() == "fsdp2":
+            shard(base, kept=[value for key, value in base.named_parameters() if ".lora_" in key])
+            # FSDP gathers the embeddings only for the root's own methods.
+            base.run_trunk = _trunk(base).forward
+            register_fsdp_forward_method(base, "run_trunk")
+
+    def _trunk_of(self, model: Any) -> Trunk:
+        trunk: Trunk = getattr(model, "run_trunk", None) or _trunk(model)
+        return trunk
 
     def _add_reward_adapter(self, folder: Path, lora: peft.LoraConfig) -> None:
         self._model.add_adapter(REWARD, lora)
@@ -115,7 +132,7 @@ class SharedBase(Actors):
 
         def score_tokens(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
             with self._role(REWARD) as model:
-                hidden = _trunk(model)(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+                hidden = self._trunk_of(model)(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
             logits: torch.Tensor = head(last_real(hidden, attention_mask).float())
             return logits[:, 0]
 
@@ -136,9 +153,9 @@ class SharedBase(Actors):
         return self._role(POLICY)
 
     @contextmanager
-    def value_trunk(self) -> Iterator[nn.Module]:
+    def value_trunk(self) -> Iterator[Trunk]:
         with self._role(VALUE) as model:
-            yield _trunk(model)
+            yield self._trunk_of(model)
 
     @contextmanager
     def reference(self) -> Iterator[PreTrainedModel]:
@@ -156,6 +173,9 @@ class SharedBase(Actors):
 
     def learning(self, checkpointing: bool) -> AbstractContextManager[None]:
         return _learning([self._model.get_base_model()], checkpointing)
+
+    def gathered(self) -> AbstractContextManager[None]:
+        return gathered([self._model.get_base_model()])
 
     def save(self, out: Path) -> None:
         self._model.set_adapter(POLICY)
@@ -175,18 +195,29 @@ class SeparateModels(Actors):
 
     def __init__(self, base_path: str, config: ModelConfig, reward: Path | None, value: ValueStart | None) -> None:
         self._policy, self.tokenizer = load_policy(base_path, config)
-        self._reference = load_model(resolve_path(base_path), config.precision).requires_grad_(False).eval()
+        self._reference = load_model(resolve_path(base_path), config.precision, device=loading_device())
+        self._reference.requires_grad_(False).eval()
         self.value_head = self.reward_model = None
         self._value: nn.Module | None = None
-        if value is None:
-            return
+        if value is not None:
+            self._add_value_model(reward if value == "reward" else None)
+        if distributed.sharding() == "fsdp2":
+            dtype = resolve_precision(config.precision)
+            for model in self._models():
+                shard(model, computed_in=None if dtype is torch.float32 or model is self.value_head else dtype)
+
+    def _add_value_model(self, reward: Path | None) -> None:
         self.value_head = _head(self._policy)
-        if value == "reward" and reward is not None:
-            whole = AutoModelForSequenceClassification.from_pretrained(reward / "model", dtype=torch.float32)
-            self._value = _trunk(whole).to(distributed.default_device())
-            _set_scaled(self.value_head, _score_head(whole).weight.detach(), reward)
-        else:
+        if reward is None:
             self._value = copy.deepcopy(_trunk(self._policy))
+            return
+        model = AutoModelForSequenceClassification.from_pretrained(reward / "model", dtype=torch.float32)
+        self._value = _trunk(model).to(loading_device())
+        _set_scaled(self.value_head, _score_head(model).weight.detach(), reward)
+
+    def _models(self) -> list[nn.Module]:
+        parts = (self._policy, self._reference, self._value, self.value_head)
+        return [model for model in parts if model is not None]
 
     @contextmanager
     def policy(self) -> Iterator[PreTrainedModel]:
@@ -197,7 +228,7 @@ class SeparateModels(Actors):
         yield self._reference
 
     @contextmanager
-    def value_trunk(self) -> Iterator[nn.Module]:
+    def value_trunk(self) -> Iterator[Trunk]:
         assert self._value is not None
         yield self._value
 
@@ -209,6 +240,9 @@ class SeparateModels(Actors):
 
     def learning(self, checkpointing: bool) -> AbstractContextManager[None]:
         return _learning([model for model in (self._policy, self._value) if model is not None], checkpointing)
+
+    def gathered(self) -> AbstractContextManager[None]:
+        return gathered(self._models())
 
     def save(self, out: Path) -> None:
         save_whole(self._policy, self.tokenizer, out)

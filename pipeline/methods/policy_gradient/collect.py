@@ -55,11 +55,12 @@ class Collector:
 
     def _collect(self, prompts: Sequence[Prompt], seeds: Sequence[int], with_values: bool) -> list[Rollout]:
         rollout = self._config.rollout
-        with self._accelerator.autocast():
-            mine = draw(self._actors, prompts, seeds, rollout, self._context)
-        with self._accelerator.autocast():
-            measure(self._actors, mine, rollout.temperature, 2 * self._rows, with_values)
-        self._score(mine)
+        with self._actors.gathered():
+            with self._accelerator.autocast():
+                mine = draw(self._actors, prompts, seeds, rollout, self._context)
+            with self._accelerator.autocast():
+                measure(self._actors, mine, rollout.temperature, 2 * self._rows, with_values)
+            self._score(mine)
         rollouts = sorted(gather(mine), key=lambda rollout: rollout.index)
         if CONSTITUTION in self._rewards.parts:
             self._check_judge(num_unreadable(rollouts), len(rollouts))

@@ -41,6 +41,8 @@ class Rollout:
     shaped_score: float = 0.0
     """The score for training: scaled, clipped and minus penalties."""
     is_trained_on: bool = True
+    is_filler: bool = False
+    """It counts for nothing; a rank without rows needs it to keep step with the others."""
     logprobs: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     reference_logprobs: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     entropies: torch.Tensor = field(default_factory=lambda: torch.empty(0))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch.distributed.tensor import DTensor
 from transformers import get_scheduler
 
 from pipeline.core import distributed
@@ -29,6 +31,7 @@ from pipeline.methods.policy_gradient.rollouts import (
 )
 from pipeline.records import derived_rng
 from pipeline.training.models import rows_a_device_holds
+from pipeline.training.sharding import divided_optimizer, whole_optimizer
 
 Sums = dict[str, float]
 
@@ -40,6 +43,7 @@ class Learner:
         self._actors, self._config, self._seed = actors, config, context.seed
         self._kl_in_loss, self._kl_estimator = method.kl_in_loss, KL_ESTIMATORS[method.kl_estimator(config)]
         self._rows = rows_a_device_holds(context.launch)
+        self._divided = distributed.sharding() != "none"
         asked = context.launch.gradient_checkpointing
         self._checkpointing = torch.cuda.is_available() if asked is None else asked
         dtype = resolve_precision(context.model.precision)
@@ -52,21 +56,22 @@ class Learner:
         num_updates = num_steps * config.num_ppo_epochs * config.num_minibatches
         num_warmup_updates = round(config.warmup_fraction * num_updates)
         self._scheduler = get_scheduler(config.lr_schedule, optimizer, num_warmup_updates, num_updates)
-        self._optimizer = self.accelerator.prepare(optimizer)
+        self._optimizer = self.accelerator.prepare_optimizer(optimizer)
 
     @property
     def learning_rate(self) -> float:
         return float(self._scheduler.get_last_lr()[0])
 
     def state(self) -> dict[str, Any]:
+        """What a resumed run needs besides the weights. Call on every rank."""
         return {
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": whole_optimizer(self._optimizer.state_dict()),
             "scheduler": self._scheduler.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._optimizer.load_state_dict(divided_optimizer(state["optimizer"], self._optimizer))
         self._scheduler.load_state_dict(state["scheduler"])
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -99,23 +104,32 @@ class Learner:
         num_tokens = sum(len(rollout.reply_tokens) for rollout in rollouts)
         sums: Sums = {}
         trained = {"policy/grad_norm": self._actors.policy_parameters()}
-        for some in by_length(mine, self._rows):
+        batches = list(by_length(mine, self._rows))
+        if self._divided:
+            batches += self._fillers(rollouts, len(batches))
+        for some in batches:
             _add(sums, self._learn_policy(some, num_tokens, kl_coefficient))
         if self._actors.value_head is not None:
             trained["val/grad_norm"] = self._actors.value_parameters()
-            for some in by_length(mine, self._rows):
+            for some in batches:
                 _add(sums, self._learn_values(some, num_tokens))
         for parameters in trained.values():
             _sum_gradients(parameters, self.accelerator)
         self.accelerator.unscale_gradients(self._optimizer)
         clip = torch.nn.utils.clip_grad_norm_
-        norms = {name: float(clip(part, self._config.max_grad_norm)) for name, part in trained.items()}
+        norms = {name: _number(clip(part, self._config.max_grad_norm)) for name, part in trained.items()}
         self._optimizer.step()
         self._scheduler.step()
         self._optimizer.zero_grad()
         # ``update`` adds up the ranks' sums; these values are the same on every rank, so each rank adds its share.
         alike = {"num_tokens": num_tokens, "num_updates": 1, **norms}
         return sums | {name: value / distributed.world_size() for name, value in alike.items()}
+
+    def _fillers(self, rollouts: Sequence[Rollout], num_batches: int) -> list[list[Rollout]]:
+        """Batches that count for nothing. Ranks that divide the weights must all learn from the same number of batches,
+        and the first rank has the most."""
+        most = math.ceil(math.ceil(len(rollouts) / distributed.world_size()) / self._rows)
+        return [[replace(rollouts[0], is_filler=True)]] * (most - num_batches)
 
     def _learn_policy(self, rollouts: Sequence[Rollout], num_tokens: int, kl_coefficient: float) -> Sums:
         batch = self._batch(rollouts)
@@ -154,8 +168,9 @@ class Learner:
 
     def _batch(self, rollouts: Sequence[Rollout]) -> Batch:
         with self._actors.policy() as model:
-            share = not self._checkpointing and shares_prefixes(model)
-        return collate(rollouts, distributed.default_device(), share)
+            share = not self._checkpointing and not self._divided and shares_prefixes(model)
+        batch = collate(rollouts, distributed.default_device(), share)
+        return replace(batch, mask=torch.zeros_like(batch.mask)) if rollouts[0].is_filler else batch
 
     def _padded(self, rollouts: Sequence[Rollout], *names: str) -> Iterator[torch.Tensor]:
         """Attributes of the rollouts as tensors: (rows, reply tokens) each."""
@@ -173,7 +188,10 @@ def _sum_gradients(parameters: Sequence[torch.nn.Parameter], accelerator: Accele
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    if distributed.world_size() == 1:
+        elif isinstance(parameter.grad, DTensor):
+            parameter.grad.mul_(distributed.world_size())  # FSDP has averaged it over the ranks
+    parameters = [parameter for parameter in parameters if not isinstance(parameter.grad, DTensor)]
+    if distributed.world_size() == 1 or not parameters:
         return
     flat = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
     total = accelerator.reduce(flat, "sum")
@@ -182,6 +200,10 @@ def _sum_gradients(parameters: Sequence[torch.nn.Parameter], accelerator: Accele
         assert parameter.grad is not None
         parameter.grad.copy_(total[start : start + parameter.numel()].view_as(parameter))
         start += parameter.numel()
+
+
+def _number(norm: torch.Tensor) -> float:
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 def _sums(mask: torch.Tensor, values: dict[str, torch.Tensor]) -> Sums:

@@ -271,7 +271,7 @@ def test_bad_models_and_folders_are_refused_before_anything_runs(tiny: Tiny, tmp
     with pytest.raises(ConfigError, match=r"output_dir is .* can't be written"):
         run(tiny(f"output_dir={tmp_path / 'file'}"))
     with pytest.raises(ConfigError, match="there is no GPU"):
-        run(tiny("model.tuning=qlora"))
+        run(tiny("launch=fsdp2"))
     assert not (tmp_path / "outputs" / "cache").exists()
 
 

@@ -71,11 +71,8 @@ def _check_hardware(config: Config) -> None:
     import torch
 
     cuda, launch = torch.cuda.is_available(), config.launch
-    if config.model.tuning == "qlora":
-        if not cuda:
-            raise ConfigError("model.tuning is 'qlora' but there is no GPU; use model.tuning=lora.")
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise ConfigError("model.tuning is 'qlora' but bitsandbytes is not installed; pip install 'cai[gpu]'.")
+    if config.model.tuning == "qlora" and importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError("model.tuning is 'qlora' but bitsandbytes is not installed; pip install 'cai[gpu]'.")
     available = torch.cuda.device_count() if cuda else (os.cpu_count() or 1)
     if launch.num_processes > available:
         what = "GPUs" if cuda else "cores"

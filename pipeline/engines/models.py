@@ -47,7 +47,7 @@ class ModelConfig(Settings):
     revision: str | None = None
     """The commit, branch or tag on the hub; null: main."""
     tuning: Literal["lora", "full", "qlora"] = "lora"
-    """What is trained: an adapter, all weights, or an adapter on weights in 4 bits (GPU only)."""
+    """What is trained: an adapter, all weights, or an adapter on weights in 4 bits (with ``bitsandbytes``)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format of weights and arithmetic; ``auto`` chooses by the hardware."""
     lora: LoraConfig = LoraConfig()

@@ -149,6 +149,9 @@ def train(trainer: Trainer, reporter: Reporter, meter: Meter) -> dict[str, Any]:
     resumed_from = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
     if checkpoint and distributed.is_main():
         say(f"  resuming from step {resumed_from}")
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:  # TRL casts the adapter of QLoRA to bf16, where small steps are rounded away
+            parameter.data = parameter.data.float()
     trainer.remove_callback(PrinterCallback)
     with meter.running():
         trainer.train(resume_from_checkpoint=checkpoint)

@@ -32,6 +32,7 @@ def load_policy(path: str, config: ModelConfig) -> tuple[PreTrainedModel, PreTra
     path = resolve_path(path)
     revision = revision_of(path, config)
     model = load_model(path, training_precision(config), revision, loading_device(), **quantisation(config))
+    keep_trainable(model)
     return model, load_tokenizer(path, revision)
 
 
@@ -57,6 +58,14 @@ def quantisation(config: ModelConfig) -> dict[str, Any]:
         bnb_4bit_compute_dtype=resolve_precision(config.precision),
     )
     return {"quantization_config": four_bits, "device_map": {"": distributed.default_device()}}
+
+
+def keep_trainable(model: PreTrainedModel) -> None:
+    """Weights in 4 bits stay as they are loaded. On some CPUs, bitsandbytes would change their layout at the first
+    forward pass in evaluation mode, and they could not be trained on any more."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def revision_of(path: str, config: ModelConfig) -> str | None:

@@ -26,6 +26,7 @@ from pipeline.records import Preference
 from pipeline.training.config import TrainConfig
 from pipeline.training.loop import Quiet, Reporter, train, training_arguments, whole_batches
 from pipeline.training.models import (
+    keep_trainable,
     loading_device,
     lora_config,
     quantisation,
@@ -117,6 +118,7 @@ def load_reward_base(path: str, config: ModelConfig, quantised: bool) -> PreTrai
             dtype=resolve_precision(training_precision(config)),
             **(quantisation(config) if quantised else {}),
         )
+    keep_trainable(model)
     model.score.float()
     torch.nn.init.zeros_(model.score.weight)
     return model if quantised else model.to(loading_device())

@@ -182,6 +182,8 @@ def _run(args: argparse.Namespace) -> int:
         reach_engines(job)
     runs = [run(config) for config in configs]
     folders = [finished.folder for finished in runs]
+    if configs[0].launch.machine_rank > 0:
+        return 0
     if all((folder / "report.md").exists() for folder in folders):  # until= can end a run before its report
         _write_comparison(
             folders, [" ".join(job) for job in jobs], configs[0].output_dir, configs[0].evaluate.guidelines

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +94,11 @@ def _tracker(job: Job, stage: Stage) -> Tracker:
     return open_tracker(job.config.tracking, job.run_name, job.stage, settings, folder)
 
 
-def start(job: Job) -> Result:
+RunRanks = Callable[[dict[str, Any], LaunchConfig, Path], int]
+"""Runs a job's ranks, on this machine or on all, and returns 0 if all ended well."""
+
+
+def start(job: Job, run_ranks: RunRanks) -> Result:
     """Run the stage on all ranks of ``launch`` and wait for them.
 
     Raises:
@@ -125,12 +129,17 @@ def _to_json(job: Job) -> dict[str, Any]:
 
 
 def run_ranks(job: dict[str, Any], launch: LaunchConfig, work: Path) -> int:
-    """Start this machine's ranks, wait for them, and return the exit code of their launcher."""
+    """Start the ranks of this machine, wait for them, and return the exit code of their launcher."""
+    return started(job, launch, work).wait()
+
+
+def started(job: dict[str, Any], launch: LaunchConfig, work: Path) -> subprocess.Popen[bytes]:
+    """Start the ranks of this machine. ``work``: where their launcher's files are written."""
     (work / JOB).write_text(json.dumps({**job, "parent": os.getpid()}), encoding="utf-8")
     accelerate_file.write(launch, work / ACCELERATE)
     threads = str(max(1, (os.cpu_count() or 1) // launch.num_processes))
     environment = {"OMP_NUM_THREADS": threads, "PYTHONWARNINGS": "ignore", **os.environ}
-    return subprocess.call([*launch_command(launch, work), "-m", RANK, str(work / JOB)], env=environment)
+    return subprocess.Popen([*launch_command(launch, work), "-m", RANK, str(work / JOB)], env=environment)
 
 
 def launch_command(launch: LaunchConfig, work: Path) -> list[str]:

@@ -11,15 +11,15 @@ import resource
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from pipeline.chain import launch
+from pipeline.chain import launch, machines
 from pipeline.chain.checkpoints import slug
 from pipeline.chain.config import Config, to_plain
 from pipeline.chain.order import cache_folder, fields_for_key, folder_name, needs_of, runs_folder, stages_of
@@ -30,8 +30,10 @@ from pipeline.chain.runs import RUN_FILE, say_gate
 from pipeline.constitution.files import to_yaml
 from pipeline.constitution.paper import deviations_from_paper
 from pipeline.constitution.schema import Constitution
+from pipeline.core import distributed
 from pipeline.core.cache import WORK, Manifest, cache_key, commit, hash_files, link, write_text_atomically
 from pipeline.core.errors import CaiError, ConfigError, StageError
+from pipeline.core.locks import lock_of
 from pipeline.core.log import duration, logged_to, say, warn
 from pipeline.core.stage import Prepared, Stage
 from pipeline.report.write import FILES, TABLES
@@ -61,21 +63,28 @@ class Run:
 
 def run(config: Config) -> Run:
     """Run every stage up to ``config.until``; finished stages are reused. Raises ``CaiError`` for known failures."""
-    started = time.perf_counter()
-    prepared = preflight(config)
+    with distributed.outside_ranks() if config.launch.num_machines > 1 else nullcontext():
+        prepared = preflight(config)
+        name = run_name(config, prepared.constitution)
+        folder = runs_folder(config.output_dir) / name
+        if config.launch.machine_rank == 0:
+            return _run(prepared, name, folder)
+        machines.lend(config.launch)
+        return Run(name=name, folder=folder, stages={})
+
+
+def _run(prepared: Prepared, name: str, folder: Path) -> Run:
+    started, config, constitution = time.perf_counter(), prepared.config, prepared.constitution
     reach_engines(prepared)
-    constitution = prepared.constitution
-    name = run_name(config, constitution)
-    folder = runs_folder(config.output_dir) / name
     _open_run(folder, config, constitution)
-    with logged_to(folder):
+    with logged_to(folder), machines.crew(config.launch) as run_ranks:
         _announce(name, folder, config, prepared)
         done: dict[str, Finished] = {}
         for number, stage in enumerate(stages_of(config), start=1):
             made = {name: finished.manifest for name, finished in done.items()}
             fields = fields_for_key(stage, config, constitution, made)
             _record(folder, done, making=folder_name(stage, fields))
-            done[stage.name] = _ensure(stage, fields, prepared, done, name)
+            done[stage.name] = _ensure(stage, fields, prepared, done, name, run_ranks)
             link(done[stage.name].folder, folder / f"{number}-{stage.name}")
         _record(folder, done)
         _finish(folder, done, time.perf_counter() - started)
@@ -131,25 +140,32 @@ def _record(folder: Path, done: dict[str, Finished], making: str | None = None) 
     write_text_atomically(folder / RUN_FILE, json.dumps(record, indent=2))
 
 
-def _ensure(stage: Stage, fields: dict[str, Any], prepared: Prepared, done: dict[str, Finished], name: str) -> Finished:
+def _ensure(
+    stage: Stage,
+    fields: dict[str, Any],
+    prepared: Prepared,
+    done: dict[str, Finished],
+    name: str,
+    run_ranks: launch.RunRanks,
+) -> Finished:
     """Reuse the finished stage, or run it while holding its lock."""
     final = cache_folder(prepared.config.output_dir) / folder_name(stage, fields)
     if manifest := Manifest.read(final):
         say(f"{stage.name}: cached ({final.name})")
         return Finished(stage, final, manifest, cached=True)
-    with _locked(final):
+    with _locked(final, prepared.config.launch.num_machines > 1):
         if manifest := Manifest.read(final):  # another run finished it while this one waited
             say(f"{stage.name}: finished by another run ({final.name})")
             return Finished(stage, final, manifest, cached=True)
-        manifest = _make(stage, fields, final, prepared, done, name)
+        manifest = _make(stage, fields, final, prepared, done, name, run_ranks)
         return Finished(stage, final, manifest, cached=False)
 
 
 @contextmanager
-def _locked(final: Path) -> Iterator[None]:
+def _locked(final: Path, several_machines: bool) -> Iterator[None]:
     locks = final.parent / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(locks / f"{final.name}.lock")
+    lock = lock_of(locks / final.name, several_machines)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -168,6 +184,7 @@ def _make(
     prepared: Prepared,
     done: dict[str, Finished],
     name: str,
+    run_ranks: launch.RunRanks,
 ) -> Manifest:
     config, partial = prepared.config, final.with_name(f"{final.name}.partial")
     needs = needs_of(stage, config)
@@ -193,7 +210,7 @@ def _make(
     )
     with _explained(stage, partial):
         parallel = stage.parallel and config.launch.world_size > 1
-        result = launch.start(job) if parallel else launch.execute(job)
+        result = launch.start(job, run_ranks) if parallel else launch.execute(job)
         outputs = hash_files(partial, (path for pattern in stage.outputs for path in partial.glob(pattern)))
         assert outputs, f"{stage.name} made nothing"
         manifest = Manifest(

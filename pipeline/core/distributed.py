@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -10,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.core.accelerate_file import launch_settings
+from pipeline.core.errors import ConfigError
 from pipeline.core.settings import RUNTIME, Settings
 
 if TYPE_CHECKING:
     from accelerate import PartialState
     from torch import device
 
+_OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 Sharding = Literal["none", "fsdp2", "zero3"]
 
 
@@ -79,6 +83,22 @@ class LaunchConfig(Settings):
     def ranks_in_words(self) -> str:
         machines = f" on launch.num_machines={self.num_machines}" if self.num_machines > 1 else ""
         return f"launch.num_processes={self.num_processes}{machines}"
+
+
+@contextmanager
+def outside_ranks() -> Iterator[None]:
+    """A block in which this process is no rank, although a cluster's launcher started it as one of a machine each."""
+    names = [name for name in os.environ if name in _OF_RANKS or name.startswith("TORCHELASTIC_")]
+    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            f"LOCAL_WORLD_SIZE is {os.environ['LOCAL_WORLD_SIZE']}, but launch.num_processes starts the processes of a "
+            "machine; start one `cai run` on each machine."
+        )
+    taken = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 @cache

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from pipeline.core import distributed
 from pipeline.core.cache import RecordLog, cache_key
+from pipeline.core.locks import lock_of
 from pipeline.core.log import Meter
 from pipeline.engines.base import Completion, Engine, Logbook, ReplyQuery, Request, generate_all, score_all
 from pipeline.evals.config import EvaluateConfig
@@ -34,14 +33,14 @@ class KeptAnswers:
 
 
 @contextmanager
-def kept_answers(cache: Path, asked: Identity, meter: Meter) -> Iterator[Logbook]:
+def kept_answers(cache: Path, asked: Identity, meter: Meter, several_machines: bool) -> Iterator[Logbook]:
     """Logs that are kept after the stage, so that a sweep asks its base model and its SFT model only once.
 
     A lock lets one run at a time write. A second run with the same ``asked`` waits, then reuses the answers.
     """
     folder = cache / f"answers-{cache_key(asked)[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock") if distributed.is_main() else nullcontext():
+    with lock_of(folder / "answers", several_machines) if distributed.is_main() else nullcontext():
         distributed.barrier()
         yield KeptAnswers(folder, meter)
         distributed.barrier()

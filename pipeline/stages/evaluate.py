@@ -171,7 +171,7 @@ class Evaluate(Stage):
         answered: dict[str, Answered] = {}
         for name, path in checkpoints(config, context).items():
             asked = _asked(path, cases, questions, config, context)
-            with kept_answers(context.out.parent, asked, context.meter) as kept:
+            with kept_answers(context.out.parent, asked, context.meter, context.launch.num_machines > 1) as kept:
                 engine = policy_engine(context, path, name)
                 answered[name] = answer_all(engine, cases, questions, config, context.seed, kept)
                 del engine

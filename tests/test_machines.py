@@ -1,0 +1,144 @@
+"""Several machines make one run: they join, share the ranks of each stage, and all stop where one fails."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.chain import machines
+from pipeline.chain.config import Config
+from pipeline.chain.machines import crew, lend
+from pipeline.chain.runner import run
+from pipeline.core import distributed
+from pipeline.core.cache import Manifest
+from pipeline.core.distributed import LaunchConfig
+from pipeline.core.errors import ConfigError, StageError
+from pipeline.core.locks import lock_of
+from tests.conftest import tiny_overrides
+
+
+def free_port() -> int:
+    """A port that is free, and so is the next one."""
+    while True:
+        with socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+            try:
+                other.bind(("127.0.0.1", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return port
+
+
+def test_two_machines_equal_one(tiny: Callable[..., Config], tiny_model: Path, tmp_path: Path):
+    """Each is a ``cai run`` of its own, with the variables that a cluster's launcher sets."""
+    alone = run(tiny("until=critique", f"output_dir={tmp_path / 'alone'}")).stages["critique"].manifest
+    command = [sys.executable, "-m", "pipeline.cli", "run", *tiny_overrides(tiny_model, tmp_path), "until=critique"]
+    command += ["launch=nodes", "launch.num_processes=1", "launch.sharding=none"]
+    command += [f"launch.main_process_port={free_port()}"]
+    started = [
+        subprocess.Popen(command, env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"})
+        for rank in (0, 1)
+    ]
+    assert [process.wait(timeout=240) for process in started] == [0, 0]
+    (folder,) = (tmp_path / "outputs" / "cache").glob("critique-*")
+    together = Manifest.read(folder)
+    assert together is not None and together.environment["num_processes"] == "2"
+    assert together.content_hash == alone.content_hash
+
+
+# --- Failures ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def joined(monkeypatch: pytest.MonkeyPatch, codes: dict[int, str]) -> Iterator[tuple[LaunchConfig, Future[None]]]:
+    """Machine 1 in a thread. ``codes``: machine → the Python code that stands for its ranks."""
+    monkeypatch.setattr(machines, "SILENT_SECONDS", 2)
+
+    def started(job: dict[str, Any], launch: LaunchConfig, work: Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", codes[launch.machine_rank]])
+
+    monkeypatch.setattr(machines, "started", started)
+    common = {"num_machines": 2, "main_process_ip": "127.0.0.1", "main_process_port": free_port()}
+    with ThreadPoolExecutor() as pool:
+        yield LaunchConfig(**common), pool.submit(lend, LaunchConfig(**common, machine_rank=1))
+
+
+LONG = "import time; time.sleep(60)"
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ({0: "", 1: ""}, 0),
+        ({0: "", 1: "raise SystemExit(3)"}, 1),
+        ({0: LONG, 1: "raise SystemExit(3)"}, 1),
+        ({0: "raise SystemExit(3)", 1: LONG}, 1),
+    ],
+)
+def test_ranks_that_fail_on_one_machine_are_stopped_on_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, codes: dict[int, str], expected: int
+):
+    begun = time.monotonic()
+    with joined(monkeypatch, codes) as (launch, other):
+        with crew(launch) as run_ranks:
+            assert run_ranks({"stage": "sft"}, launch, tmp_path) == expected
+        other.result(timeout=20)
+    assert time.monotonic() - begun < 30, "nobody waited for ranks without a partner"
+
+
+def test_a_run_that_fails_ends_on_all_machines(monkeypatch: pytest.MonkeyPatch):
+    with joined(monkeypatch, {}) as (launch, other):
+        with pytest.raises(ZeroDivisionError), crew(launch):
+            _ = 1 / 0
+        with pytest.raises(StageError, match="the run on machine 0 failed"):
+            other.result(timeout=20)
+
+
+def test_a_machine_that_falls_silent_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(machines, "_sign", lambda store, launch: time.sleep(0.2))
+    with joined(monkeypatch, {0: LONG, 1: LONG}) as (launch, _), crew(launch) as run_ranks:
+        assert run_ranks({"stage": "sft"}, launch, tmp_path) == 1
+    assert "machine 1 has shown no sign of life" in capsys.readouterr().err
+
+
+# --- Around a run --------------------------------------------------------------------------------------------------
+
+
+def test_a_lease_is_held_by_one_and_taken_over_from_the_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pipeline.core.locks.LEASE_SECONDS", 6.0)
+    code = "import sys, time; from pathlib import Path; from pipeline.core import locks; locks.LEASE_SECONDS = 6.0; "
+    code += "lock = locks.lock_of(Path(sys.argv[1]), True); lock.acquire(); print('held', flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "stage")], stdout=subprocess.PIPE)
+    assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+    lock = lock_of(tmp_path / "stage", several_machines=True)
+    with pytest.raises(TimeoutError):
+        lock.acquire(timeout=2)
+    holder.kill()
+    holder.wait()
+    with lock.acquire(timeout=20):
+        assert lock.is_locked
+
+
+def test_a_process_of_a_cluster_s_launcher_is_no_rank(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert not distributed.is_main()
+    with distributed.outside_ranks():
+        assert distributed.is_main() and "TORCHELASTIC_RUN_ID" not in os.environ
+    assert distributed.rank() == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    with pytest.raises(ConfigError, match=r"LOCAL_WORLD_SIZE is 8.*start one `cai run` on each machine"):
+        distributed.outside_ranks().__enter__()

@@ -28,7 +28,7 @@ BATCHES += ["reward.num_epochs=3", "reward.learning_rate=1e-3"]
 RUNS = {
     "lora, ppo": ["align=ppo"],
     "lora, dpo": ["align=dpo"],
-    "full, ppo": ["align=ppo", "model.tuning=full"],
+    "full, ppo": ["align=ppo", "model.tuning=full", "align.num_minibatches=4"],
     "full, ipo": ["align=ipo", "model.tuning=full", "align.num_epochs=2"],
     "full, kto": ["align=kto", "model.tuning=full", "align.kl_batch_size=4", "align.num_epochs=2"],
 }

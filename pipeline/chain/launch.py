@@ -130,7 +130,11 @@ def _to_json(job: Job) -> dict[str, Any]:
 
 def run_ranks(job: dict[str, Any], launch: LaunchConfig, work: Path) -> int:
     """Start the ranks of this machine, wait for them, and return the exit code of their launcher."""
-    return started(job, launch, work).wait()
+    process = started(job, launch, work)
+    try:
+        return process.wait()
+    finally:
+        stop(process)
 
 
 def started(job: dict[str, Any], launch: LaunchConfig, work: Path) -> subprocess.Popen[bytes]:
@@ -140,6 +144,17 @@ def started(job: dict[str, Any], launch: LaunchConfig, work: Path) -> subprocess
     threads = str(max(1, (os.cpu_count() or 1) // launch.num_processes))
     environment = {"OMP_NUM_THREADS": threads, "PYTHONWARNINGS": "ignore", **os.environ}
     return subprocess.Popen([*launch_command(launch, work), "-m", RANK, str(work / JOB)], env=environment)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a launcher, which ends its ranks, if it still runs."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def launch_command(launch: LaunchConfig, work: Path) -> list[str]:

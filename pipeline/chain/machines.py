@@ -7,7 +7,6 @@ and say how these ended. Every machine shows in the store that it is alive, so n
 from __future__ import annotations
 
 import json
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.chain.launch import RunRanks, run_ranks, started
+from pipeline.chain.launch import RunRanks, run_ranks, started, stop
 from pipeline.core.distributed import LaunchConfig
 from pipeline.core.errors import StageError
 from pipeline.core.log import say
@@ -74,7 +73,7 @@ class Leader:
                     return 1
                 time.sleep(POLL_SECONDS)
         finally:
-            _stop(process)
+            stop(process)
         return 0
 
     def _code(self, number: int, machine: int, codes: dict[int, int]) -> dict[int, int]:
@@ -136,7 +135,7 @@ def _lend(store: TCPStore, launch: LaunchConfig) -> str:
                 while process.poll() is None and not store.check([f"stop {number}"]):
                     _sign(store, launch)
             finally:
-                _stop(process)
+                stop(process)
         store.set(f"code {number} {launch.machine_rank}", str(process.returncode))
         number += 1
 
@@ -164,13 +163,3 @@ def _until(done: Any, trouble: str) -> None:
         if time.monotonic() > deadline:
             raise StageError(f"{trouble} within {JOIN_SECONDS // 60} minutes.")
         time.sleep(POLL_SECONDS)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()

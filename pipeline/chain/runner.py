@@ -17,8 +17,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import Timeout
-
 from pipeline.chain import launch, machines
 from pipeline.chain.checkpoints import slug
 from pipeline.chain.config import Config, to_plain
@@ -33,7 +31,7 @@ from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
 from pipeline.core.cache import WORK, Manifest, cache_key, commit, hash_files, link, write_text_atomically
 from pipeline.core.errors import CaiError, ConfigError, StageError
-from pipeline.core.locks import lock_of
+from pipeline.core.locks import locked
 from pipeline.core.log import duration, logged_to, say, warn
 from pipeline.core.stage import Prepared, Stage
 from pipeline.report.write import FILES, TABLES
@@ -153,28 +151,12 @@ def _ensure(
     if manifest := Manifest.read(final):
         say(f"{stage.name}: cached ({final.name})")
         return Finished(stage, final, manifest, cached=True)
-    with _locked(final, prepared.config.launch.num_machines > 1):
+    with locked(final.parent / ".locks" / final.name, prepared.config.launch.num_machines > 1):
         if manifest := Manifest.read(final):  # another run finished it while this one waited
             say(f"{stage.name}: finished by another run ({final.name})")
             return Finished(stage, final, manifest, cached=True)
         manifest = _make(stage, fields, final, prepared, done, name, run_ranks)
         return Finished(stage, final, manifest, cached=False)
-
-
-@contextmanager
-def _locked(final: Path, several_machines: bool) -> Iterator[None]:
-    locks = final.parent / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    lock = lock_of(locks / final.name, several_machines)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(f"{final.name}: another run is making it; waiting …")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _make(

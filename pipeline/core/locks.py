@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import BaseFileLock, FileLock, SoftFileLease
+from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout
 
-from pipeline.core.log import warn
+from pipeline.core.log import say, warn
 
 if TYPE_CHECKING:
     from filelock import LeaseCompromise
 
 LEASE_SECONDS = 60.0  # a machine that has not renewed its lease for so long counts as dead
+
+
+@contextmanager
+def locked(path: Path, several_machines: bool) -> Iterator[None]:
+    """Hold the lock of a folder; wait for it if another run has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = lock_of(path, several_machines)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"{path.name}: another run is making it; waiting …")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def lock_of(path: Path, several_machines: bool) -> BaseFileLock:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.core import distributed
 from pipeline.core.cache import RecordLog, cache_key
-from pipeline.core.locks import lock_of
+from pipeline.core.locks import locked
 from pipeline.core.log import Meter
 from pipeline.engines.base import Completion, Engine, Logbook, ReplyQuery, Request, generate_all, score_all
 from pipeline.evals.config import EvaluateConfig
@@ -40,7 +40,7 @@ def kept_answers(cache: Path, asked: Identity, meter: Meter, several_machines: b
     """
     folder = cache / f"answers-{cache_key(asked)[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
-    with lock_of(folder / "answers", several_machines) if distributed.is_main() else nullcontext():
+    with locked(folder / "answers", several_machines) if distributed.is_main() else nullcontext():
         distributed.barrier()
         yield KeptAnswers(folder, meter)
         distributed.barrier()

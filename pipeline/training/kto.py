@@ -13,7 +13,7 @@ from pipeline.core import distributed
 from pipeline.core.stage import Context
 from pipeline.records import derived_rng
 from pipeline.training.loop import InTokens, Quiet, Reporter, train, training_arguments, whole_batches
-from pipeline.training.models import load_policy, lora_config, save_checkpoint
+from pipeline.training.models import divided_reference, load_policy, lora_config, save_checkpoint
 from pipeline.training.pairs import tokenised
 
 
@@ -66,6 +66,7 @@ def train_kto(
     arguments["gradient_accumulation_steps"] = config.global_batch_size // config.kl_batch_size
     trainer = QuietKTOTrainer(
         model=model,
+        ref_model=divided_reference(base_path, context.model),
         args=KTOConfig(**arguments, beta=config.beta, train_sampling_strategy="sequential"),
         train_dataset=Dataset.from_list(with_mismatched(rows, config.kl_batch_size)),
         processing_class=tokenizer,

@@ -15,7 +15,7 @@ from pipeline.core import distributed
 from pipeline.core.distributed import LaunchConfig
 from pipeline.core.errors import ConfigError, StageError
 from pipeline.engines.models import LoraConfig, ModelConfig, load_model, load_tokenizer, resolve_path, resolve_precision
-from pipeline.training.sharding import is_sharded, whole_weights
+from pipeline.training.sharding import is_sharded, shard, whole_weights
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -34,6 +34,19 @@ def load_policy(path: str, config: ModelConfig) -> tuple[PreTrainedModel, PreTra
     model = load_model(path, training_precision(config), revision, loading_device(), **quantisation(config))
     keep_trainable(model)
     return model, load_tokenizer(path, revision)
+
+
+def divided_reference(path: str, config: ModelConfig) -> PreTrainedModel | None:
+    """The model at ``path`` as a reference whose weights the ranks divide, for full fine-tuning by FSDP2.
+
+    Otherwise None: the policy serves as the reference, with its adapter off or before it is trained.
+    """
+    if config.tuning != "full" or distributed.sharding() != "fsdp2":
+        return None
+    path = resolve_path(path)
+    model = load_model(path, config.precision, revision_of(path, config), loading_device())
+    shard(model.requires_grad_(False).eval())
+    return model
 
 
 def loading_device() -> torch.device:

@@ -20,7 +20,7 @@ from pipeline.core.stage import Context
 from pipeline.records import Preference
 from pipeline.training.logprobs import pair_logprobs
 from pipeline.training.loop import InTokens, Quiet, Reporter, train, training_arguments, whole_batches
-from pipeline.training.models import load_policy, lora_config, save_checkpoint
+from pipeline.training.models import divided_reference, load_policy, lora_config, save_checkpoint
 from pipeline.training.rows import cut_to_length
 
 if TYPE_CHECKING:
@@ -199,6 +199,7 @@ def train_pairs(
     )
     trainer = PairTrainer(
         model=model,
+        ref_model=divided_reference(base_path, context.model),
         # Ranks divide the weights only when training starts, so the reference can't be computed before.
         args=DPOConfig(**arguments, beta=config.beta, precompute_ref_log_probs=distributed.sharding() == "none"),
         data_collator=SoftLabelCollator(pad_token_id=tokenizer.pad_token_id),

@@ -13,14 +13,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
 from pipeline.chain import launch
+from pipeline.chain.compose import compose_config
 from pipeline.chain.config import Config, to_config, to_plain
 from pipeline.chain.launch import ACCELERATE, JOB, RESULT, Job, launch_command
 from pipeline.chain.runner import run
 from pipeline.core import accelerate_file
 from pipeline.core.cache import WORK
+from pipeline.data.loading import load_prompts
 from pipeline.training.history import read_history
+from tests.conftest import _teach_to_babble
 
 Tiny = Callable[..., Config]
 BATCHES = [f"{stage}.global_batch_size=4" for stage in ("sft", "reward", "align")]
@@ -34,8 +38,27 @@ RUNS = {
 }
 
 
+@pytest.fixture(scope="session")
+def tied_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with one weight for both embeddings, as most small models have."""
+    folder = tmp_path_factory.mktemp("tied-model")
+    tokenizer, config = AutoTokenizer.from_pretrained(tiny_model), AutoConfig.from_pretrained(tiny_model)
+    config.tie_word_embeddings = True
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    model.generation_config.eos_token_id = model.generation_config.pad_token_id = tokenizer.eos_token_id
+    texts = [prompt.request for prompt in load_prompts(compose_config([]).data).prompts][:660]
+    for _ in range(2):
+        _teach_to_babble(model, tokenizer, texts)
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def alone(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Job, Path]]:
+def alone(
+    tiny: Tiny, tiny_model: Path, tied_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, tuple[Job, Path]]:
     """Stage and run → its job in one process, and the folder with its result."""
     jobs: dict[str, Job] = {}
     made: dict[str, tuple[Job, Path]] = {}
@@ -47,7 +70,8 @@ def alone(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Job, P
 
     monkeypatch.setattr(launch, "execute", noted)
     for name, overrides in RUNS.items():
-        stages = run(tiny(*overrides, *BATCHES, "until=align")).stages
+        models = [f"model.path={tied_model}", f"engine.path={tiny_model}"] if "full" in name else []
+        stages = run(tiny(*overrides, *models, *BATCHES, "until=align")).stages
         for stage in ("sft", "reward", "align"):
             if stage in stages and not stages[stage].cached:
                 tuning, method = name.split(", ")

@@ -76,9 +76,13 @@ def divided_like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
 
 
 def whole_weights(model: nn.Module, only_trained: bool = False) -> dict[str, torch.Tensor]:
-    """Name → weight, on the CPU of the main rank; empty elsewhere. Call on every rank."""
+    """Name → weight, on the CPU of the main rank; empty elsewhere. A tied weight has one name. Call on every rank."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=only_trained)
     weights: dict[str, Any] = get_model_state_dict(model, options=options)
+    own = {name for name, _ in model.named_parameters()}
+    for name, _ in model.named_parameters(remove_duplicate=False):
+        if name not in own:
+            weights.pop(name, None)
     return weights
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
@@ -140,9 +139,3 @@ def test_what_the_hardware_can_t_do_is_one_sentence(
     monkeypatch.setattr(checks, "can_shard", lambda: gpu)
     with pytest.raises(ConfigError, match=expected):
         checks._check_hardware(config) if not gpu else checks._check_sharding(config)
-
-
-def test_yaml_of_every_preset_is_complete():
-    for name in ("local", "ddp", "fsdp2", "zero3"):
-        (folder,) = Path(__file__).parents[2].glob("configs/launch")
-        assert yaml.safe_load((folder / f"{name}.yaml").read_text())["num_processes"] >= 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +22,17 @@ from pipeline.engines.reward_model import (
     RewardModel,
     last_real,
     load_reward_model,
-    reward_scaling,
     scoring_precision,
+)
+from pipeline.methods.policy_gradient.parts import (
+    head_part,
+    lora_part,
+    named,
+    recomputing,
+    score_head,
+    set_scaled,
+    trunk_of,
+    zero_head,
 )
 from pipeline.training.models import load_policy, loading_device, lora_config, save_adapter, save_whole
 from pipeline.training.sharding import divided_like, gathered, shard, whole
@@ -107,7 +116,7 @@ class SharedBase(Actors):
         self.value_head = self.reward_model = None
         if value is not None:
             self._model.add_adapter(VALUE, lora)
-            self.value_head = _head(base)
+            self.value_head = zero_head(base)
         if reward is not None:
             self._add_reward_adapter(reward, lora)
             if value == "reward":
@@ -115,24 +124,24 @@ class SharedBase(Actors):
         if distributed.sharding() == "fsdp2":
             shard(base, kept=[value for key, value in base.named_parameters() if ".lora_" in key])
             # FSDP gathers the embeddings only for the root's own methods.
-            base.run_trunk = _trunk(base).forward
+            base.run_trunk = trunk_of(base).forward
             register_fsdp_forward_method(base, "run_trunk")
 
-    def _trunk_of(self, model: Any) -> Trunk:
-        trunk: Trunk = getattr(model, "run_trunk", None) or _trunk(model)
+    def _trunk(self, model: Any) -> Trunk:
+        trunk: Trunk = getattr(model, "run_trunk", None) or trunk_of(model)
         return trunk
 
     def _add_reward_adapter(self, folder: Path, lora: peft.LoraConfig) -> None:
         self._model.add_adapter(REWARD, lora)
         weights = load_file(folder / "adapter" / "adapter_model.safetensors")
-        peft.set_peft_model_state_dict(self._model, _lora_part(weights), adapter_name=REWARD)
-        head = _head(self._model)
-        head.weight.data.copy_(_head_part(weights))
+        peft.set_peft_model_state_dict(self._model, lora_part(weights), adapter_name=REWARD)
+        head = zero_head(self._model)
+        head.weight.data.copy_(head_part(weights))
         head.requires_grad_(False)
 
         def score_tokens(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
             with self._role(REWARD) as model:
-                hidden = self._trunk_of(model)(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+                hidden = self._trunk(model)(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
             logits: torch.Tensor = head(last_real(hidden, attention_mask).float())
             return logits[:, 0]
 
@@ -140,9 +149,9 @@ class SharedBase(Actors):
 
     def _start_value_from(self, folder: Path) -> None:
         weights = load_file(folder / "adapter" / "adapter_model.safetensors")
-        peft.set_peft_model_state_dict(self._model, _lora_part(weights), adapter_name=VALUE)
+        peft.set_peft_model_state_dict(self._model, lora_part(weights), adapter_name=VALUE)
         assert self.value_head is not None
-        _set_scaled(self.value_head, _head_part(weights), folder)
+        set_scaled(self.value_head, head_part(weights), folder)
 
     @contextmanager
     def _role(self, adapter: str) -> Iterator[PreTrainedModel]:
@@ -155,7 +164,7 @@ class SharedBase(Actors):
     @contextmanager
     def value_trunk(self) -> Iterator[Trunk]:
         with self._role(VALUE) as model:
-            yield self._trunk_of(model)
+            yield self._trunk(model)
 
     @contextmanager
     def reference(self) -> Iterator[PreTrainedModel]:
@@ -166,13 +175,13 @@ class SharedBase(Actors):
         policy = {"policy": self._adapter(POLICY)}
         if self.value_head is None:
             return policy
-        return policy | {"value": self._adapter(VALUE) | _named("head", self.value_head)}
+        return policy | {"value": self._adapter(VALUE) | named("head", self.value_head)}
 
     def _adapter(self, name: str) -> dict[str, nn.Parameter]:
         return {key: value for key, value in self._model.named_parameters() if f".{name}." in key}
 
     def learning(self, checkpointing: bool) -> AbstractContextManager[None]:
-        return _learning([self._model.get_base_model()], checkpointing)
+        return recomputing([self._model.get_base_model()], checkpointing)
 
     def gathered(self) -> AbstractContextManager[None]:
         return gathered([self._model.get_base_model()])
@@ -207,13 +216,13 @@ class SeparateModels(Actors):
                 shard(model, computed_in=None if dtype is torch.float32 or model is self.value_head else dtype)
 
     def _add_value_model(self, reward: Path | None) -> None:
-        self.value_head = _head(self._policy)
+        self.value_head = zero_head(self._policy)
         if reward is None:
-            self._value = copy.deepcopy(_trunk(self._policy))
+            self._value = copy.deepcopy(trunk_of(self._policy))
             return
         model = AutoModelForSequenceClassification.from_pretrained(reward / "model", dtype=torch.float32)
-        self._value = _trunk(model).to(loading_device())
-        _set_scaled(self.value_head, _score_head(model).weight.detach(), reward)
+        self._value = trunk_of(model).to(loading_device())
+        set_scaled(self.value_head, score_head(model).weight.detach(), reward)
 
     def _models(self) -> list[nn.Module]:
         parts = (self._policy, self._reference, self._value, self.value_head)
@@ -236,10 +245,10 @@ class SeparateModels(Actors):
         policy = {"policy": dict(self._policy.named_parameters())}
         if self._value is None or self.value_head is None:
             return policy
-        return policy | {"value": dict(self._value.named_parameters()) | _named("head", self.value_head)}
+        return policy | {"value": dict(self._value.named_parameters()) | named("head", self.value_head)}
 
     def learning(self, checkpointing: bool) -> AbstractContextManager[None]:
-        return _learning([model for model in (self._policy, self._value) if model is not None], checkpointing)
+        return recomputing([model for model in (self._policy, self._value) if model is not None], checkpointing)
 
     def gathered(self) -> AbstractContextManager[None]:
         return gathered(self._models())
@@ -268,61 +277,3 @@ def load_actors(
     if reward is not None and actors.reward_model is None:
         actors.reward_model = load_reward_model(str(reward / "model"), dtype=scoring_precision(config.precision))
     return actors
-
-
-# --- Parts ---------------------------------------------------------------------------------------------------------
-
-
-def _trunk(model: Any) -> nn.Module:
-    """The backbone: the transformer without its head."""
-    trunk = model.model if model.base_model is model else model.base_model  # Llama 4 has the wrong name for its own
-    assert isinstance(trunk, nn.Module)
-    return trunk
-
-
-def _score_head(model: Any) -> nn.Linear:
-    """The head of a sequence classifier: ``score`` or ``classifier``, by model family."""
-    head = next((getattr(model, name) for name in ("score", "classifier") if hasattr(model, name)), None)
-    assert isinstance(head, nn.Linear), "preflight refuses other reward models"
-    return head
-
-
-def _head(model: Any) -> nn.Linear:
-    """A value head in fp32; its weights and bias are 0."""
-    head = nn.Linear(model.config.get_text_config().hidden_size, 1, device=distributed.default_device())
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    return head
-
-
-def _set_scaled(head: nn.Linear, weight: torch.Tensor, reward: Path) -> None:
-    """Set a head's weights so that it predicts the standardised reward: (w·h − mean) / std."""
-    mean, std = reward_scaling(reward / "model")
-    with torch.no_grad():
-        head.weight.copy_(weight / std)
-        head.bias.fill_(-mean / std)
-
-
-def _lora_part(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {key: value for key, value in weights.items() if ".lora_" in key}
-
-
-def _head_part(weights: dict[str, torch.Tensor]) -> torch.Tensor:
-    (head,) = (value for key, value in weights.items() if ".lora_" not in key)
-    return head
-
-
-def _named(prefix: str, module: nn.Module) -> dict[str, nn.Parameter]:
-    return {f"{prefix}.{key}": value for key, value in module.named_parameters()}
-
-
-@contextmanager
-def _learning(models: Sequence[Any], checkpointing: bool) -> Iterator[None]:
-    """With ``checkpointing``, recompute activations inside the block. transformers does this only in training mode,
-    where it has no key-value cache, so the models return to evaluation mode afterwards. Dropout is 0 in all of them."""
-    for model in models if checkpointing else ():
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()
-    yield
-    for model in models:
-        model.eval()

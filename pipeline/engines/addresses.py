@@ -6,7 +6,7 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -64,9 +64,16 @@ class Addresses:
         self.all = [Address(url) for url in urls]
         self.max_parallel = max_parallel
         self._patience = patience_seconds
+        self._are_gone: Callable[[], bool] = lambda: False
         self._num_failures = 0  # of all addresses since the last answer
         self._silent_since = math.inf
         self._changed = asyncio.Event()
+
+    def use(self, url: str, is_gone: Callable[[], bool]) -> None:
+        """Ask only this address, of a server that is known to have ended if ``is_gone`` says so."""
+        if [address.url for address in self.all] != [url]:
+            self.all = [Address(url)]
+        self._are_gone = is_gone
 
     @property
     def num_slots(self) -> int:
@@ -130,5 +137,5 @@ class Addresses:
                 address.pause_seconds = min(max(2 * address.pause_seconds, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
                 address.free_at = now + address.pause_seconds
         silent = now - self._silent_since > self._patience and self._num_failures >= FEWEST_FAILURES
-        if silent or all(address.free_at == math.inf for address in self.all):
+        if silent or self._are_gone() or all(address.free_at == math.inf for address in self.all):
             raise NoServerError(error)

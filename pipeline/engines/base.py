@@ -173,6 +173,21 @@ class EngineConfig(Settings):
         """The name of the engine's own model; None if the engine runs the model that is aligned."""
         return None
 
+    @property
+    def runs_weights(self) -> bool:
+        """Whether it runs the model folders of the chain, so that it can generate the policy's replies."""
+        return False
+
+    @property
+    def scores_replies(self) -> bool:
+        """Whether it can score a given reply (``ReplyQuery``)."""
+        return False
+
+    @property
+    def starts_a_server(self) -> bool:
+        """Whether it starts a server of its own, in the process that asks."""
+        return False
+
     def check(self, field: str) -> None:
         """Check before the run that the engine can answer. ``field`` is the path of this section.
 
@@ -199,16 +214,12 @@ class Weights:
 
 
 class EngineKind(ABC):
-    """Opens an engine and says what it can do. The checks of methods and labellers read these flags."""
+    """Opens an engine and says what it can do. Checks read this flag and those of its settings."""
 
     name: ClassVar[str]
     Config: ClassVar[type[EngineConfig]]
-    runs_weights: ClassVar[bool] = False
-    """It can run a model folder of the chain, so it can generate the policy's replies."""
     runs_live_model: ClassVar[bool] = False
     """It can generate rollouts with a model that is being trained (``over``)."""
-    scores_replies: ClassVar[bool] = False
-    """It can score a given reply (``ReplyQuery``)."""
 
     @staticmethod
     @abstractmethod

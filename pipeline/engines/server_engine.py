@@ -12,6 +12,7 @@ from pipeline.engines.addresses import NoServerError
 from pipeline.engines.base import NEVER, Answer, Ask, ChoiceQuery, Completion, Failure, Finish, Request, StreamingEngine
 from pipeline.engines.chat_server import RefusedError, Reply, ServerError
 from pipeline.engines.sender import Sender
+from pipeline.engines.serving import Serving
 from pipeline.records import Message
 
 ROUNDING = 1e-6  # log-probabilities are rounded, so the listed tokens leave at least this much to the others
@@ -26,18 +27,29 @@ class ServerEngine(StreamingEngine):
     Args:
         name: the model's name in records.
         model: its name on the servers.
+        serving: the server that this engine starts itself; ``sender`` then has no addresses yet.
         key_variable: the environment variable with the key, for messages.
     """
 
     def __init__(
-        self, sender: Sender, *, name: str, model: str, max_failed_share: float = 0.0, key_variable: str = ""
+        self,
+        sender: Sender,
+        *,
+        name: str,
+        model: str,
+        serving: Serving | None = None,
+        max_failed_share: float = 0.0,
+        key_variable: str = "",
     ) -> None:
         self.name, self.max_failed_share = name, max_failed_share
-        self._sender, self._model, self._key_variable = sender, model, key_variable
+        self.asks_from_one_rank = serving is not None
+        self._sender, self._model, self._serving, self._key_variable = sender, model, serving, key_variable
         self._has_answered = self._has_listed = False
 
     def answers(self, asks: Sequence[Ask]) -> Iterator[Result]:
         """Results without any use are held back until one has some: if none ever comes, none may stand in the log."""
+        if (serving := self._serving) is not None:
+            self._sender.addresses.use(serving.url, lambda: serving.has_ended)
         refused, unlisted = list[Result](), list[Result]()
         refusal = ""
         try:
@@ -93,6 +105,11 @@ class ServerEngine(StreamingEngine):
         return Answer(id=ask.id, logprobs=choice_logprobs(ask.choices, outcome.listed or []))
 
     def _no_server(self, error: ServerError) -> str:
+        if self._serving is not None and self._serving.has_ended:
+            return (
+                f"The server of {self.name} has ended; finished replies are kept: correct the command of serve, and "
+                f"run again. Its last words: {self._serving.last_words}."
+            )
         key = f"the key in {self._key_variable}"
         checked = key if error.status in (401, 403) else "the server and its base_url, which mostly ends in /v1"
         return (

@@ -121,6 +121,8 @@ class Critique(Stage):
         critic = feedback_engine(context, policy)
         rounds = _Rounds(config, context, critic)
         replies = rounds.first_replies(policy, everyone)
+        policy_name = policy.name
+        del policy  # another critic needs the room that its model takes
         _warn_of_missing_replies(everyone, replies, context)
         revisions: dict[str, list[Revision]] = {prompt.id: [] for prompt in everyone}
         revised_pools = context.constitution.revise
@@ -139,7 +141,7 @@ class Critique(Stage):
                 reply=replies[prompt.id].text,
                 reply_seed=rounds.seed(prompt, 0, "reply"),
                 revisions=revisions[prompt.id],
-                policy=policy.name,
+                policy=policy_name,
                 critic=critic.name,
                 template=TEMPLATE,
             )

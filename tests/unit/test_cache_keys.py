@@ -60,6 +60,7 @@ READ_BY: dict[str, set[str]] = {
     "engine.max_retries": set(),
     "engine.timeout_seconds": set(),
     "engine.patience_seconds": set(),
+    "engine.serve_seconds": set(),
     "launch": set(),
     "tracking": set(),
     "preset": {"report"},
@@ -76,7 +77,8 @@ NOT_READ_WHERE_BUILTIN = ("columns", "hub_name", "hub_dir", "hub_split", "revisi
 
 # Leaves that have no other valid value on their own, and why.
 FIXED = {
-    "policy_engine": "only one engine runs the chain's models so far",
+    "policy_engine": "its settings are those of engine",
+    "engine.serve": "not together with an address",
     "align.functions": "a function needs a weight",
     "align.reward_model": "a model of another make needs to be there",
     "align.judge": "needs a weight for the constitution",

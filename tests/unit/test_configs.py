@@ -38,6 +38,7 @@ NEEDED = {
     },
     ("data", "local"): ["data.red_team.path=x.jsonl"],
     ("engine", "server"): ["engine.model=x", "preferences=ab"],
+    ("engine", "serve"): ["preferences=ab"],
 }
 
 

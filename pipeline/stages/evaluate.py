@@ -16,7 +16,7 @@ from pipeline.core.log import say
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage, Use
 from pipeline.data.splits import refuse_overlap
-from pipeline.engines.base import EngineConfig, ReplyQuery
+from pipeline.engines.base import EngineConfig, ReplyQuery, chooser
 from pipeline.engines.models import check_model, check_reward_model, model_identity, resolve_path, short_name
 from pipeline.engines.roles import BASE, feedback_engine, policy_engine
 from pipeline.evals import answering
@@ -366,7 +366,7 @@ def _accuracies(
 
     engine = feedback_engine(context)
     scores = labeller_scores(context.labeller, context.constitution, engine, shown, context.seed, context, suite)
-    add(f"{context.labeller.kind}:{engine.name}", "labeller", scores)
+    add(f"{context.labeller.kind}:{chooser(engine)}", "labeller", scores)
     del engine
     if own_reward_model is not None:
         scores = reward_scores(own_reward_model, shown, context, f"{suite}-own-reward")

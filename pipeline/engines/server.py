@@ -15,7 +15,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.log import warn
 from pipeline.core.settings import RUNTIME
 from pipeline.engines.addresses import Addresses, trouble_with_url
-from pipeline.engines.base import ENGINES, Engine, EngineConfig, EngineKind, Weights
+from pipeline.engines.base import ENGINES, Engine, EngineConfig, EngineKind, Price, Weights
 from pipeline.engines.chat_server import RefusedError, ServerError
 from pipeline.engines.models import generation_ends, load_tokenizer, model_identity, resolve_path, short_name
 from pipeline.engines.prompts import ChatPrompts, Post, Prompts, Scores, TokenPrompts, chat_fields
@@ -52,6 +52,8 @@ class Server(EngineKind):
         """How the server scores a given reply: ``vllm`` or ``sglang``, with ``tokens``; ``none``: it can't."""
         votes: int = Field(default=0, ge=0)
         """Choices (labels, verdicts) are shares of so many sampled answers; 0: log-probabilities are read."""
+        price_per_million_tokens: Annotated[Price | None, RUNTIME] = None
+        """What a million tokens cost, for ``cai plan`` and the manifests: {input: …, output: …}."""
         base_url: Annotated[str | list[str] | None, RUNTIME] = None
         """Address of the server, up to /v1, or a list of addresses with the same model; null: OpenAI's own."""
         serve: str | None = None
@@ -75,6 +77,10 @@ class Server(EngineKind):
         @property
         def model_name(self) -> str | None:
             return self.model and short_name(self.model)
+
+        @property
+        def price(self) -> Price | None:
+            return self.price_per_million_tokens
 
         @property
         def runs_weights(self) -> bool:
@@ -187,6 +193,7 @@ class Server(EngineKind):
             serving=serving,
             max_failed_share=config.max_failed_share,
             key_variable=config.api_key_variable,
+            price=config.price,
         )
         return VotingEngine(engine, config.votes) if config.votes else engine
 

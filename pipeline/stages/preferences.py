@@ -123,12 +123,14 @@ class Preferences(Stage):
         ]
         num_asked = num_calls(placeholders, config.labeller, prepared.constitution, seed, PURPOSE)
         num_replies = 2 * len(labelled) + len(written)
-        return Cost(
-            num_calls=num_replies + num_asked,
-            num_tokens_written=num_replies * config.max_reply_tokens
-            + num_asked * getattr(config.labeller, "max_reasoning_tokens", 0),
+        policy = Cost(num_calls=num_replies, num_tokens_written=num_replies * config.max_reply_tokens)
+        labeller = Cost(
+            num_calls=num_asked,
+            num_tokens_written=num_asked * getattr(config.labeller, "max_reasoning_tokens", 0),
             num_tokens_read=num_asked * (4 * TOKENS_PER_TURN + config.max_reply_tokens),
         )
+        [field] = prepared.config.feedback_engines("preferences")
+        return Cost.of_roles({"policy_engine": policy, field: labeller})
 
     def run(self, config: PreferencesConfig, context: Context) -> Metrics:
         prompts = read_records(context.folder("prompts") / "prompts.jsonl", Prompt)

@@ -23,6 +23,7 @@ from pipeline.chain.compose import compose_config
 from pipeline.core.cache import RecordLog
 from pipeline.core.distributed import LaunchConfig
 from pipeline.core.errors import ConfigError, StageError
+from pipeline.core.log import Usage
 from pipeline.engines.base import NEVER, ChoiceQuery, Completion, Failure, Request, Weights, open_engine
 from pipeline.engines.chat_server import RefusedError, ServerError, error_of, read_reply, seconds_to_wait
 from pipeline.engines.prompts import choice_logprobs
@@ -212,7 +213,8 @@ REPLIES: dict[str, tuple[Change, str, str, int]] = {
 def test_every_reply_is_read(url: str, kind: str):
     Server.change, text, finish, num_tokens = REPLIES[kind]
     question = ask(1, Message(role="user", content="half \ud83d"))  # it is sent, too
-    assert answers(engine(url), question) == [Completion(id="1", text=text, num_tokens=num_tokens, finish=finish)]  # type: ignore[arg-type]
+    [done] = answers(engine(url), question)
+    assert (done.text, done.finish, done.num_tokens) == (text, finish, num_tokens)
     assert len(Server.seen) == 1
 
 
@@ -359,6 +361,18 @@ def test_retry_after_is_read_as_seconds_or_as_a_date(value: str, seconds: float 
     now = datetime(2026, 11, 28, 10, tzinfo=UTC)
     assert seconds_to_wait({"retry-after": value}, now) == seconds
     assert seconds_to_wait({}, now) is None
+
+
+def test_tokens_and_money_are_counted(url: str, tmp_path: Path):
+    logbook, price = FakeLogbook(tmp_path), "engine.price_per_million_tokens={input: 2, output: 10}"
+    tested = engine(url, price)
+    generate_all(tested, "", [ask(i) for i in range(4)], logbook, "log")
+    score_all(tested, "", [which(i) for i in range(2)], logbook, "choices")
+    assert logbook.meter.usage == {"m": Usage(6, 6, 12, pytest.approx(6 * 2e-6 + 12 * 10e-6))}  # type: ignore[arg-type]
+    other = FakeLogbook(tmp_path)
+    generate_all(engine(url), "", [ask(i) for i in range(4)], other, "log")
+    assert other.meter.usage == {"m": Usage(4, 4, 8, None)}, "what an earlier run was answered counts, too"
+    assert config(url, price).key() == config(url).key()
 
 
 # --- Choices -------------------------------------------------------------------------------------------------------

@@ -107,6 +107,19 @@ def test_a_server_that_scores_no_prompts_is_named_after_a_few_queries(url: str, 
     assert isinstance(one, Answer) and not one.is_readable
 
 
+@pytest.mark.parametrize("scores", ["none", "vllm", "sglang"])
+def test_a_server_is_asked_before_a_run_in_the_way_of_the_run(url: str, random_model: Path, scores: str):
+    options = ["engine=server", "engine.model=m", f"engine.base_url={url}", "preferences=ab", "engine.prompts=tokens"]
+    config = compose_config([*options, f"engine.tokenizer={random_model}", f"engine.scores={scores}"]).engine
+    config.reach("engine")
+    [(path, _)] = Server.seen
+    assert path == ("/generate" if scores == "sglang" else "/v1/completions")
+    if scores == "vllm":
+        Server.scores = False
+        with pytest.raises(ConfigError, match=r"^engine\.scores is 'vllm', but http.* no log-probabilities of a given"):
+            config.reach("engine")
+
+
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [

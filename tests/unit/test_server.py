@@ -667,6 +667,18 @@ def test_before_a_run_one_of_several_servers_must_answer(url: str, monkeypatch: 
             config(several(dead, f"{dead}/")).reach("engine")
 
 
+def test_before_a_run_no_server_may_lack_the_model(url: str, other_url: str):
+    """Otherwise its requests would fail one after the other."""
+    Server.change = lambda body, answer: (404, {"error": {"message": "no m"}}) if Server.ports[1:] else answer
+    with pytest.raises(ConfigError, match=rf"base_url is '{other_url}' and engine\.model is 'm'.*no m"):
+        config(several(url, other_url)).reach("engine")
+
+
+def test_the_name_of_a_model_may_have_slashes(url: str):
+    assert answers(engine(url, "engine.model=org/model:8b"), ask(1))[0].text == "echo q1"
+    assert Server.seen[0]["model"] == "org/model:8b"
+
+
 def test_the_address_is_in_no_record_and_no_cache_key(url: str):
     assert engine(url).name == "m"
     assert config(url).key() == config("http://elsewhere:1/v1").key() == config(several(url, f"{url}/x")).key()

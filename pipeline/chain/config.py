@@ -56,7 +56,8 @@ class Config(Settings):
     evaluate: EvaluateConfig
     """The evaluation."""
     engine: Annotated[SerializeAsAny[EngineConfig], BeforeValidator(ENGINES.parse)]
-    """The engine of the feedback model: critiques, revisions and labels."""
+    """The engine of the feedback model: critiques, revisions and labels, where ``critique.engine`` and
+    ``preferences.engine`` name no other."""
     policy_engine: Annotated[SerializeAsAny[EngineConfig], BeforeValidator(ENGINES.parse)]
     """The engine that generates replies with the models of the chain."""
     launch: LaunchConfig = LaunchConfig()
@@ -74,6 +75,15 @@ class Config(Settings):
     name: Annotated[str | None, RUNTIME] = None
     """The name of the run's folder; null: a name made from the configuration."""
 
+    def feedback_engines(self, section: Literal["critique", "preferences"]) -> dict[str, EngineConfig]:
+        """Field → engine of the critic or of the labeller: its own, or else the common one."""
+        own: EngineConfig | None = getattr(self, section).engine
+        return {"engine": self.engine} if own is None else {f"{section}.engine": own}
+
+    def feedback_engine(self, section: Literal["critique", "preferences"]) -> EngineConfig:
+        """The engine of the critic or of the labeller."""
+        return next(iter(self.feedback_engines(section).values()))
+
     @model_validator(mode="after")
     def _check_names(self) -> Self:
         taken = {"", "latest", "latest-evaluation"}  # links to the latest run of each kind
@@ -87,11 +97,16 @@ class Config(Settings):
     def _check_engines(self) -> Self:
         """Refuse an engine that can't do what the configuration needs."""
         policy = self.policy_engine
-        if not ENGINES[policy.kind].runs_weights or policy.model_name is not None:
-            able = [name for name in ENGINES if ENGINES[name].runs_weights]
+        if not policy.runs_weights:
             raise ValueError(
                 f"policy_engine.kind is {policy.kind!r} with the model {policy.model_name!r}, but it must run the "
-                f"models of this chain; use policy_engine.kind={' or '.join(able)} and set no model there"
+                "models of this chain; use policy_engine=hf or policy_engine=serve, and set no model there"
+            )
+        [(field, engine)] = self.feedback_engines("preferences").items()
+        if self.align.reward_judge and engine.starts_a_server and self.launch.num_processes > 1:
+            raise ValueError(
+                f"align.rewards.constitution is set and launch.num_processes is {self.launch.num_processes}, so each "
+                f"process would start the server of {field}.serve; start one yourself and give {field}.base_url"
             )
         single = [name for name in LABELLERS if issubclass(LABELLERS[name], ReplyLabeller)]
         asked: list[tuple[str, LabellerConfig | None, list[str]]] = [
@@ -99,15 +114,12 @@ class Config(Settings):
             ("align.judge", self.align.reward_judge, single),
         ]
         for section, labeller, known in asked:
-            if (
-                labeller
-                and LABELLERS[labeller.kind].needs_reply_scores
-                and not ENGINES[self.engine.kind].scores_replies
-            ):
+            if labeller and LABELLERS[labeller.kind].needs_reply_scores and not engine.scores_replies:
                 others = [name for name in known if not LABELLERS[name].needs_reply_scores]
                 raise ValueError(
-                    f"{section}.kind is {labeller.kind!r} but engine.kind is {self.engine.kind!r}, which returns no "
-                    f"log-probabilities for a given reply; use {section}.kind={' or '.join(others)}"
+                    f"{section}.kind is {labeller.kind!r} but {field}.kind is {engine.kind!r}, which returns no "
+                    f"log-probabilities for a given reply; use {section}.kind={' or '.join(others)}, or, with "
+                    f"a server that can, {field}.prompts=tokens and {field}.scores=vllm or sglang"
                 )
         return self
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import logging
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -20,6 +22,7 @@ console = Console(stderr=True, highlight=False)
 logger = logging.getLogger("cai")
 SECONDS_BETWEEN_LINES = 30.0
 LOG_FILE = "run.log"
+_folders: list[Path] = []  # of the logs that are open
 
 
 class _OnTerminal(logging.Handler):
@@ -57,6 +60,7 @@ def logged_to(folder: Path) -> Iterator[None]:
     handler = logging.FileHandler(folder / LOG_FILE, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
+    _folders.append(folder)
     try:
         yield
     except BaseException as error:  # raised again; the caller prints it on the terminal
@@ -66,8 +70,14 @@ def logged_to(folder: Path) -> Iterator[None]:
         handler.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), trace))
         raise
     finally:
+        _folders.remove(folder)
         logger.removeHandler(handler)
         handler.close()
+
+
+def file_beside_the_log(name: str) -> Path:
+    """Where to write what another program says: beside the log of the run, or in a temporary folder without a run."""
+    return (_folders[-1] if _folders else Path(tempfile.mkdtemp(prefix="cai-"))) / name
 
 
 def duration(seconds: float) -> str:
@@ -75,10 +85,31 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
+@dataclass
+class Usage:
+    """What an engine used: a server counts it, and its prices give ``money`` (None: not known)."""
+
+    num_requests: int = 0
+    num_tokens_read: int = 0
+    num_tokens_written: int = 0
+    money: float | None = None
+
+    def __str__(self) -> str:
+        money = "" if self.money is None else f", {self.money:,.2f} by the prices in the settings"
+        return (
+            f"{self.num_requests:,} requests, {self.num_tokens_read:,} tokens read, {self.num_tokens_written:,} written"
+            f"{money}"
+        )
+
+
 class Meter:
-    """Counts seconds of generating, scoring and training, calls to engines, and tokens that engines wrote."""
+    """Counts seconds of generating, scoring and training, calls to engines, and tokens that engines wrote.
+
+    ``usage``: name of a server's model → what it used.
+    """
 
     def __init__(self) -> None:
+        self.usage: dict[str, Usage] = {}
         self.seconds = 0.0
         self.num_calls = 0
         self.num_tokens_written = 0

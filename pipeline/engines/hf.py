@@ -207,15 +207,12 @@ class HFEngine:
         rows = [self._encode(query) for query in batch]
         logprobs = self._logits(rows, self._shared(rows), 1)[:, -1].float().log_softmax(-1)
         return [
-            Answer(id=query.id, logprobs=[float(row[self._first_token(query, choice)]) for choice in query.choices])
+            Answer(
+                id=query.id,
+                logprobs=[float(row[self._chat.next_id(query.opening, choice)]) for choice in query.choices],
+            )
             for query, row in zip(batch, logprobs, strict=True)
         ]
-
-    def _first_token(self, query: ChoiceQuery, choice: str) -> int:
-        """The first token of ``choice`` after the opening, in the tokenizer's encoding of both together."""
-        opening = query.opening[-8:]
-        before, after = self._chat.text_ids(opening), self._chat.text_ids(opening + choice)
-        return after[len(before)] if after[: len(before)] == before else self._chat.text_ids(choice)[0]
 
     def _score_replies(self, batch: list[ReplyQuery]) -> list[Answer]:
         if not batch:

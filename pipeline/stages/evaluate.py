@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import comb
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from pipeline.core.log import say
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage, Use
 from pipeline.data.splits import refuse_overlap
-from pipeline.engines.base import EngineConfig
+from pipeline.engines.base import EngineConfig, ReplyQuery, chooser
 from pipeline.engines.models import check_model, check_reward_model, model_identity, resolve_path, short_name
 from pipeline.engines.roles import BASE, feedback_engine, policy_engine
 from pipeline.evals import answering
@@ -79,7 +80,8 @@ class Evaluate(Stage):
             "seed": config.seed,
             "model": part(config.model, "path", "revision", "precision"),
             "policy_engine": config.policy_engine,
-            "engine": config.engine,
+            "engine": config.feedback_engine("preferences"),
+            "critic": config.feedback_engine("critique"),
             "labeller": config.preferences.labeller,
             "constitution": part(constitution, *constitution_fields(config.preferences.labeller)),
             "suites": {suite.name: suite.templates for suite in config.evaluate.selected},
@@ -105,7 +107,14 @@ class Evaluate(Stage):
         trained = {prompt.key: "the training split" for prompt in prepared.prompts if prompt.split == "train"}
         refuse_overlap(evaluated, shown)
         refuse_overlap([case.prompt for case in cases], shown | ({} if config.checkpoints else trained))
-        build_questions(config, notes)
+        questions = build_questions(config, notes)
+        scored = [f"evaluate.suites={name}" for name, asked in questions.items() if any(map(_is_reply, asked.queries))]
+        scored += ["the reference answers of its cases"] if any(case.reference is not None for case in cases) else []
+        if scored and not prepared.config.policy_engine.scores_replies:
+            raise ConfigError(
+                f"policy_engine.scores is 'none', but {' and '.join(scored)} need log-probabilities of given replies; "
+                "use policy_engine.scores=vllm or sglang, or policy_engine=hf."
+            )
         build_comparisons(config, notes)
         for path in config.checkpoints.values():
             check_model(path, None, "CHECKPOINT")
@@ -114,7 +123,7 @@ class Evaluate(Stage):
             check_scoring(config.reward_model, None, "evaluate.reward_model")
         if config.garak_probes:
             check_garak()
-        return notes + check_judges(config, prepared.config.engine, prepared.config.model)
+        return notes + check_judges(config, _teachers(prepared.config), prepared.config.model)
 
     def _cases(self, prepared: Prepared, notes: list[str]) -> list[Case]:
         config = prepared.config.evaluate
@@ -125,7 +134,7 @@ class Evaluate(Stage):
         asked = {
             f"{field}.engine": judge.engine for field, judge in judges.items() if isinstance(judge, EngineJudgeConfig)
         }
-        return asked | ({"engine": config.engine} if build_comparisons(config.evaluate, []) else {})
+        return asked | (config.feedback_engines("preferences") if build_comparisons(config.evaluate, []) else {})
 
     def uses(self, prepared: Prepared) -> list[Use]:
         cases = [asked_turns(case) for case in self._cases(prepared, [])]
@@ -144,21 +153,36 @@ class Evaluate(Stage):
         num_duels = comb(len(models), 2) * sum(map(is_compared, cases))
         has_reward_model = "reward" in prepared.stages
         num_labels, num_rewards = 0, has_reward_model * len(models) * len(rewarded_cases(cases))
+        labeller = whole.preferences.labeller
         for name, pairs in build_comparisons(config, []).items():
-            labeller = whole.preferences.labeller
             num_labels += label.num_calls(pairs, labeller, prepared.constitution, whole.seed, name)
             num_rewards += 2 * len(pairs) * (has_reward_model + (config.reward_model is not None))
             num_duels += len(pairs)
         num_preferred = pair_judge.num_calls(num_duels)
         read = sum(len(turn["content"]) for case in cases for turn in case.messages) // CHARS_PER_TOKEN
-        return Cost(
-            num_calls=num_answers + num_judged + num_preferred + num_labels + num_rewards,
-            num_tokens_written=len(items) * config.max_reply_tokens
-            + num_judged * judge.max_answer_tokens
-            + num_preferred * pair_judge.max_answer_tokens
-            + num_labels * getattr(whole.preferences.labeller, "max_reasoning_tokens", 0),
-            num_tokens_read=len(models) * read,
-        )
+        asked = read // len(cases) + 2 * config.max_reply_tokens  # by one question of a judge or of the labeller
+        [field] = whole.feedback_engines("preferences")
+        answers, reasoning = len(items) * config.max_reply_tokens, getattr(labeller, "max_reasoning_tokens", 0)
+        roles = {
+            "policy_engine": Cost(
+                num_calls=num_answers, num_tokens_written=answers, num_tokens_read=len(models) * read
+            ),
+            "evaluate.judge.engine": Cost(
+                num_calls=num_judged,
+                num_tokens_written=num_judged * judge.max_answer_tokens,
+                num_tokens_read=num_judged * asked,
+            ),
+            "evaluate.pair_judge.engine": Cost(
+                num_calls=num_preferred,
+                num_tokens_written=num_preferred * pair_judge.max_answer_tokens,
+                num_tokens_read=num_preferred * asked,
+            ),
+            field: Cost(
+                num_calls=num_labels, num_tokens_written=num_labels * reasoning, num_tokens_read=num_labels * asked
+            ),
+        }
+        cost = Cost.of_roles(roles)
+        return replace(cost, num_calls=cost.num_calls + num_rewards)
 
     def run(self, config: EvaluateConfig, context: Context) -> Metrics:
         prompts = read_records(context.folder("prompts") / "prompts.jsonl", Prompt)
@@ -166,7 +190,7 @@ class Evaluate(Stage):
         cases = build_cases(config, [prompt for prompt in prompts if prompt.split == config.split], notes)
         refuse_overlap([case.prompt for case in cases], trained_keys(config, context.folders))
         questions = build_questions(config, notes)
-        notes += shared_judges(config, context.engine, context.model)
+        notes += shared_judges(config, [context.engine, context.critic], context.model)
 
         answered: dict[str, Answered] = {}
         for name, path in checkpoints(config, context).items():
@@ -210,6 +234,15 @@ class Evaluate(Stage):
             "num_unreadable_comparisons": num_unreadable,
             "judge_accuracy": card.accuracy.value,
         }
+
+
+def _teachers(config: Config) -> list[EngineConfig]:
+    """The engines that wrote or labelled the training data."""
+    return [config.feedback_engine("preferences"), config.feedback_engine("critique")]
+
+
+def _is_reply(query: object) -> bool:
+    return isinstance(query, ReplyQuery)
 
 
 def _asked(
@@ -303,7 +336,7 @@ def _judge(
         for case in cases
     ]
     num_unjudged = sum(verdict.outcome == "unjudged" for verdict in verdicts)
-    shared = is_shared(config.judge, config, context.engine, context.model)
+    shared = is_shared(config.judge, config, [context.engine, context.critic], context.model)
     return verdicts, judge_card(judge, labelled, judged, num_unjudged, shared, config.confidence)
 
 
@@ -355,7 +388,7 @@ def _accuracies(
 
     engine = feedback_engine(context)
     scores = labeller_scores(context.labeller, context.constitution, engine, shown, context.seed, context, suite)
-    add(f"{context.labeller.kind}:{engine.name}", "labeller", scores)
+    add(f"{context.labeller.kind}:{chooser(engine)}", "labeller", scores)
     del engine
     if own_reward_model is not None:
         scores = reward_scores(own_reward_model, shown, context, f"{suite}-own-reward")

@@ -54,10 +54,14 @@ READ_BY: dict[str, set[str]] = {
     "evaluate.judge.trust": set(),
     "evaluate.pair_judge.trust": set(),
     "engine": {*FEEDBACK, "judge"},
+    "engine.base_url": set(),
     "engine.api_key_variable": set(),
     "engine.max_parallel": set(),
     "engine.max_retries": set(),
     "engine.timeout_seconds": set(),
+    "engine.patience_seconds": set(),
+    "engine.serve_seconds": set(),
+    "engine.price_per_million_tokens": set(),
     "launch": set(),
     "tracking": set(),
     "preset": {"report"},
@@ -74,7 +78,14 @@ NOT_READ_WHERE_BUILTIN = ("columns", "hub_name", "hub_dir", "hub_split", "revisi
 
 # Leaves that have no other valid value on their own, and why.
 FIXED = {
-    "policy_engine": "only one engine runs the chain's models so far",
+    "policy_engine": "its settings are those of engine",
+    "critique.engine": "a section",
+    "preferences.engine": "a section",
+    "engine.serve": "not together with an address",
+    "engine.price_per_million_tokens": "a section",
+    "engine.prompts": "needs a tokenizer",
+    "engine.tokenizer": "needs engine.prompts=tokens",
+    "engine.scores": "needs engine.prompts=tokens",
     "align.functions": "a function needs a weight",
     "align.reward_model": "a model of another make needs to be there",
     "align.judge": "needs a weight for the constitution",
@@ -94,7 +105,7 @@ FIXED = {
 BASES = {
     **{method: [f"align={method}"] for method in ("dpo", "ipo", "kto", "ppo", "rloo", "grpo")},
     **{labeller: [f"preferences={labeller}"] for labeller in ("ab", "cot", "pointwise", "likelihood")},
-    "server": ["engine=openai", "engine.model=m", "preferences=ab"],
+    "server": ["engine=server", "engine.model=m", "preferences=ab"],
     "judge as reward": ["align=ppo", "align.rewards.reward_model=0", "align.rewards.constitution=1"],
     "other critic": ["engine.path=org/critic"],
     "judge by server": ["evaluate/judge=endpoint", "evaluate.judge.engine.model=m"],
@@ -197,6 +208,20 @@ def is_fixed(path: str) -> bool:
     names_a_file = path.startswith(("data.", "evaluate.")) and path.endswith((".source", ".path"))
     names_a_class = path.endswith((".kind", ".method")) and not path.startswith("tracking")
     return names_a_file or names_a_class or any(f"{path}.".startswith(f"{fixed}.") for fixed in FIXED)
+
+
+def test_an_engine_of_a_role_changes_only_what_it_does():
+    own = ["model.path=org/model", "preferences=ab"]
+    before = keys(compose_config(own))
+    for section, stages in (("critique", {"critique", "evaluate"}), ("preferences", {"preferences", "evaluate"})):
+        config = compose_config([*own, f"+engine@{section}.engine=server", f"{section}.engine.model=m"])
+        assert changed(before, keys(config)) == stages
+        other = keys(compose_config([*own, f"+engine@{section}.engine=server", f"{section}.engine.model=n"]))
+        assert changed(keys(config), other) == stages
+    both = [f"{section}.engine={{kind: server, model: m}}" for section in ("critique", "preferences")]
+    assert not changed(
+        keys(compose_config([*own, *both])), keys(compose_config([*own, *both, "engine.path=org/unused"]))
+    )
 
 
 def test_methods_labellers_and_engines_have_keys_of_their_own():

@@ -1,0 +1,141 @@
+"""Prompts that are rendered here and sent to servers as token ids: the numbers are those of the model in this process.
+
+The server computes with the same tiny model, and answers in the layouts of vLLM and SGLang (``tests/model_server.py``).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.chain.compose import compose_config
+from pipeline.core.distributed import LaunchConfig
+from pipeline.core.errors import ConfigError, StageError
+from pipeline.engines.base import Answer, Ask, ChoiceQuery, Completion, ReplyQuery, Request, Weights, open_engine
+from pipeline.engines.hf import HFEngine
+from pipeline.engines.models import load_model, load_tokenizer
+from pipeline.records import Message
+from tests.model_server import Server
+
+
+@pytest.fixture
+def url(random_model: Path) -> Iterator[str]:
+    Server.model, Server.tokenizer = load_model(str(random_model), "fp32"), load_tokenizer(str(random_model))
+    Server.seen, Server.scores = [], True
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+def answers(url: str, model: Path, asks: list[Ask], scores: str) -> dict[str, Any]:
+    options = ["engine.model=m", f"engine.base_url={url}", "engine.prompts=tokens", f"engine.tokenizer={model}"]
+    config = compose_config(["engine=server", "preferences=ab", *options, f"engine.scores={scores}"]).engine
+    tested: Any = open_engine(config, Weights(path="", name=""), LaunchConfig())
+    return {result.id: result for result in tested.answers(asks)}
+
+
+def here(model: Path, asks: list[Any]) -> dict[str, Any]:
+    engine = HFEngine(load_model(str(model), "fp32"), load_tokenizer(str(model)), name="here")
+    scored = [a for a in asks if not isinstance(a, Request)]
+    written = [a for a in asks if isinstance(a, Request)]
+    found = [*(engine.score(scored) if scored else []), *(engine.generate(written) if written else [])]
+    return {result.id: result for result in found}
+
+
+SYSTEM, USER = Message(role="system", content="Be good."), Message(role="user", content="How do I bake <|end|> bread?")
+QUERIES: list[Any] = [
+    ReplyQuery(id="long", messages=[SYSTEM, USER], reply="You mix flour and water, then you wait."),
+    ReplyQuery(id="short", messages=[USER], reply="No."),
+    ReplyQuery(id="empty", messages=[USER], reply=""),
+    ChoiceQuery(id="choice", messages=[USER], opening="The better reply is (", choices=("A", "B")),
+]
+
+
+@pytest.mark.parametrize("scores", ["vllm", "sglang"])
+def test_a_server_scores_replies_and_choices_as_the_model_in_this_process(url: str, random_model: Path, scores: str):
+    found, expected = answers(url, random_model, QUERIES, scores), here(random_model, QUERIES)
+    for query in QUERIES[:3]:
+        assert found[query.id].logprobs == pytest.approx(expected[query.id].logprobs, abs=1e-4)
+    if scores == "sglang":
+        assert found["choice"].logprobs == pytest.approx(expected["choice"].logprobs, abs=1e-4)
+    assert {path for path, _ in Server.seen} == ({"/v1/completions"} if scores == "vllm" else {"/generate"})
+
+
+def test_a_choice_among_the_listed_tokens_is_exact_and_others_are_bounded(
+    url: str, random_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    expected = here(random_model, QUERIES)["choice"].logprobs
+    monkeypatch.setattr("pipeline.engines.prompts.MOST_LISTED", 300)
+    [found] = answers(url, random_model, QUERIES[3:], "none").values()
+    assert found.logprobs == pytest.approx(expected, abs=1e-4)
+    with torch.inference_mode():
+        logprobs = Server.model(torch.tensor([Server.seen[0][1]["prompt"]])).logits[0, -1].float().log_softmax(-1)
+    number = int((logprobs >= max(expected) - 1e-4).sum())  # the likelier choice is listed last
+    monkeypatch.setattr("pipeline.engines.prompts.MOST_LISTED", number)
+    [bounded] = answers(url, random_model, QUERIES[3:], "none").values()
+    assert max(bounded.logprobs) == pytest.approx(max(expected), abs=1e-4)
+    assert min(expected) <= min(bounded.logprobs) <= max(expected) + 1e-4
+
+
+def test_replies_continue_a_given_beginning_and_end_where_the_model_ends_them(url: str, tiny_model: Path):
+    Server.model, Server.tokenizer = load_model(str(tiny_model), "fp32"), load_tokenizer(str(tiny_model))
+    asks: list[Any] = [
+        Request(id=f"{n}", messages=[USER], seed=0, max_new_tokens=12, temperature=0.0, prefix=prefix)
+        for n, prefix in enumerate(("", "I can't", "the"))
+    ]
+    found, expected = answers(url, tiny_model, asks, "none"), here(tiny_model, asks)
+    assert [found[ask.id].text for ask in asks] == [expected[ask.id].text for ask in asks]
+    assert all(isinstance(result, Completion) for result in found.values())
+    for _, body in Server.seen:  # or vLLM would take a repetition penalty from the model's own configuration
+        assert body["repetition_penalty"] == 1.0 and body["top_k"] == -1 and body["stop_token_ids"]
+
+
+def test_a_server_that_scores_no_prompts_is_named_after_a_few_queries(url: str, random_model: Path):
+    Server.scores = False
+    many: list[Ask] = [ReplyQuery(id=str(i), messages=[USER], reply="No.") for i in range(8)]
+    with pytest.raises(StageError, match=r"no log-probabilities of a given reply; correct scores"):
+        answers(url, random_model, many, "vllm")
+    [one] = answers(url, random_model, many[:1], "vllm").values()
+    assert isinstance(one, Answer) and not one.is_readable
+
+
+@pytest.mark.parametrize("scores", ["none", "vllm", "sglang"])
+def test_a_server_is_asked_before_a_run_in_the_way_of_the_run(url: str, random_model: Path, scores: str):
+    options = ["engine=server", "engine.model=m", f"engine.base_url={url}", "preferences=ab", "engine.prompts=tokens"]
+    config = compose_config([*options, f"engine.tokenizer={random_model}", f"engine.scores={scores}"]).engine
+    config.reach("engine")
+    [(path, _)] = Server.seen
+    assert path == ("/generate" if scores == "sglang" else "/v1/completions")
+    if scores == "vllm":
+        Server.scores = False
+        with pytest.raises(ConfigError, match=r"^engine\.scores is 'vllm', but http.* no log-probabilities of a given"):
+            config.reach("engine")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ("engine.prompts=tokens", "engine.prompts is 'tokens', which needs engine.tokenizer=FOLDER_OR_ID"),
+        ("engine.scores=vllm", "engine.scores is set, which needs engine.prompts=tokens"),
+        ("engine.tokenizer=x", "engine.tokenizer is set, which needs engine.prompts=tokens"),
+        ("preferences=likelihood", "engine.prompts=tokens and engine.scores=vllm or sglang"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_sentence(overrides: str, sentence: str):
+    with pytest.raises(ConfigError) as caught:
+        compose_config(["engine=server", "engine.model=m", "preferences=ab", *overrides.split()])
+    assert sentence in str(caught.value)
+
+
+def test_likelihood_works_with_a_server_that_scores(random_model: Path):
+    overrides = ["engine=server", "engine.model=m", "engine.prompts=tokens", f"engine.tokenizer={random_model}"]
+    config = compose_config([*overrides, "engine.scores=sglang", "preferences=likelihood"])
+    assert config.engine.scores_replies

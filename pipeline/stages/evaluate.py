@@ -219,7 +219,7 @@ def _asked(
     return {
         "version": VERSION,
         "model": model_identity(path, context.model.revision if path == context.model.path else None),
-        "precision": context.model.precision,
+        "precision": context.model.key_of("precision"),
         "engine": context.policy_engine.key(),
         "seed": context.seed,
         "sampling": [config.max_reply_tokens, config.temperature, config.top_p],

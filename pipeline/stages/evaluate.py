@@ -14,7 +14,7 @@ from pipeline.core.counts import warn_of_many, warn_of_share
 from pipeline.core.errors import ConfigError
 from pipeline.core.log import say
 from pipeline.core.settings import part
-from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage, Use
+from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared, Stage, Use
 from pipeline.data.splits import refuse_overlap
 from pipeline.engines.base import EngineConfig
 from pipeline.engines.models import check_model, check_reward_model, model_identity, resolve_path, short_name
@@ -159,6 +159,11 @@ class Evaluate(Stage):
             + num_labels * getattr(whole.preferences.labeller, "max_reasoning_tokens", 0),
             num_tokens_read=len(models) * read,
         )
+
+    def memory(self, prepared: Prepared) -> Memory:
+        from pipeline.training.footprint import of_generation
+
+        return of_generation(self.name, prepared, prepared.config.evaluate.max_reply_tokens)
 
     def run(self, config: EvaluateConfig, context: Context) -> Metrics:
         prompts = read_records(context.folder("prompts") / "prompts.jsonl", Prompt)

@@ -14,7 +14,7 @@ from pipeline.core import distributed
 from pipeline.core.counts import warn_of_share
 from pipeline.core.log import warn
 from pipeline.core.settings import part
-from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage, Use
+from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared, Stage, Use
 from pipeline.data.drawing import PoolSizes
 from pipeline.engines.base import EngineConfig, Request, generate_all
 from pipeline.engines.roles import BASE, feedback_engine, policy_engine
@@ -126,6 +126,11 @@ class Preferences(Stage):
             + num_asked * getattr(config.labeller, "max_reasoning_tokens", 0),
             num_tokens_read=num_asked * (4 * TOKENS_PER_TURN + config.max_reply_tokens),
         )
+
+    def memory(self, prepared: Prepared) -> Memory:
+        from pipeline.training.footprint import of_generation
+
+        return of_generation(self.name, prepared, prepared.config.preferences.max_reply_tokens)
 
     def run(self, config: PreferencesConfig, context: Context) -> Metrics:
         prompts = read_records(context.folder("prompts") / "prompts.jsonl", Prompt)

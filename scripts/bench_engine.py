@@ -1,9 +1,16 @@
-"""Benchmark of the engine's batching and prefix sharing: replies per second, relative to one row at a time.
+"""Benchmark of the in-process engine: tokens and pairs per second beside plain transformers, in one process.
 
-    python scripts/bench_engine.py [--model PATH] [--rows 32] [--new-tokens 32] [--output docs/bench.md]
+    python scripts/bench_engine.py [--model PATH] [--rows 64] [--new-tokens 48] [--precision auto] [--output FILE]
 
-Every variant generates critiques for the same prompts, after worked examples of the default constitution, in one
-process. A first pass for warm-up is not timed. The table is written to the output file.
+Three tasks of the default run, on its own prompts:
+
+- first replies to requests, as they are also drawn for pairs and in the evaluation (short prompts);
+- critiques after worked examples of the constitution (long prompts with one beginning);
+- labels by the likelihood ratio: two replies a pair, each after examples with and against a principle.
+
+The baseline is what one writes with transformers alone: the model in 32 bits, prompts padded on the left, one call of
+``model.generate`` with a batch of as many rows; for labels, one forward pass a prompt. Nothing is timed before a first
+pass for warm-up. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -11,80 +18,185 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pipeline.chain.compose import compose_config
+from pipeline.chain.config import Config
+from pipeline.chat import Renderer
 from pipeline.constitution.critique import critique_examples, critique_question
 from pipeline.constitution.files import find_constitution, load_constitution
+from pipeline.constitution.schema import Constitution
 from pipeline.data.loading import load_prompts
-from pipeline.engines.base import Request
+from pipeline.engines.base import ReplyQuery, Request
 from pipeline.engines.hf import HFEngine
 from pipeline.engines.models import load_model, load_tokenizer, resolve_path
+from pipeline.labellers.base import LABELLERS
 from pipeline.records import Message, derived_rng
 
-NUM_EXAMPLES = 8
-VARIANTS = {
-    "one row at a time (baseline)": {"batch_rows": 1, "share_prefix": False},
-    "batched": {"share_prefix": False},
-    "batched, shared prefix computed once (one prefill for all rows)": {"share_prefix": True},
-}
+NUM_EXAMPLES = 8  # worked examples before a critique
+REPLIES = (
+    "I won't help with that, because it could hurt someone. I can explain how to stay safe instead.",
+    "First, look at the problem from all sides. Then take one step after the other, and check each of them.",
+)
 
 
-def requests(rows: int, new_tokens: int) -> list[Request]:
-    constitution = load_constitution(find_constitution("default"))
-    config = compose_config([])
+# --- Tasks ---------------------------------------------------------------------------------------------------------
+
+
+def first_replies(config: Config, num_rows: int, new_tokens: int) -> list[Request]:
+    prompts = load_prompts(config.data).select("red_team", "train")[:num_rows]
+    return [
+        Request(id=prompt.id, messages=prompt.messages, seed=number, max_new_tokens=new_tokens, temperature=1.0)
+        for number, prompt in enumerate(prompts)
+    ]
+
+
+def critiques(config: Config, constitution: Constitution, num_rows: int, new_tokens: int) -> list[Request]:
     few_shot = critique_examples(constitution, "red_team", NUM_EXAMPLES)
-    prompts = load_prompts(config.data).select("red_team", "train")[:rows]
     asked = []
-    for prompt in prompts:
+    for number, prompt in enumerate(load_prompts(config.data).select("red_team", "train")[:num_rows]):
         [principle] = constitution.sample("red_team", 1, derived_rng(0, prompt.key))
         question = critique_question(prompt.messages, "Sure, I can help you with that.", principle)
         messages = [*few_shot, Message(role="user", content=question)]
-        asked.append(Request(id=prompt.id, messages=messages, seed=0, max_new_tokens=new_tokens, temperature=0.0))
+        asked.append(
+            Request(id=prompt.id, messages=messages, seed=number, max_new_tokens=new_tokens, temperature=0.4, top_p=0.9)
+        )
     return asked
 
 
-def seconds(engine: HFEngine, asked: list[Request]) -> tuple[float, dict[str, str]]:
+def labels(config: Config, constitution: Constitution, num_pairs: int) -> list[ReplyQuery]:
+    labeller: Any = LABELLERS["likelihood"](LABELLERS["likelihood"].Config(), constitution, 0)
+    asked: list[ReplyQuery] = []
+    for prompt in load_prompts(config.data).select("red_team", "train")[:num_pairs]:
+        [principle] = constitution.sample("red_team", 1, derived_rng(0, prompt.key))
+        for side, reply in zip("ab", REPLIES, strict=True):
+            asked += labeller.ask(prompt.id, side, prompt, reply, principle)
+    return asked
+
+
+# --- Plain transformers --------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def plain_generate(model: Any, tokenizer: Any, asked: Sequence[Request]) -> int:
+    """One call of ``generate``. Returns the number of tokens up to the end of each reply."""
+    chat = Renderer(tokenizer, model.generation_config.eos_token_id)
+    rows = [chat.prompt_ids(request.messages) for request in asked]
+    width, pad = max(map(len, rows)), tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        do_sample=True,
+        temperature=asked[0].temperature,
+        top_p=asked[0].top_p,
+        top_k=0,
+        max_new_tokens=asked[0].max_new_tokens,
+        eos_token_id=sorted(chat.stop_ids),
+        pad_token_id=pad,
+    )
+    return sum(_num_tokens(tokens, chat.stop_ids) for tokens in output[:, width:].tolist())
+
+
+def _num_tokens(tokens: list[int], stop_ids: frozenset[int]) -> int:
+    return next((place for place, token in enumerate(tokens) if token in stop_ids), len(tokens))
+
+
+@torch.inference_mode()
+def plain_score(model: Any, tokenizer: Any, asked: Sequence[ReplyQuery]) -> int:
+    """One forward pass a prompt. Returns the number of prompts."""
+    chat = Renderer(tokenizer, model.generation_config.eos_token_id)
+    for query in asked:
+        row, reply = chat.example(query.messages, query.reply).ids, chat.reply_ids(query.reply)
+        logits = model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0]
+        logprobs = logits[-len(reply) - 1 : -1].float().log_softmax(-1)
+        logprobs.gather(1, torch.tensor(reply, device=model.device)[:, None]).mean()
+    return len(asked)
+
+
+# --- Our engine ----------------------------------------------------------------------------------------------------
+
+
+def generate(engine: HFEngine, asked: Sequence[Request]) -> int:
+    return sum(reply.num_tokens for batch in engine.batches(asked) for reply in engine.generate(batch))
+
+
+def score(engine: HFEngine, asked: Sequence[ReplyQuery]) -> int:
+    return sum(len(engine.score(batch)) for batch in engine.batches(asked))
+
+
+# --- The table -----------------------------------------------------------------------------------------------------
+
+
+def rate(work: Callable[[], int]) -> float:
+    """How many units of work are done per second."""
     started = time.perf_counter()
-    done = {reply.id: reply.text for batch in engine.batches(asked) for reply in engine.generate(batch)}
-    return time.perf_counter() - started, done
+    done = work()
+    return done / (time.perf_counter() - started)
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--model", default="embedded")
-    arguments.add_argument("--rows", type=int, default=32)
-    arguments.add_argument("--new-tokens", type=int, default=32)
+    arguments.add_argument("--rows", type=int, default=64)
+    arguments.add_argument("--new-tokens", type=int, default=48)
+    arguments.add_argument("--precision", default="auto")
     arguments.add_argument("--output", type=Path, default=Path("docs/bench.md"))
     args = arguments.parse_args()
 
     path = resolve_path(args.model)
-    model, tokenizer = load_model(path, "auto"), load_tokenizer(path)
-    asked = requests(args.rows, args.new_tokens)
-    seconds(HFEngine(model, tokenizer, "warm-up"), asked[:2])
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
+    config, constitution = compose_config([]), load_constitution(find_constitution("default"))
+    tokenizer = load_tokenizer(path)
+    plain, model = load_model(path, "fp32"), load_model(path, args.precision)
+    engine = HFEngine(model, tokenizer, "engine", batch_rows=args.rows)
+    replies = first_replies(config, args.rows, args.new_tokens)
+    reviews = critiques(config, constitution, min(args.rows, 24), args.new_tokens)
+    asked = labels(config, constitution, args.rows)
+    generate(engine, replies[:2]), plain_generate(plain, tokenizer, replies[:2])
+
+    tasks: list[tuple[str, Callable[[], int], Callable[[], int], float, str]] = [
+        (
+            "first replies, replies of the evaluation",
+            lambda: plain_generate(plain, tokenizer, replies),
+            lambda: generate(engine, replies),
+            1,
+            "tokens",
+        ),
+        (
+            f"critiques after {NUM_EXAMPLES} examples",
+            lambda: plain_generate(plain, tokenizer, reviews),
+            lambda: generate(engine, reviews),
+            1,
+            "tokens",
+        ),
+        (
+            "labels by likelihood",
+            lambda: plain_score(plain, tokenizer, asked[: len(asked) // 4]),
+            lambda: score(engine, asked),
+            1 / 4,
+            "pairs",
+        ),
+    ]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"a CPU with {os.cpu_count()} cores"
     lines = [
         "# Engine benchmark",
         "",
-        f"Task: write critiques after {NUM_EXAMPLES} worked examples. "
-        "All prompts of a batch begin with the same examples.",
-        "",
         f"Command: `python scripts/bench_engine.py --model {args.model} --rows {args.rows} --new-tokens "
-        f"{args.new_tokens}`, on {device}, {model.dtype}, torch {torch.__version__}.",
+        f"{args.new_tokens} --precision {args.precision}`, on {device}, torch {torch.__version__}. Baseline: plain "
+        f"transformers, {plain.dtype}, for labels one forward pass a prompt. Engine: {model.dtype}.",
         "",
-        "| variant | seconds | replies per second | speed relative to the baseline | replies equal to the baseline's |",
+        "| task | rows | baseline, per second | engine, per second | ratio |",
         "| --- | --- | --- | --- | --- |",
     ]
-    baseline: tuple[float, dict[str, str]] | None = None
-    for name, options in VARIANTS.items():
-        taken, done = seconds(HFEngine(model, tokenizer, name, **options), asked)
-        baseline = baseline or (taken, done)
-        same = sum(done[row_id] == text for row_id, text in baseline[1].items())
-        lines.append(
-            f"| {name} | {taken:.1f} | {len(done) / taken:.2f} | {baseline[0] / taken:.1f} × | {same} of {len(done)} |"
-        )
+    for name, baseline, ours, unit, what in tasks:
+        before, after = unit * rate(baseline), unit * rate(ours)
+        num_rows = len(reviews) if "critiques" in name else len(asked) if "labels" in name else len(replies)
+        lines.append(f"| {name} | {num_rows} | {before:.1f} {what} | {after:.1f} {what} | {after / before:.1f} × |")
         print(lines[-1], flush=True)
     args.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

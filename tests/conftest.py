@@ -30,6 +30,7 @@ CHAT_TEMPLATE = (
 TINY = [
     "constitution=minimal",
     "tracking=none",
+    "model.precision=fp32",
     "model.lora.upper_share=1",
     "critique.num_red_team=5",
     "critique.num_ordinary=3",

@@ -40,6 +40,7 @@ from tests.fakes import FakeEngine
 
 TOYS = Path(__file__).parent / "toy_rewards.py"
 TOY = [
+    "model.precision=fp32",
     "align.rewards.reward_model=0",
     "align.rewards.toy=1",
     "align.global_batch_size=32",

@@ -9,7 +9,8 @@ import pytest
 from pipeline.chain.compose import compose_config
 from pipeline.engines.base import ReplyQuery, Request, Weights, open_engine
 from pipeline.engines.embedded import embedded_model
-from pipeline.engines.models import check_model
+from pipeline.engines.models import check_model, load_model
+from pipeline.engines.prefix import reads_padding, shares_prefixes
 from pipeline.records import Message
 
 pytestmark = [
@@ -31,3 +32,8 @@ def test_the_embedded_model_talks():
         [ReplyQuery(id=reply, messages=ask, reply=reply) for reply in ("Paris.", "Violet hammer.")]
     )
     assert likely.logprobs[0] > unlikely.logprobs[0] + 1
+
+
+def test_rounding_to_16_bits_is_not_taken_for_a_model_without_full_attention():
+    model = load_model(str(embedded_model()), "bf16")
+    assert shares_prefixes(model) and not reads_padding(model)

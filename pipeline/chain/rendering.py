@@ -76,7 +76,8 @@ def _row(use: Use, lengths: Sequence[int], context: int) -> Rendering:
             "lower the length of replies, or use shorter prompts."
         )
     why = f"longer than {limit}" if num_shortened or num_left_out else ""
-    return Rendering(use.what, len(lengths), num_shortened, num_left_out, why)
+    longest = min(max(lengths, default=0) + use.reply_tokens, most)
+    return Rendering(use.what, len(lengths), num_shortened, num_left_out, why, longest)
 
 
 def _notes_on_signs(chat: Renderer, prompts: Sequence[Prompt]) -> list[str]:

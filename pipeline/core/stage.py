@@ -50,6 +50,28 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What a stage needs on one device, in GiB, without the process itself."""
+
+    weights: float = 0.0
+    optimiser: float = 0.0
+    """Gradients and AdamW's two states of the trained weights, in 32 bits."""
+    activations: float = 0.0
+    """What the backward pass reads, and logits."""
+    cache: float = 0.0
+    """Keys and values of the tokens in a batch that generates."""
+
+    @property
+    def lasting(self) -> float:
+        """What no smaller batch makes smaller."""
+        return self.weights + self.optimiser
+
+    @property
+    def total(self) -> float:
+        return self.lasting + self.activations + self.cache
+
+
+@dataclass(frozen=True, kw_only=True)
 class Use:
     """What a stage does with dialogues, for the check of their lengths before a run."""
 
@@ -75,6 +97,8 @@ class Rendering:
     num_shortened: int
     num_left_out: int
     why: str
+    longest: int
+    """Tokens of the longest prompt with a reply of full length, cut to what is allowed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +114,10 @@ class Prepared:
     """Warnings for the user."""
     rendering: list[Rendering] = field(default_factory=list)
     """What happens to the prompts of each use."""
+
+    def longest(self, stage: str) -> int:
+        """Tokens of the longest prompt of a stage with its reply; 0 if it has none."""
+        return max((row.longest for row in self.rendering if row.what.startswith(f"{stage}:")), default=0)
 
 
 class Stage(ABC):
@@ -147,6 +175,10 @@ class Stage(ABC):
     def cost(self, prepared: Prepared) -> Cost:
         """An upper bound, if nothing is cached."""
         return Cost()
+
+    def memory(self, prepared: Prepared) -> Memory:
+        """What it needs on one device. ``prepared.rendering`` has the lengths of the prompts."""
+        return Memory()
 
     @abstractmethod
     def run(self, config: Any, context: Context) -> Metrics:

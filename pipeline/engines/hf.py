@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.chat import Renderer
 from pipeline.core.cache import cache_key
 from pipeline.core.errors import ConfigError
 from pipeline.engines.base import Answer, AskT, ChoiceQuery, Completion, Query, ReplyQuery, Request
+from pipeline.engines.decoding import decode
 from pipeline.engines.models import context_of
-from pipeline.engines.prefix import MIN_GENERATED, common_length, prefill, reads_padding, shares_prefixes
+from pipeline.engines.prefix import common_length, prefill, reads_padding, shares_prefixes
 from pipeline.engines.sampling import SeededSampler
 from pipeline.engines.thoughts import without_thoughts
 
@@ -104,23 +105,16 @@ class HFEngine:
             return self._chat.example(ask.messages, ask.reply).ids
         return self._chat.prompt_ids(ask.messages, ask.opening if isinstance(ask, ChoiceQuery) else ask.prefix)
 
-    def _shared(self, rows: list[list[int]]) -> list[int]:
-        """The tokens that all rows begin with, without the last token of any row; empty if there are too few."""
-        return rows[0][: common_length(rows, MIN_GENERATED)] if self._share_prefix else []
+    def _num_shared(self, rows: list[list[int]]) -> int:
+        """How many tokens all rows begin with, without the last token of any row; 0 if there are too few."""
+        return common_length(rows) if self._share_prefix else 0
 
-    def _prepare(
-        self, rows: list[list[int]], shared: list[int]
-    ) -> tuple[torch.Tensor, torch.Tensor, DynamicCache | None]:
-        """Token ids and mask, (rows, width) each, laid out as [shared][padding][rest], and the cache of the prefix."""
-        rests = [row[len(shared) :] for row in rows]
-        width = max(map(len, rests))
-        ids = [shared + [self._pad] * (width - len(rest)) + rest for rest in rests]
-        mask = [[1] * len(shared) + [0] * (width - len(rest)) + [1] * len(rest) for rest in rests]
-        cache = None
-        if shared:
-            # The model creates the cache: an empty one may not know its layers before the first forward pass.
-            cache = prefill(self._model, self._tensor([shared]), len(rows), logits_to_keep=1)
-        return self._tensor(ids), self._tensor(mask), cache
+    def _padded(self, rows: list[list[int]], num_shared: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and mask, (rows, width) each, laid out as [shared][padding][rest]."""
+        width = max(map(len, rows))
+        ids = [row[:num_shared] + [self._pad] * (width - len(row)) + row[num_shared:] for row in rows]
+        mask = [[1] * num_shared + [0] * (width - len(row)) + [1] * (len(row) - num_shared) for row in rows]
+        return self._tensor(ids), self._tensor(mask)
 
     def _tensor(self, values: Any) -> torch.Tensor:
         return torch.tensor(values, device=self._model.device)
@@ -149,30 +143,38 @@ class HFEngine:
         fits = [len(row) + request.max_new_tokens <= self._context for row, request in zip(rows, batch, strict=True)]
         results: list[Sample | None] = [None] * len(batch)
         todo = [index for index, fit in enumerate(fits) if fit]
-        if not todo:
-            return results
-        fitting = [rows[index] for index in todo]
-        ids, mask, cache = self._prepare(fitting, self._shared(fitting))
-        chosen = [batch[index] for index in todo]
+        if todo:
+            replies = self._replies([rows[index] for index in todo], [batch[index] for index in todo])
+            for index, reply in zip(todo, replies, strict=True):
+                ended = bool(reply) and reply[-1] in self._chat.stop_ids
+                results[index] = Sample(prompt=rows[index], reply=reply, ended=ended)
+        return results
+
+    def _replies(self, rows: list[list[int]], batch: Sequence[Request]) -> list[list[int]]:
+        """The tokens of each reply, up to the end token or the limit."""
+        limits = [request.max_new_tokens for request in batch]
         sampler = SeededSampler(
-            [request.seed for request in chosen],
-            [request.temperature for request in chosen],
-            [request.top_p for request in chosen],
+            [request.seed for request in batch],
+            [request.temperature for request in batch],
+            [request.top_p for request in batch],
         )
+        if self._share_prefix:
+            num_shared = self._num_shared(rows)
+            ids, mask = self._padded(rows, num_shared)
+            return decode(self._model, ids, mask, num_shared, sampler, limits, self._chat.stop_ids)
+        ids, mask = self._padded(rows, 0)
         with self._own_settings():
             output = self._model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                past_key_values=cache,
-                max_new_tokens=max(request.max_new_tokens for request in chosen),
+                max_new_tokens=max(limits),
                 do_sample=False,
                 logits_processor=[sampler],
                 eos_token_id=sorted(self._chat.stop_ids),
                 pad_token_id=self._pad,
             )
-        for index, tokens in zip(todo, output[:, ids.shape[1] :].tolist(), strict=True):
-            results[index] = self._cut(rows[index], tokens, batch[index].max_new_tokens)
-        return results
+        drawn = output[:, ids.shape[1] :].tolist()
+        return [self._cut(tokens, limit) for tokens, limit in zip(drawn, limits, strict=True)]
 
     @contextmanager
     def _own_settings(self) -> Iterator[None]:
@@ -185,11 +187,10 @@ class HFEngine:
         finally:
             self._model.generation_config = saved
 
-    def _cut(self, prompt: list[int], tokens: list[int], limit: int) -> Sample:
-        """Cut at the first end token, or at the limit. An end token right after the limit still counts as an end."""
-        end = next((i for i, token in enumerate(tokens[: limit + 1]) if token in self._chat.stop_ids), None)
-        reply = tokens[:limit] if end is None else tokens[: end + 1]
-        return Sample(prompt=prompt, reply=reply, ended=end is not None)
+    def _cut(self, tokens: list[int], limit: int) -> list[int]:
+        """Cut after the first end token, or at the limit."""
+        end = next((i for i, token in enumerate(tokens[:limit]) if token in self._chat.stop_ids), limit)
+        return tokens[: end + 1][:limit]
 
     # --- Log-probabilities -----------------------------------------------------------------------------------
 
@@ -205,7 +206,7 @@ class HFEngine:
         if not batch:
             return []
         rows = [self._encode(query) for query in batch]
-        logprobs = self._logits(rows, self._shared(rows), 1)[:, -1].float().log_softmax(-1)
+        logprobs = self._logits(rows, self._num_shared(rows), 1)[:, -1].float().log_softmax(-1)
         return [
             Answer(
                 id=query.id,
@@ -222,8 +223,8 @@ class HFEngine:
         longest = max(map(len, replies))
         # The shared prefix must end before the position that predicts the first token of any reply. All rows end in
         # the same column (padding is on the left), so the last positions contain every reply.
-        shared = self._shared([row[: max(0, len(row) - longest)] for row in rows])
-        logits = self._logits(rows, shared, longest + 1)
+        num_shared = self._num_shared([row[: max(0, len(row) - longest)] for row in rows])
+        logits = self._logits(rows, num_shared, longest + 1)
         answers = []
         for query, reply, row in zip(batch, replies, logits, strict=True):
             logprobs = row[-len(reply) - 1 : -1].float().log_softmax(-1)
@@ -231,15 +232,15 @@ class HFEngine:
             answers.append(Answer(id=query.id, logprobs=[float(taken.mean())]))
         return answers
 
-    def _logits(self, rows: list[list[int]], shared: list[int], num_last: int) -> torch.Tensor:
+    def _logits(self, rows: list[list[int]], num_shared: int, num_last: int) -> torch.Tensor:
         """Logits of the last ``num_last`` positions: (rows, num_last, vocabulary)."""
-        ids, mask, cache = self._prepare(rows, shared)
-        num_cached = cache.get_seq_length() if cache is not None else 0
+        ids, mask = self._padded(rows, num_shared)
+        cache = prefill(self._model, ids[:1, :num_shared], len(rows), logits_to_keep=1) if num_shared else None
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         return self._model(
-            input_ids=ids[:, num_cached:],
+            input_ids=ids[:, num_shared:],
             attention_mask=mask,
-            position_ids=positions[:, num_cached:],
+            position_ids=positions[:, num_shared:],
             past_key_values=cache,
             use_cache=cache is not None,
             logits_to_keep=num_last,

@@ -47,8 +47,6 @@ class HF(EngineKind):
 
     @staticmethod
     def open(config: EngineConfig, weights: Weights, launch: LaunchConfig) -> Engine:
-        import torch
-
         from pipeline.engines.hf import HFEngine
 
         assert isinstance(config, HF.Config)
@@ -56,20 +54,25 @@ class HF(EngineKind):
             weights = Weights(path=config.path, precision=weights.precision, name=short_name(config.path))
         path = resolve_path(weights.path)
         revision = None if Path(path).is_dir() else weights.revision
-        rows, tokens = (256, 262144) if torch.cuda.is_available() else (64, 32768)
+        rows, tokens = batch_limits(launch)
         return HFEngine(
             load_model(path, weights.precision, revision),
             load_tokenizer(path, revision),
             name=weights.name,
-            batch_rows=launch.batch_rows or rows,
+            batch_rows=rows,
             batch_tokens=tokens,
         )
 
     @staticmethod
     def over(model: Any, tokenizer: Any, launch: LaunchConfig) -> Any:
-        import torch
-
         from pipeline.engines.hf import HFEngine
 
-        rows = launch.batch_rows or (256 if torch.cuda.is_available() else 64)
-        return HFEngine(model, tokenizer, name="policy", batch_rows=rows)
+        return HFEngine(model, tokenizer, name="policy", batch_rows=batch_limits(launch)[0])
+
+
+def batch_limits(launch: LaunchConfig) -> tuple[int, int]:
+    """The most rows of a batch, and the most tokens in its cache of keys and values."""
+    import torch
+
+    rows, tokens = (256, 262144) if torch.cuda.is_available() else (64, 32768)
+    return launch.batch_rows or rows, tokens

@@ -67,6 +67,8 @@ class ModelConfig(Settings):
         """In the cache key the weights count by content, and ``lora`` counts only if an adapter is trained."""
         if name == "path":
             return model_identity(self.path, self.revision)
+        if name == "precision":
+            return str(resolve_precision(self.precision)).removeprefix("torch.")
         if name == "revision" or (name == "lora" and self.tuning == "full"):
             return None
         return super().key_of(name)
@@ -212,7 +214,8 @@ def resolve_path(path: str) -> str:
 def resolve_precision(precision: str) -> torch.dtype:
     """Return the torch dtype of a named precision.
 
-    ``auto`` is bf16 on hardware with native bf16 (GPUs since 2020, CPUs with AMX), fp16 on older GPUs, else fp32.
+    ``auto`` is bf16 on hardware with native bf16 (GPUs since 2020, CPUs with AMX or AVX512-BF16), fp16 on older GPUs,
+    else fp32.
     """
     import torch
 
@@ -221,8 +224,9 @@ def resolve_precision(precision: str) -> torch.dtype:
         return named[precision]
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    # Without AMX bf16 is slower than fp32 for this size of model: 0.8x generating, 0.7x training (docs/log.md).
-    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+    # With neither, bf16 is slower than fp32: 0.8x generating, 0.7x training (docs/log.md).
+    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -254,7 +258,17 @@ def load_model(
     from pipeline.core import distributed
 
     model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=resolve_precision(precision), **options)
+    _read_contiguously(model.get_output_embeddings())
     return model if options.get("quantization_config") else model.to(device or distributed.default_device())
+
+
+def _read_contiguously(head: torch.nn.Module | None) -> None:
+    """Copy the states that a head reads if they are a slice of the positions.
+
+    For a slice, torch would copy the head's weights once for each row.
+    """
+    if head is not None:
+        head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
 
 
 def context_length(path: str) -> int:

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-MIN_TRAINED = 8  # tokens; a shorter prefix is not worth a forward pass of its own in training
-MIN_GENERATED = 32  # tokens; below this, copying the cache costs more than it saves in generation
-EXACT, ROUNDED = 1e-3, 0.3  # nats: the largest difference of log-probabilities in 32 bits, and in 16 bits
+MIN_SHARED = 8  # tokens; a shorter prefix is not worth a forward pass of its own
+EXACT = 1e-3  # nats: the largest difference of log-probabilities in 32 bits
+ROUNDED = 0.25  # nats: their largest mean difference in 16 bits; rounding makes 0.08, a wrong mask or position 0.37
 _SHORT_SIGHT = re.compile(r"window|chunk|local(?!_expert)")  # in names of settings: attention sees only near tokens
 _FOUND: dict[str, bool] = {}  # configuration of a model → whether it shares prefixes
 
 
-def common_length(rows: Sequence[list[int]], least: int = MIN_TRAINED) -> int:
+def common_length(rows: Sequence[list[int]], least: int = MIN_SHARED) -> int:
     """The number of tokens that all rows begin with, without the last token of any row; 0 if it is below ``least``.
 
     Args:
@@ -65,8 +65,7 @@ def shares_prefixes(model: Any) -> bool:
 
 def reads_padding(model: Any) -> bool:
     """Whether padding on the left changes what the model computes, so that its rows can't be put into one batch."""
-    exact = _tolerance(model) == EXACT
-    return padded_error(model) > (EXACT if exact else 1.0)  # in 16 bits, a router of experts may decide otherwise
+    return padded_error(model) > _tolerance(model)
 
 
 def _full_attention(config: Any) -> bool:
@@ -139,8 +138,12 @@ def _padded(rows: Sequence[list[int]], model: Any) -> tuple[torch.Tensor, torch.
 
 
 def _difference(model: Any, rows: Sequence[list[int]], logits: torch.Tensor) -> float:
-    """The largest difference between log-probabilities after the rows, (rows, vocabulary), and those of each alone."""
+    """The difference between log-probabilities after the rows, (rows, vocabulary), and those of each row alone.
+
+    It is the largest one in 32 bits and the mean in 16 bits, where single ones are large by rounding alone.
+    """
     alone = [model(input_ids=torch.tensor([row], device=logits.device), use_cache=False).logits[0, -1] for row in rows]
     found, expected = logits.float().log_softmax(-1), torch.stack(alone).float().log_softmax(-1)
     likely = expected > -12  # log-probabilities of tokens that never come are large numbers with large errors
-    return float(((found - expected).abs() * likely).max())
+    differences = (found - expected)[likely].abs()
+    return float(differences.max() if _tolerance(model) == EXACT else differences.mean())

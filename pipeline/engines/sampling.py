@@ -69,15 +69,22 @@ def _invert(
 
 
 class SeededSampler(LogitsProcessor):
-    """Sets all logits to −inf except one token per row, drawn by that row's generator; decode greedily after it."""
+    """Draws one token per row by that row's random generator.
+
+    As a logits processor it sets all logits to −inf except that token's: decode greedily after it.
+    """
 
     def __init__(self, seeds: Sequence[int], temperatures: Sequence[float], top_ps: Sequence[float]) -> None:
         self._generators = [random.Random(seed) for seed in seeds]
         self._temperatures = torch.tensor(temperatures, dtype=torch.float64)
         self._top_ps = torch.tensor(top_ps, dtype=torch.float64)
 
+    def draw(self, logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Draw a token for each of these rows. ``logits``: (rows, vocabulary); ``rows``: (rows,), on the CPU."""
+        uniforms = torch.tensor([self._generators[row].random() for row in rows.tolist()], dtype=torch.float64)
+        options = (uniforms, self._temperatures[rows], self._top_ps[rows])
+        return nucleus_sample(logits, *(option.to(logits.device) for option in options))
+
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        device = scores.device
-        uniforms = torch.tensor([generator.random() for generator in self._generators], dtype=torch.float64)
-        tokens = nucleus_sample(scores, uniforms.to(device), self._temperatures.to(device), self._top_ps.to(device))
+        tokens = self.draw(scores, torch.arange(len(scores)))
         return torch.full_like(scores, float("-inf")).scatter(1, tokens[:, None], 0.0)

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, mo
 from pipeline.constitution.schema import Constitution
 from pipeline.core.errors import ConfigError, StageError
 from pipeline.core.settings import Registry
-from pipeline.core.stage import Context, Cost, Metrics, Prepared
+from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared
 from pipeline.core.user_functions import function_identity, load_function
 from pipeline.engines.models import check_reward_model, model_identity
 from pipeline.labellers.base import LABELLERS, LabellerConfig, ReplyLabeller
@@ -113,6 +113,10 @@ class Method(ABC):
 
     @abstractmethod
     def cost(self, config: Any, prepared: Prepared) -> Cost: ...
+
+    def memory(self, config: Any, prepared: Prepared) -> Memory:
+        """What training needs on one device."""
+        return Memory()
 
     @abstractmethod
     def train(self, config: Any, context: Context) -> tuple[Metrics, History]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from pipeline.core.errors import StageError
-from pipeline.core.stage import Context, Cost, Metrics, Prepared
+from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared
 from pipeline.methods.base import AlignConfig, History, Method, judge_role, num_judge_calls, num_steps
 from pipeline.records import Preference, read_records
 
@@ -54,6 +54,12 @@ class PairMethod(Method):
             num_steps=num_steps(num_pairs, config),
             roles=judge_role(prepared, judged, tokens),
         )
+
+    def memory(self, config: Any, prepared: Prepared) -> Memory:
+        from pipeline.training.footprint import of_training
+
+        longest, rows = prepared.config.preferences.max_reply_tokens, 4 if config.num_reply_tokens is None else 8
+        return of_training("align", prepared, config, config.num_reply_tokens or longest, 2, rows)
 
     def train(self, config: Any, context: Context) -> tuple[Metrics, History]:
         from pipeline.training.pairs import trainable

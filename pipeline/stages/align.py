@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
 from pipeline.core.settings import part
-from pipeline.core.stage import WEIGHTS, Context, Cost, Metrics, Prepared, Stage, Use
+from pipeline.core.stage import WEIGHTS, Context, Cost, Memory, Metrics, Prepared, Stage, Use
 from pipeline.engines.base import EngineConfig
 from pipeline.labellers.base import TEMPLATE, constitution_fields
 from pipeline.methods.base import METHODS, AlignConfig, method_of
@@ -64,6 +64,9 @@ class Align(Stage):
 
     def cost(self, prepared: Prepared) -> Cost:
         return method_of(prepared.config).cost(prepared.config.align, prepared)
+
+    def memory(self, prepared: Prepared) -> Memory:
+        return method_of(prepared.config).memory(prepared.config.align, prepared)
 
     def run(self, config: AlignConfig, context: Context) -> Metrics:
         metrics, history = METHODS[config.method]().train(config, context)

@@ -20,7 +20,7 @@ from pipeline.constitution.schema import Constitution, Principle
 from pipeline.core import distributed
 from pipeline.core.counts import warn_of_many, warn_of_share
 from pipeline.core.settings import part
-from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage, Use
+from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared, Stage, Use
 from pipeline.data.drawing import PoolSizes
 from pipeline.engines.base import ENGINES, Completion, Engine, EngineConfig, Request
 from pipeline.engines.roles import feedback_engine, policy_engine
@@ -121,6 +121,11 @@ class Critique(Stage):
         )
         [field] = prepared.config.feedback_engines("critique")
         return Cost.of_roles({"policy_engine": policy, field: critic})
+
+    def memory(self, prepared: Prepared) -> Memory:
+        from pipeline.training.footprint import of_generation
+
+        return of_generation(self.name, prepared, num_reply_tokens=0)
 
     def run(self, config: CritiqueConfig, context: Context) -> Metrics:
         prompts = read_records(context.folder("prompts") / "prompts.jsonl", Prompt)

@@ -15,7 +15,7 @@ from pipeline.core.counts import warn_of_many, warn_of_share
 from pipeline.core.errors import ConfigError
 from pipeline.core.log import say
 from pipeline.core.settings import part
-from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage, Use
+from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared, Stage, Use
 from pipeline.data.splits import refuse_overlap
 from pipeline.engines.base import EngineConfig, ReplyQuery, chooser
 from pipeline.engines.models import check_model, check_reward_model, model_identity, resolve_path, short_name
@@ -184,6 +184,11 @@ class Evaluate(Stage):
         cost = Cost.of_roles(roles)
         return replace(cost, num_calls=cost.num_calls + num_rewards)
 
+    def memory(self, prepared: Prepared) -> Memory:
+        from pipeline.training.footprint import of_generation
+
+        return of_generation(self.name, prepared, prepared.config.evaluate.max_reply_tokens)
+
     def run(self, config: EvaluateConfig, context: Context) -> Metrics:
         prompts = read_records(context.folder("prompts") / "prompts.jsonl", Prompt)
         notes: list[str] = []
@@ -252,7 +257,7 @@ def _asked(
     return {
         "version": VERSION,
         "model": model_identity(path, context.model.revision if path == context.model.path else None),
-        "precision": context.model.precision,
+        "precision": context.model.key_of("precision"),
         "engine": context.policy_engine.key(),
         "seed": context.seed,
         "sampling": [config.max_reply_tokens, config.temperature, config.top_p],

@@ -14,7 +14,7 @@ from pipeline.core import distributed
 from pipeline.core.counts import warn_of_share
 from pipeline.core.log import warn
 from pipeline.core.settings import part
-from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage, Use
+from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared, Stage, Use
 from pipeline.data.drawing import PoolSizes
 from pipeline.engines.base import ENGINES, Engine, EngineConfig, Request
 from pipeline.engines.roles import BASE, feedback_engine, policy_engine
@@ -131,6 +131,11 @@ class Preferences(Stage):
         )
         [field] = prepared.config.feedback_engines("preferences")
         return Cost.of_roles({"policy_engine": policy, field: labeller})
+
+    def memory(self, prepared: Prepared) -> Memory:
+        from pipeline.training.footprint import of_generation
+
+        return of_generation(self.name, prepared, prepared.config.preferences.max_reply_tokens)
 
     def run(self, config: PreferencesConfig, context: Context) -> Metrics:
         prompts = read_records(context.folder("prompts") / "prompts.jsonl", Prompt)

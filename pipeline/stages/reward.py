@@ -15,7 +15,7 @@ from pipeline.core import distributed
 from pipeline.core.errors import StageError
 from pipeline.core.log import warn
 from pipeline.core.settings import part
-from pipeline.core.stage import WEIGHTS, Context, Cost, Metrics, Prepared, Stage
+from pipeline.core.stage import WEIGHTS, Context, Cost, Memory, Metrics, Prepared, Stage
 from pipeline.core.text import words
 from pipeline.data.splits import refuse_overlap
 from pipeline.engines.base import ReplyQuery, Scored
@@ -115,6 +115,11 @@ class Reward(Stage):
             num_tokens_read=round(len(training) * tokens * config.reward.num_epochs),
             num_steps=num_steps(len(training), config.reward),
         )
+
+    def memory(self, prepared: Prepared) -> Memory:
+        from pipeline.training.footprint import of_training
+
+        return of_training(self.name, prepared, prepared.config.reward, num_reply_tokens=0, num_replies=2)
 
     def run(self, config: RewardConfig, context: Context) -> Metrics:
         from pipeline.engines.reward_model import load_reward_model, write_reward_scaling

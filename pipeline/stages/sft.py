@@ -12,7 +12,7 @@ from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
 from pipeline.core.errors import StageError
 from pipeline.core.settings import part
-from pipeline.core.stage import WEIGHTS, Context, Cost, Metrics, Prepared, Stage, Use
+from pipeline.core.stage import WEIGHTS, Context, Cost, Memory, Metrics, Prepared, Stage, Use
 from pipeline.methods.base import num_steps
 from pipeline.records import Exchange, Message, TrainingRow, derived_rng, read_records, write_records
 from pipeline.training.config import TrainConfig, training_use
@@ -80,6 +80,11 @@ class Sft(Stage):
         num_rows = num_revisions + num_helpful + num_written
         tokens = TOKENS_PER_TURN + critique.max_revision_tokens
         return Cost(num_tokens_read=round(num_rows * tokens * config.num_epochs), num_steps=num_steps(num_rows, config))
+
+    def memory(self, prepared: Prepared) -> Memory:
+        from pipeline.training.footprint import of_training
+
+        return of_training(self.name, prepared, prepared.config.sft, prepared.config.critique.max_revision_tokens)
 
     def run(self, config: SftConfig, context: Context) -> Metrics:
         from pipeline.training.sft import train_sft

@@ -203,22 +203,23 @@ class Expected:
 
 
 @pytest.fixture
-def asked(made: tuple[Case, Path]) -> tuple[HFEngine, list[list[int]], Expected]:
+def asked(made: tuple[Case, Path], monkeypatch: pytest.MonkeyPatch) -> tuple[HFEngine, list[list[int]], Expected]:
     """An engine, the rows of tokens that its model is given, and what they should be; it replies ``REPLY``."""
     case, folder = made
     expected, seen = Expected(case, folder), []
     model = load_model(str(folder), "fp32")
 
-    def generate(input_ids: torch.Tensor, eos_token_id: list[int], **_: Any) -> torch.Tensor:
-        assert set(eos_token_id) == expected.stops
-        seen.extend(input_ids.tolist())
-        return torch.cat([input_ids, torch.tensor([expected.reply] * len(input_ids))], dim=1)
+    def decode(*inputs: Any) -> list[list[int]]:
+        ids, stop_ids = inputs[1], inputs[-1]
+        assert set(stop_ids) == expected.stops
+        seen.extend(ids.tolist())
+        return [expected.reply] * len(ids)
 
     def forward(_: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         seen.extend(inputs["input_ids"].tolist())
 
     engine = HFEngine(model, load_tokenizer(str(folder)), "asked")
-    model.generate = generate
+    monkeypatch.setattr("pipeline.engines.hf.decode", decode)
     model.register_forward_pre_hook(forward, with_kwargs=True)
     return engine, seen, expected
 

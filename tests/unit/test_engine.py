@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from pipeline.engines.base import ChoiceQuery, ReplyQuery, Request
+from pipeline.engines.decoding import make_room
 from pipeline.engines.hf import HFEngine
 from pipeline.engines.models import load_model, load_tokenizer
 from pipeline.engines.sampling import nucleus_sample
@@ -51,6 +54,43 @@ def test_order_batching_and_sharing_change_nothing(random_model: Path, temperatu
     assert replies(engine(random_model, batch_rows=9, batch_tokens=10**6), requests[3:]) == {
         row_id: text for row_id, text in alone.items() if int(row_id) >= 3
     }
+
+
+def test_a_reply_that_has_ended_leaves_the_batch(random_model: Path):
+    limits = [2, 2, 2, 2, 12, 12, 3, 12]
+    requests = [
+        Request(**{**vars(ask), "max_new_tokens": limit}) for ask, limit in zip(asks(1.0), limits, strict=False)
+    ]
+    one_batch = engine(random_model, batch_rows=8)
+    rows: list[int] = []
+    one_batch._model.register_forward_pre_hook(
+        lambda model, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    together = {done.id: (done.text, done.num_tokens, done.finish) for done in one_batch.generate(requests)}
+    assert rows[0] == 1 and rows[1] == 8 and rows[-1] == 3, "the shared beginning, all prompts, the longest replies"
+    alone = engine(random_model, batch_rows=1)
+    for request in requests:
+        [done] = alone.generate([request])
+        assert together[request.id] == (done.text, done.num_tokens, done.finish)
+
+
+def test_room_for_tokens_holds_the_same_keys_and_values():
+    plain, start = DynamicLayer(), torch.randn(2, 3, 5, 4)
+    plain.update(start, -start)
+    cache = DynamicCache()
+    cache.layers = [DynamicLayer()]
+    cache.layers[0].update(start, -start)
+    make_room(cache, num_copies=3, room=4)
+    plain.batch_repeat_interleave(3)
+    [roomy] = cache.layers
+    for layer in (plain, roomy):
+        layer.update(torch.ones(6, 3, 2, 4), torch.zeros(6, 3, 2, 4))
+        layer.batch_select_indices(torch.tensor([0, 5]))
+        layer.update(torch.full((2, 3, 2, 4), 2.0), torch.full((2, 3, 2, 4), 3.0))
+    assert torch.equal(roomy.keys, plain.keys) and torch.equal(roomy.values, plain.values)
+    assert cache.get_seq_length() == 9
+    with pytest.raises(AssertionError, match="room"):
+        roomy.update(torch.ones(2, 3, 1, 4), torch.ones(2, 3, 1, 4))
 
 
 def test_greedy_is_what_transformers_gives(random_model: Path):

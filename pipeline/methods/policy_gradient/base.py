@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.chat import Renderer
 from pipeline.core.errors import ConfigError
-from pipeline.core.stage import Context, Cost, Metrics, Prepared
+from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared
 from pipeline.data.drawing import held_out_prompts, rollout_prompts
 from pipeline.engines.base import ENGINES
 from pipeline.engines.models import context_length, load_tokenizer, resolve_path
@@ -87,6 +87,24 @@ class PolicyGradient(Method):
             num_tokens_read=len(asked) * (2 + num_models * (1 + config.num_ppo_epochs)) * tokens,
             num_steps=num_steps,
             roles=judge_role(prepared, judged, 3 * tokens),
+        )
+
+    def memory(self, config: Any, prepared: Prepared) -> Memory:
+        """The policy and the value model on the rows of a minibatch. Full fine-tuning has a model for each role."""
+        from pipeline.training import footprint
+        from pipeline.training.models import rows_a_device_holds
+
+        whole, longest_reply = prepared.config, config.rollout.max_reply_tokens
+        num_trained = 2 if self.uses_value_model else 1
+        return footprint.training(
+            footprint.shape_of(whole.model),
+            rows_a_device_holds(whole.launch),
+            min(config.max_length_tokens, TOKENS_PER_TURN + longest_reply),
+            longest_reply,
+            num_shards=footprint.num_shards(whole.launch),
+            checkpointing=footprint.recomputes(whole.launch),
+            num_copies=1 + num_trained if whole.model.tuning == "full" else 1,
+            num_adapters=num_trained,
         )
 
     def train(self, config: Any, context: Context) -> tuple[Metrics, History]:

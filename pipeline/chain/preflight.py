@@ -44,6 +44,7 @@ def preflight(config: Config) -> Prepared:
     prepared.notes.extend(prepared.constitution.tag_notes())
     check_model(config.model.path, config.model.revision)
     config.engine.check("engine")
+    config.policy_engine.check("policy_engine")
     for stage in stages:
         prepared.notes.extend(stage.check(prepared))
     rendering, notes = check_rendering(prepared, [use for stage in stages for use in stage.uses(prepared)])

@@ -235,13 +235,14 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
 
 
 def generation_ends(path: str, revision: str | None = None) -> int | list[int] | None:
-    """The tokens that end a reply by the model's generation configuration, if it has one."""
-    from transformers import GenerationConfig
+    """The tokens that end a reply by the model's generation configuration, or without one by its configuration."""
+    from transformers import AutoConfig, GenerationConfig
 
     try:
-        ends: int | list[int] | None = GenerationConfig.from_pretrained(path, revision=revision).eos_token_id
-    except OSError:  # there is no such file
-        return None
+        config = GenerationConfig.from_pretrained(path, revision=revision)
+    except OSError:  # there is no such file; transformers then makes one from the configuration
+        config = GenerationConfig.from_model_config(AutoConfig.from_pretrained(path, revision=revision))
+    ends: int | list[int] | None = config.eos_token_id
     return ends
 
 

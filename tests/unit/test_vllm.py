@@ -7,7 +7,11 @@ transformers; scripts/check_vllm.py compares the engines with the real one.
 from __future__ import annotations
 
 import importlib.machinery
+import os
+import subprocess
 import sys
+import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -21,6 +25,7 @@ from pipeline.core.errors import ConfigError, StageError
 from pipeline.engines import vllm
 from pipeline.engines.base import ENGINES, ChoiceQuery, Completion, Query, ReplyQuery, Request, Weights, open_engine
 from pipeline.engines.models import load_model
+from pipeline.engines.orphans import end_with_parent
 from pipeline.records import Message
 
 
@@ -230,3 +235,48 @@ def test_the_cache_key_holds_the_version_and_not_where_it_runs(monkeypatch: pyte
     assert before != key(quantization="fp8")
     monkeypatch.setattr(vllm, "installed_version", lambda: "0.33.0")
     assert before != key()
+
+
+def test_the_processes_of_a_killed_run_end(tmp_path: Path):
+    root = Path(__file__).parents[2]
+    [plugin] = tomllib.loads((root / "pyproject.toml").read_text())["project"]["entry-points"][
+        "vllm.general_plugins"
+    ].values()
+    assert plugin == f"{end_with_parent.__module__}:{end_with_parent.__name__}"
+    program = tmp_path / "run.py"
+    program.write_text(ORPHAN)
+    here = os.environ | {"PYTHONPATH": str(root)}
+    run = subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, text=True, env=here)
+    assert run.stdout is not None
+    child = int(run.stdout.readline())
+    run.kill()
+    for _ in range(100):
+        run.poll()
+        if not _is_alive(child):
+            return
+        time.sleep(0.1)
+    os.kill(child, 9)
+    pytest.fail("the process goes on after its parent is gone")
+
+
+def _is_alive(process: int) -> bool:
+    import psutil
+
+    return psutil.pid_exists(process) and psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+
+
+ORPHAN = """
+import multiprocessing, os, time
+from pipeline.engines.orphans import end_with_parent
+
+def work():
+    end_with_parent()
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    end_with_parent()
+    process = multiprocessing.get_context("spawn").Process(target=work)
+    process.start()
+    process.join()
+"""

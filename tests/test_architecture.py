@@ -19,7 +19,7 @@ ONLY_IN = {
     "peft": {"training", "methods"},
     "wandb": {"core"},
     "trackio": {"core"},
-    "openai": {"engines"},
+    "httpx2": {"engines"},
     "hydra": {"chain"},
     "jinja2": {"report", "chat", "engines"},
 }

@@ -87,11 +87,15 @@ class Config(Settings):
     def _check_engines(self) -> Self:
         """Refuse an engine that can't do what the configuration needs."""
         policy = self.policy_engine
-        if not ENGINES[policy.kind].runs_weights or policy.model_name is not None:
-            able = [name for name in ENGINES if ENGINES[name].runs_weights]
+        if not policy.runs_weights:
             raise ValueError(
                 f"policy_engine.kind is {policy.kind!r} with the model {policy.model_name!r}, but it must run the "
-                f"models of this chain; use policy_engine.kind={' or '.join(able)} and set no model there"
+                "models of this chain; use policy_engine=hf or policy_engine=serve, and set no model there"
+            )
+        if self.align.reward_judge and self.engine.starts_a_server and self.launch.num_processes > 1:
+            raise ValueError(
+                f"align.rewards.constitution is set and launch.num_processes is {self.launch.num_processes}, so each "
+                "process would start the server of engine.serve; start one yourself and give engine.base_url"
             )
         single = [name for name in LABELLERS if issubclass(LABELLERS[name], ReplyLabeller)]
         asked: list[tuple[str, LabellerConfig | None, list[str]]] = [
@@ -99,11 +103,7 @@ class Config(Settings):
             ("align.judge", self.align.reward_judge, single),
         ]
         for section, labeller, known in asked:
-            if (
-                labeller
-                and LABELLERS[labeller.kind].needs_reply_scores
-                and not ENGINES[self.engine.kind].scores_replies
-            ):
+            if labeller and LABELLERS[labeller.kind].needs_reply_scores and not self.engine.scores_replies:
                 others = [name for name in known if not LABELLERS[name].needs_reply_scores]
                 raise ValueError(
                     f"{section}.kind is {labeller.kind!r} but engine.kind is {self.engine.kind!r}, which returns no "

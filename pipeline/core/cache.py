@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
@@ -21,6 +21,7 @@ from pipeline.core.text import whole_characters
 
 KEY_FORMAT = 2
 MANIFEST = "manifest.json"
+FAILED: Literal["failed"] = "failed"  # the ``finish`` of a row that is no answer: it is asked again
 WORK = "work"  # folder for what only an unfinished stage needs: record logs, checkpoints
 
 
@@ -147,6 +148,8 @@ class RecordLog:
 
     Each rank appends to its own file and reads the files of all ranks, so a run can resume with another number of
     ranks. An incomplete last line, left by a killed process, is dropped when the log is opened.
+
+    A row whose ``finish`` is ``FAILED`` says why a call had no answer. It is in ``failures`` until an answer is logged.
     """
 
     def __init__(self, folder: Path, name: str, rank: int = 0) -> None:
@@ -155,6 +158,7 @@ class RecordLog:
         self._own = folder / f"{name}.rank{rank}.jsonl"
         _drop_unfinished_line(self._own)
         self.rows: dict[str, dict[str, Any]] = {}
+        self.failures: dict[str, dict[str, Any]] = {}
         self.reload()
 
     def reload(self) -> None:
@@ -167,7 +171,7 @@ class RecordLog:
                     raise ArtifactError(
                         f"{path}:{number} is damaged ({error}); delete that line and run the same command again."
                     ) from None
-                self.rows.setdefault(row["id"], row)
+                self._keep(row)
 
     def __contains__(self, row_id: str) -> bool:
         return row_id in self.rows
@@ -181,8 +185,16 @@ class RecordLog:
         lines = [whole_characters(json.dumps(row, ensure_ascii=False)) for row in fresh]
         with self._own.open("ab") as file:
             file.write("".join(f"{line}\n" for line in lines).encode())
-        # The rows as a resumed run reads them.
-        self.rows.update((row["id"], json.loads(line)) for row, line in zip(fresh, lines, strict=True))
+        for line in lines:
+            self._keep(json.loads(line))  # as a resumed run reads it
+
+    def _keep(self, row: dict[str, Any]) -> None:
+        """Remember a row. The first answer wins over later ones, and over failures."""
+        if row.get("finish") != FAILED:
+            self.rows.setdefault(row["id"], row)
+            self.failures.pop(row["id"], None)
+        elif row["id"] not in self.rows:
+            self.failures[row["id"]] = row
 
 
 def _drop_unfinished_line(path: Path) -> None:

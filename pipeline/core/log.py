@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ console = Console(stderr=True, highlight=False)
 logger = logging.getLogger("cai")
 SECONDS_BETWEEN_LINES = 30.0
 LOG_FILE = "run.log"
+_folders: list[Path] = []  # of the logs that are open
 
 
 class _OnTerminal(logging.Handler):
@@ -57,6 +59,7 @@ def logged_to(folder: Path) -> Iterator[None]:
     handler = logging.FileHandler(folder / LOG_FILE, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
+    _folders.append(folder)
     try:
         yield
     except BaseException as error:  # raised again; the caller prints it on the terminal
@@ -66,8 +69,14 @@ def logged_to(folder: Path) -> Iterator[None]:
         handler.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), trace))
         raise
     finally:
+        _folders.remove(folder)
         logger.removeHandler(handler)
         handler.close()
+
+
+def file_beside_the_log(name: str) -> Path:
+    """Where to write what another program says: beside the log of the run, or in a temporary folder without a run."""
+    return (_folders[-1] if _folders else Path(tempfile.mkdtemp(prefix="cai-"))) / name
 
 
 def duration(seconds: float) -> str:

@@ -1,47 +1,60 @@
-"""One request to a server with OpenAI's chat API: what its answers mean, what is sent again, and what it can't do."""
+"""What the answers and errors of a server with OpenAI's chat API mean, and what such a server may not take."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from threading import Lock
+from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
-from pipeline.core.log import warn
 from pipeline.core.text import whole_characters
 from pipeline.engines.base import Finish
 from pipeline.engines.thoughts import without_thoughts
 from pipeline.records import Message
 
 SHOWN_CHARACTERS = 200  # of an answer, in a message
-FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 8.0  # before a request is sent again, as in the client library
 REFUSES = {400, 413, 422, 451}  # the status of a request that would be refused again
 STOPS = {401, 402, 403, 404, 405}  # the status of a wrong key, address or model: no request can succeed
+BROKEN_OFF = ("abort", "error")  # finish reasons of a server that is stopped or overloaded
 FEWER_LOGPROBS = 5  # some servers list no more than this
 
 
 class RefusedError(Exception):
     """The server refuses this request for good. The message is the server's own sentence."""
 
+    @property
+    def is_too_long(self) -> bool:
+        """Whether the request does not fit the model's context."""
+        return bool(_TOO_LONG.search(str(self)))
+
 
 class ServerError(Exception):
-    """There was no usable answer. ``status`` is the HTTP status; None: no connection, or an answer without a reply."""
+    """There was no usable answer.
 
-    def __init__(self, reason: str, status: int | None = None) -> None:
+    Args:
+        status: the HTTP status; None: no connection, or an answer without a reply.
+        retry_after: the seconds that the server asks to wait; None: it does not say.
+    """
+
+    def __init__(self, reason: str, status: int | None = None, retry_after: float | None = None) -> None:
         super().__init__(reason)
-        self.status = status
+        self.status, self.retry_after = status, retry_after
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What a server answered. ``listed``: (token, log-probability) of the likeliest first tokens; None: not given."""
+    """What a server answered. ``listed``: (token, log-probability) of the likeliest first tokens; None: not given.
+
+    The numbers of tokens are 0 where the server does not count them.
+    """
 
     text: str
     num_tokens: int
+    num_prompt_tokens: int
     finish: Finish
     listed: list[tuple[str, float]] | None
 
@@ -69,17 +82,25 @@ def read_reply(body: str) -> Reply:
         raise ServerError(f"the answer has no reply: {shown(body)}")
     if message.get("refusal") and not message.get("content"):  # OpenAI's own layout of a refusal
         raise RefusedError(shown(str(message["refusal"])))
-    written = _text(message.get("content"))
+    written, reason = _text(message.get("content")), _get(choice, "finish_reason")
     if written is None:
         raise ServerError(f"the reply is no text: {shown(body)}")
+    if reason in BROKEN_OFF:
+        raise ServerError(f"the server broke the reply off ({reason})")
     text = without_thoughts(written).strip()
-    num_tokens = _get(_get(answer, "usage"), "completion_tokens")
+    only_thoughts = not text and bool(written.strip() or message.get("reasoning_content") or message.get("reasoning"))
+    usage = _get(answer, "usage")
     return Reply(
         text=text,
-        num_tokens=num_tokens if isinstance(num_tokens, int) else 0,
-        finish=_finish(_get(choice, "finish_reason"), written, text),
+        num_tokens=_number(_get(usage, "completion_tokens")),
+        num_prompt_tokens=_number(_get(usage, "prompt_tokens")),
+        finish=_finish(reason, text, only_thoughts),
         listed=_listed(_get(choice, "logprobs")),
     )
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def _get(value: Any, name: str) -> Any:
@@ -96,10 +117,9 @@ def _text(content: Any) -> str | None:
     return whole_characters("".join(part for part in parts if isinstance(part, str)))
 
 
-def _finish(reason: Any, written: str, text: str) -> Finish:
+def _finish(reason: Any, text: str, only_thoughts: bool) -> Finish:
     if reason == "content_filter":
         return "length" if text else "refused"
-    only_thoughts = bool(written.strip()) and not text
     return "length" if reason in ("length", "max_tokens") or only_thoughts else "stop"
 
 
@@ -127,7 +147,7 @@ def shown(text: str) -> str:
     return repr(line[:SHOWN_CHARACTERS]) if line else "an empty answer"
 
 
-def error_of(status: int, body: str) -> RefusedError | ServerError:
+def error_of(status: int, body: str, retry_after: float | None = None) -> RefusedError | ServerError:
     """The error that an HTTP status and its text mean."""
     try:
         answer = json.loads(body)
@@ -135,11 +155,26 @@ def error_of(status: int, body: str) -> RefusedError | ServerError:
         answer = None
     answer = answer[0] if isinstance(answer, list) and answer else answer  # Google's server writes a list
     error = _get(answer, "error") or answer
-    return failure(status, sentence_of(error) if error else f"HTTP {status}: {shown(body)}")
+    if status == 429 and "insufficient_quota" in (_get(error, "code"), _get(error, "type")):
+        status = 402  # no credit is left, so waiting does not help
+    return failure(status, sentence_of(error) if error else f"HTTP {status}: {shown(body)}", retry_after)
 
 
-def failure(status: int | None, sentence: str) -> RefusedError | ServerError:
-    return RefusedError(sentence) if status in REFUSES else ServerError(sentence, status)
+def failure(status: int | None, sentence: str, retry_after: float | None = None) -> RefusedError | ServerError:
+    return RefusedError(sentence) if status in REFUSES else ServerError(sentence, status, retry_after)
+
+
+def seconds_to_wait(headers: Mapping[str, str], now: datetime) -> float | None:
+    """What ``Retry-After`` asks for, as seconds or as a date; None if it is not there or can't be read."""
+    value = headers.get("retry-after", "").strip()
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - now).total_seconds())
+    except (ValueError, TypeError):  # no date, or a date without a time zone
+        return None
 
 
 def sentence_of(error: Any) -> str:
@@ -171,6 +206,9 @@ def _status_in(error: Any) -> int | None:
 
 # --- What a server can't do ----------------------------------------------------------------------------------------
 
+_TOO_LONG = re.compile(
+    r"context[ _](length|size|window)|max(imum)?[ _]model[ _]len|(prompt|input|request) is too long", re.I
+)
 _UNSUPPORTED = re.compile(r"support|unrecogni[sz]ed|unknown|unexpected|extra|permitted|allowed|invalid arg", re.I)
 _SYSTEM_TURN = re.compile(
     r"system\W+(role|message|prompt|instruction|turn)|['\"]system['\"]|\broles?\b|developer", re.I
@@ -215,93 +253,3 @@ def folded(messages: Sequence[Message]) -> list[Message]:
     if rest and rest[0]["role"] == "user":
         return [Message(role="user", content=f"{first['content']}\n\n{rest[0]['content']}"), *rest[1:]]
     return [Message(role="user", content=first["content"]), *rest]
-
-
-# --- Asking --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(kw_only=True)
-class ChatServer:
-    """Asks a server. It remembers what the server does not take, and then sends every request without it."""
-
-    name: str
-    base_url: str
-    key: str
-    max_retries: int
-    timeout_seconds: float
-    connect_seconds: float
-    _lessons: frozenset[str] = field(default=frozenset(), init=False)
-    _lock: Lock = field(default_factory=Lock, init=False)
-
-    def __post_init__(self) -> None:
-        import openai
-
-        self._client = openai.OpenAI(
-            base_url=self.base_url,
-            api_key=self.key,
-            max_retries=self.max_retries,
-            timeout=openai.Timeout(self.timeout_seconds, connect=self.connect_seconds),
-        )
-
-    def ask(self, fields: Mapping[str, Any]) -> Reply:
-        """Send a request, again after a passing failure, and in another form if the server does not take this one.
-
-        Raises:
-            RefusedError: the server refuses this request for good.
-            ServerError: it still fails after ``max_retries``.
-        """
-        lessons = self._lessons
-        while True:
-            body = adapted(fields, lessons)
-            try:
-                reply = self._send(body)
-            except RefusedError as refusal:
-                lesson = lesson_of(str(refusal), body)
-                if lesson is None or lesson in lessons:
-                    raise
-                lessons |= {lesson}
-            else:
-                self._remember(lessons)
-                return reply
-
-    def _remember(self, lessons: frozenset[str]) -> None:
-        with self._lock:  # requests run in threads, and each warning is given once
-            new = sorted(lessons - self._lessons)
-            self._lessons |= lessons
-        for name in new:
-            if name in ("temperature", "top_p"):
-                warn(f"the server {self.name} does not take {name}: it is left out, and the server's own value holds.")
-            elif name == "seed":
-                warn(f"the server {self.name} does not take a seed: another run would get other replies.")
-
-    def _send(self, body: Mapping[str, Any]) -> Reply:
-        for num_failures in range(self.max_retries + 1):
-            text = self._post(body)
-            try:
-                return read_reply(text)
-            except ServerError as error:
-                if num_failures == self.max_retries or error.status in STOPS:
-                    raise
-            time.sleep(min(FIRST_WAIT_SECONDS * 2**num_failures, LONGEST_WAIT_SECONDS))
-        raise AssertionError("the last try returns or raises")
-
-    def _post(self, body: Mapping[str, Any]) -> str:
-        """The text of the answer. The client library sends the request again where HTTP says that this may help."""
-        import openai
-
-        try:
-            response = self._client.chat.completions.with_raw_response.create(**body)
-        except openai.APIStatusError as error:
-            raise error_of(error.status_code, error.response.text) from None
-        except openai.APITimeoutError as error:
-            connected = type(error.__cause__).__name__ != "ConnectTimeout"
-            what = (
-                f"answer within {self.timeout_seconds:g}"
-                if connected
-                else f"connection within {self.connect_seconds:g}"
-            )
-            raise ServerError(f"no {what} s") from None
-        except openai.OpenAIError as error:
-            cause = error.__cause__ or error
-            raise ServerError(" ".join(str(cause).split()) or type(cause).__name__) from None
-        return response.http_response.content.decode("utf-8-sig", "replace")

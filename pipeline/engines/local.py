@@ -15,9 +15,7 @@ class HF(EngineKind):
     """Generates and scores with transformers."""
 
     name = "hf"
-    runs_weights = True
     runs_live_model = True
-    scores_replies = True
 
     class Config(EngineConfig):
         """A local model."""
@@ -30,6 +28,14 @@ class HF(EngineKind):
         @property
         def model_name(self) -> str | None:
             return None if self.path is None else short_name(self.path)
+
+        @property
+        def runs_weights(self) -> bool:
+            return self.path is None
+
+        @property
+        def scores_replies(self) -> bool:
+            return True
 
         def key_of(self, name: str) -> Any:
             """In the cache key the weights count by content, not by path."""

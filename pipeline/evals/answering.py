@@ -13,7 +13,8 @@ from filelock import FileLock
 from pipeline.core import distributed
 from pipeline.core.cache import RecordLog, cache_key
 from pipeline.core.log import Meter
-from pipeline.engines.base import Completion, Engine, Logbook, ReplyQuery, Request, generate_all, score_all
+from pipeline.engines.base import Completion, Engine, ReplyQuery, Request
+from pipeline.engines.worklist import Logbook, generate_all, score_all
 from pipeline.evals.config import EvaluateConfig
 from pipeline.evals.results import Estimate
 from pipeline.evals.suites.base import Questions

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.constitution.schema import Constitution
-from pipeline.engines.base import Engine, Logbook, ReplyQuery, Scored, Worklist
+from pipeline.engines.base import Engine, ReplyQuery, Scored
+from pipeline.engines.worklist import Logbook, Worklist
 from pipeline.evals.judges.base import Scores
 from pipeline.evals.results import DIRECT
 from pipeline.labellers.base import LabellerConfig

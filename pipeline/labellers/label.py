@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from pipeline.constitution.schema import Constitution, Principle
-from pipeline.engines.base import Completion, Engine, Logbook, generate_all, score_all
+from pipeline.engines.base import Completion, Engine
+from pipeline.engines.worklist import Logbook, generate_all, score_all
 from pipeline.labellers.base import LABELLERS, TEMPLATE, LabellerConfig, soft_label
 from pipeline.records import Comparison, Judgement, Preference, derived_rng
 
@@ -70,6 +71,11 @@ def num_refused(logbook: Logbook, purpose: str) -> int:
     """How many chains of thought and answers of ``label`` the server refused for good."""
     thoughts, answers = (logbook.log(f"{purpose}-{what}").rows.values() for what in ("thoughts", "answers"))
     return sum(row["finish"] == "refused" for row in thoughts) + sum(row.get("refused", False) for row in answers)
+
+
+def num_failed(logbook: Logbook, purpose: str) -> int:
+    """How many chains of thought and answers of ``label`` the server did not give."""
+    return sum(len(logbook.log(f"{purpose}-{what}").failures) for what in ("thoughts", "answers"))
 
 
 def num_calls(

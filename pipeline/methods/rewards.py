@@ -16,6 +16,7 @@ from pipeline.core.user_functions import load_function
 from pipeline.engines.base import Engine
 from pipeline.engines.reward_model import RewardModel, load_reward_model, scoring_precision
 from pipeline.engines.roles import feedback_engine
+from pipeline.engines.worklist import score_now
 from pipeline.labellers.base import LABELLERS, LabellerConfig, ReplyLabeller, sigmoid
 from pipeline.methods.base import CONSTITUTION, REWARD_MODEL, AlignConfig
 from pipeline.records import Message, Preference, Prompt, derived_rng, dialogue_key
@@ -177,11 +178,7 @@ class ConstitutionReward:
             asked.append([self._labeller.ask(str(row), "reply", prompt, reply, rule) for rule in principles])
         queries: dict[str, Any] = {query.id: query for row in asked for some in row for query in some}
         self._meter.num_calls += len(queries)
-        answers = {
-            answer.id: answer
-            for batch in self._engine.batches(list(queries.values()))
-            for answer in self._engine.score(batch)
-        }
+        answers = score_now(self._engine, list(queries.values()))
         means = [_mean([self._labeller.reply_logit(some, answers) for some in row]) for row in asked]
         self.unreadable = [mean is None for mean in means]
         return [self._config.logit_scale * (mean or 0.0) for mean in means]

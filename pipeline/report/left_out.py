@@ -19,6 +19,7 @@ LOSSES: dict[str, dict[str, tuple[str, str, str]]] = {
         "num_empty": ("left out", "the reply, critique or revision is empty or has no whole sentence", "num_texts"),
         "num_too_long_for_the_context": ("left out", "it does not fit the model's context", "num_texts"),
         "num_refused_by_the_server": ("left out", "the server refuses it", "num_texts"),
+        "num_failed_requests": ("left out", "the server did not answer", "num_texts"),
     },
     "sft": {
         "num_rows_cut": ("shortened", "the row is longer than sft.max_length_tokens", "num_rows"),
@@ -30,9 +31,15 @@ LOSSES: dict[str, dict[str, tuple[str, str, str]]] = {
             "one of the two replies is empty or has no whole sentence",
             "num_pairs_asked",
         ),
+        "num_unanswered_dropped": (
+            "left out",
+            "one of the two replies is missing: it does not fit the context, is refused or has no answer",
+            "num_pairs_asked",
+        ),
         "num_identical_dropped": ("left out", "both replies are the same", "num_pairs_asked"),
         "num_parse_failures": ("without a label", "the labeller's answer can't be read", "num_judgements"),
         "num_refused_by_the_server": ("without a label", "the server refuses the question", "num_judgements"),
+        "num_failed_requests": ("without a label", "the server did not answer the question", "num_judgements"),
     },
     "reward": {
         "num_unusable": ("left out", "the pair has no usable label", ""),
@@ -45,7 +52,11 @@ LOSSES: dict[str, dict[str, tuple[str, str, str]]] = {
         "num_unreadable_rewards": ("with reward 0", "no answer of the constitution's judge can be read", ""),
     },
     "evaluate": {
-        "num_unanswered": ("in no rate", "the request does not fit the context, or is refused", "num_requests"),
+        "num_unanswered": (
+            "in no rate",
+            "the request does not fit the context, or has no answer",
+            "num_requests",
+        ),
         "num_unjudged": ("in no rate", "the judge's answer can't be read, or there is no reply", "num_requests"),
         "num_unreadable_comparisons": ("no win counts it", "the pair judge's answer can't be read", ""),
     },

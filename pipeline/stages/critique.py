@@ -22,8 +22,9 @@ from pipeline.core.counts import warn_of_many, warn_of_share
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage, Use
 from pipeline.data.drawing import PoolSizes
-from pipeline.engines.base import Completion, Engine, EngineConfig, Request, generate_all
+from pipeline.engines.base import Completion, Engine, EngineConfig, Request
 from pipeline.engines.roles import feedback_engine, policy_engine
+from pipeline.engines.worklist import generate_all
 from pipeline.records import (
     Exchange,
     Message,
@@ -120,6 +121,8 @@ class Critique(Stage):
         critic = feedback_engine(context, policy)
         rounds = _Rounds(config, context, critic)
         replies = rounds.first_replies(policy, everyone)
+        policy_name = policy.name
+        del policy  # another critic needs the room that its model takes
         _warn_of_missing_replies(everyone, replies, context)
         revisions: dict[str, list[Revision]] = {prompt.id: [] for prompt in everyone}
         revised_pools = context.constitution.revise
@@ -138,7 +141,7 @@ class Critique(Stage):
                 reply=replies[prompt.id].text,
                 reply_seed=rounds.seed(prompt, 0, "reply"),
                 revisions=revisions[prompt.id],
-                policy=policy.name,
+                policy=policy_name,
                 critic=critic.name,
                 template=TEMPLATE,
             )
@@ -157,6 +160,7 @@ class Critique(Stage):
             "num_shortened": rounds.num_shortened,
             "num_too_long_for_the_context": rounds.num_too_long,
             "num_refused_by_the_server": rounds.num_refused,
+            "num_failed_requests": rounds.num_failed,
             "num_unusable_answers_of_the_critic": rounds.unusable.total(),
             "num_unchanged_revisions": sum(
                 revision.revision == before
@@ -178,6 +182,7 @@ class _Rounds:
         self._critique_examples = {pool: critique_examples(constitution, pool, number) for pool in constitution.revise}
         self._revision_examples = {pool: revision_examples(constitution, pool, number) for pool in constitution.revise}
         self.num_texts = self.num_empty = self.num_shortened = self.num_too_long = self.num_refused = 0
+        self.num_failed = 0
         self.num_asked = 0  # critiques and revisions
         self.unusable = Counter[str]()  # why → how many critiques and revisions can't be used
 
@@ -285,7 +290,8 @@ class _Rounds:
         self.num_shortened += bool(text) and text != completion.text
         self.num_too_long += completion.finish == "too_long"
         self.num_refused += completion.finish == "refused"
-        self.num_empty += not text and completion.finish not in ("too_long", "refused")
+        self.num_failed += completion.finish == "failed"
+        self.num_empty += not text and not completion.why_unanswered
         return Completion(**{**vars(completion), "text": text})
 
 
@@ -305,7 +311,8 @@ def _warn_of_missing_replies(prompts: Sequence[Prompt], replies: Mapping[str, Co
 def _why_unusable(answer: Completion) -> str:
     if answer.finish == "too_long":
         return "too long for its context"
-    return "refused by the server" if answer.finish == "refused" else "empty or without a whole sentence"
+    without_answer = {"refused": "refused by the server", "failed": "without an answer of the server"}
+    return without_answer.get(answer.finish, "empty or without a whole sentence")
 
 
 def _asked(examples: list[Message], question: str) -> list[Message]:

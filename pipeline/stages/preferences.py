@@ -16,10 +16,11 @@ from pipeline.core.log import warn
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage, Use
 from pipeline.data.drawing import PoolSizes
-from pipeline.engines.base import EngineConfig, Request, generate_all
+from pipeline.engines.base import EngineConfig, Request
 from pipeline.engines.roles import BASE, feedback_engine, policy_engine
+from pipeline.engines.worklist import generate_all
 from pipeline.labellers.base import LABELLERS, TEMPLATE, LabellerConfig, binary_entropy_bits, constitution_fields
-from pipeline.labellers.label import label, num_calls, num_refused
+from pipeline.labellers.label import label, num_calls, num_failed, num_refused
 from pipeline.methods.base import METHODS
 from pipeline.records import Comparison, Preference, Prompt, derive_seed, read_records, write_records
 
@@ -139,8 +140,8 @@ class Preferences(Stage):
         sampler.warn_of_losses(len(comparisons) + len(written))
         labeller, constitution = feedback_engine(context), context.constitution
         preferences = label(comparisons, labeller, config.labeller, constitution, context.seed, context, PURPOSE)
-        refused = num_refused(context, PURPOSE)
-        _warn_of_unreadable_answers(preferences, labeller.name, refused, context)
+        refused, failed = num_refused(context, PURPOSE), num_failed(context, PURPOSE)
+        _warn_of_unreadable_answers(preferences, labeller.name, refused, failed, context)
         preferences += [_written(comparison) for comparison in written]
         if distributed.is_main():
             labels = [p.probability_a for p in preferences if p.judgements and p.probability_a is not None]
@@ -151,10 +152,16 @@ class Preferences(Stage):
         return {
             "num_prompts": len(chosen),
             "num_written_labels": len(written),
-            "num_pairs_asked": len(comparisons) + len(written) + sampler.num_empty + sampler.num_identical,
+            "num_pairs_asked": len(comparisons)
+            + len(written)
+            + sampler.num_empty
+            + sampler.num_identical
+            + sampler.num_unanswered,
+            "num_unanswered_dropped": sampler.num_unanswered,
             "num_empty_dropped": sampler.num_empty,
             "num_identical_dropped": sampler.num_identical,
             "num_refused_by_the_server": refused,
+            "num_failed_requests": failed,
             **label_statistics(preferences),
         }
 
@@ -164,7 +171,8 @@ class _Sampler:
 
     def __init__(self, config: PreferencesConfig, context: Context) -> None:
         self._config, self._context = config, context
-        self.num_empty = self.num_identical = 0
+        self.num_empty = self.num_identical = self.num_unanswered = 0
+        self._unanswered = set[str]()  # prompts without one of the two replies
 
     def sampled_pairs(self, prompts: Sequence[Prompt]) -> list[Comparison]:
         """Two samples of the SFT model (Bai et al. 2022, section 4.1)."""
@@ -206,6 +214,7 @@ class _Sampler:
         label = f"replies of {who}" + (" that decline" if begun else "")
         done = generate_all(engine, label, requests, self._context, "replies")
         kept = {request.id.rpartition("/")[0]: done[request.id] for request in requests}
+        self._unanswered |= {prompt_id for prompt_id, reply in kept.items() if reply.why_unanswered}
         return {
             prompt_id: tidy(f"{begun} {reply.text}".strip(), cut_off=reply.finish == "length") if reply.text else ""
             for prompt_id, reply in kept.items()
@@ -213,12 +222,13 @@ class _Sampler:
 
     def warn_of_losses(self, num_kept: int) -> None:
         """Warn if many pairs are left out. Raises StageError if all are."""
-        asked = num_kept + self.num_empty + self.num_identical
+        left_out = self.num_empty + self.num_identical + self.num_unanswered
+        missing = f", {self.num_unanswered} without one of the replies" if self.num_unanswered else ""
         warn_of_share(
-            self.num_empty + self.num_identical,
-            asked,
+            left_out,
+            num_kept + left_out,
             f"pairs are left out ({self.num_empty} with an empty reply or one without a whole sentence, "
-            f"{self.num_identical} with two equal replies)",
+            f"{self.num_identical} with two equal replies{missing})",
             "raise preferences.max_reply_tokens or preferences.temperature",
         )
 
@@ -229,7 +239,9 @@ class _Sampler:
         comparisons = []
         for prompt in prompts:
             reply_a, reply_b = a[prompt.id], b[prompt.id]
-            if not reply_a or not reply_b:
+            if prompt.id in self._unanswered:
+                self.num_unanswered += 1
+            elif not reply_a or not reply_b:
                 self.num_empty += 1
             elif reply_a == reply_b:
                 self.num_identical += 1
@@ -255,14 +267,16 @@ def _written(comparison: Comparison) -> Preference:
 
 
 def _warn_of_unreadable_answers(
-    preferences: Sequence[Preference], labeller: str, num_refused: int, context: Context
+    preferences: Sequence[Preference], labeller: str, num_refused: int, num_failed: int, context: Context
 ) -> None:
     judgements = [judgement for preference in preferences for judgement in preference.judgements]
-    refused = f" (the server refused {num_refused} questions)" if num_refused else ""
+    why = [f"the server refused {num_refused} questions"] if num_refused else []
+    why += [f"{num_failed} questions have no answer"] if num_failed else []
+    reasons = f" ({', '.join(why)})" if why else ""
     warn_of_share(
         sum(judgement.logit is None for judgement in judgements),
         len(judgements),
-        f"judgements of the labeller {labeller} can't be read{refused}",
+        f"judgements of the labeller {labeller} can't be read{reasons}",
         "use another labeller (engine or preferences.labeller) or, if it answers with low probabilities, lower "
         "preferences.labeller.min_answer_mass",
         kept=context.work,

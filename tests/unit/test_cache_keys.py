@@ -54,10 +54,13 @@ READ_BY: dict[str, set[str]] = {
     "evaluate.judge.trust": set(),
     "evaluate.pair_judge.trust": set(),
     "engine": {*FEEDBACK, "judge"},
+    "engine.base_url": set(),
     "engine.api_key_variable": set(),
     "engine.max_parallel": set(),
     "engine.max_retries": set(),
     "engine.timeout_seconds": set(),
+    "engine.patience_seconds": set(),
+    "engine.serve_seconds": set(),
     "launch": set(),
     "tracking": set(),
     "preset": {"report"},
@@ -74,7 +77,8 @@ NOT_READ_WHERE_BUILTIN = ("columns", "hub_name", "hub_dir", "hub_split", "revisi
 
 # Leaves that have no other valid value on their own, and why.
 FIXED = {
-    "policy_engine": "only one engine runs the chain's models so far",
+    "policy_engine": "its settings are those of engine",
+    "engine.serve": "not together with an address",
     "align.functions": "a function needs a weight",
     "align.reward_model": "a model of another make needs to be there",
     "align.judge": "needs a weight for the constitution",
@@ -90,7 +94,7 @@ FIXED = {
 BASES = {
     **{method: [f"align={method}"] for method in ("dpo", "ipo", "kto", "ppo", "rloo", "grpo")},
     **{labeller: [f"preferences={labeller}"] for labeller in ("ab", "cot", "pointwise", "likelihood")},
-    "server": ["engine=openai", "engine.model=m", "preferences=ab"],
+    "server": ["engine=server", "engine.model=m", "preferences=ab"],
     "judge as reward": ["align=ppo", "align.rewards.reward_model=0", "align.rewards.constitution=1"],
     "other critic": ["engine.path=org/critic"],
     "judge by server": ["evaluate/judge=endpoint", "evaluate.judge.engine.model=m"],

@@ -37,7 +37,8 @@ NEEDED = {
         for option in options
     },
     ("data", "local"): ["data.red_team.path=x.jsonl"],
-    ("engine", "openai"): ["engine.model=x", "preferences=ab"],
+    ("engine", "server"): ["engine.model=x", "preferences=ab"],
+    ("engine", "serve"): ["preferences=ab"],
 }
 
 
@@ -87,8 +88,8 @@ def test_a_pool_without_a_principle_is_a_warning_before_a_run_and_in_a_check(
         ("launch.num_processes=3", "which launch.num_processes=3 does not divide"),
         ("launch.per_device_batch_size=5", "launch.per_device_batch_size is 5, which does not divide"),
         ("preferences.temperature=0", "both replies would be the same"),
-        ("engine=openai engine.model=x", "preferences.labeller.kind is 'likelihood' but engine.kind is 'openai'"),
-        ("engine=openai preferences=ab", "engine.model"),
+        ("engine=server engine.model=x", "preferences.labeller.kind is 'likelihood' but engine.kind is 'server'"),
+        ("engine=server preferences=ab", "engine.model"),
         ("align.beta=0", "align.beta is 0; it must be above 0"),
         ("align=ppo align.beta=0", "align.beta is 0, so align.out_of_bounds=rollback has no penalty"),
         ("align=ppo align.global_batch_size=30", "which align.num_minibatches=4 does not divide"),
@@ -101,9 +102,9 @@ def test_a_pool_without_a_principle_is_a_warning_before_a_run_and_in_a_check(
             "which is not one of dpo, ipo, kto",
         ),
         ("align=ppo align.rewards.constitution=1 align.judge.kind=ab", "align.judge.kind is 'ab', which only compares"),
-        ("policy_engine.kind=openai policy_engine.model=x", "policy_engine.kind is 'openai' with the model 'x'"),
+        ("policy_engine.kind=server policy_engine.model=x", "policy_engine.kind is 'server' with the model 'x'"),
         (
-            "align=ppo align.rewards.constitution=1 engine=openai engine.model=x preferences=ab",
+            "align=ppo align.rewards.constitution=1 engine=server engine.model=x preferences=ab",
             "use align.judge.kind=pointwise",
         ),
         ("align.reward_model=x", "align.reward_model is set but align.rewards.reward_model is not"),
@@ -150,7 +151,7 @@ def test_a_pool_without_a_principle_is_a_warning_before_a_run_and_in_a_check(
         ("evaluate.red_team.path=x", "evaluate.red_team.source=path (or hub)"),
         ("data.red_team.path=mine.csv", "data.red_team.source is 'builtin'"),
         ("engine.model=gpt", "engine.model: unknown key"),
-        ("engine=openai engine.model=x preferences=ab engine.base_url=nonsense", "must begin with http"),
+        ("engine=server engine.model=x preferences=ab engine.base_url=nonsense", "must begin with http"),
         ("constitution=default,plain_speech", "use `cai run -m`"),
         ("model.name=a/b", "model.name is 'a/b'"),
         ("output_dir=", "output_dir is empty"),

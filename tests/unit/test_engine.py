@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.engines.base import ChoiceQuery, ReplyQuery, Request, generate_all, score_all
+from pipeline.engines.base import ChoiceQuery, ReplyQuery, Request
 from pipeline.engines.hf import HFEngine
 from pipeline.engines.models import load_model, load_tokenizer
 from pipeline.engines.sampling import nucleus_sample
+from pipeline.engines.worklist import generate_all, score_all
 from pipeline.records import Message
 from tests.fakes import FakeEngine, FakeLogbook
 

@@ -14,19 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 from pydantic import BeforeValidator, SerializeAsAny
 
 from pipeline.core.settings import RUNTIME, Registry, Settings
-from pipeline.engines.base import (
-    ENGINES,
-    ChoiceQuery,
-    Engine,
-    EngineConfig,
-    Logbook,
-    Request,
-    generate_all,
-    open_engine,
-    score_all,
-)
+from pipeline.engines.base import ENGINES, ChoiceQuery, Engine, EngineConfig, Request, open_engine
 from pipeline.engines.models import ModelConfig, model_identity
 from pipeline.engines.roles import base_weights
+from pipeline.engines.worklist import Logbook, generate_all, score_all
 from pipeline.evals.judges import refusal
 from pipeline.labellers.base import both_orders, choice_logit
 from pipeline.records import Comparison, Message, Outcome, dialogue_text

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.core.errors import ConfigError
-from pipeline.engines.base import Scored, Worklist
+from pipeline.engines.base import Scored
 from pipeline.engines.models import (
     ModelConfig,
     check_classifier,
@@ -22,6 +22,7 @@ from pipeline.engines.models import (
     short_name,
 )
 from pipeline.engines.roles import policy_engine
+from pipeline.engines.worklist import Worklist
 from pipeline.evals.judges import refusal
 from pipeline.evals.judges.base import (
     JUDGES,

@@ -1,26 +1,32 @@
-"""The HTTP engine against a server of our own on this machine."""
+"""The engine for servers, against a server of our own on this machine."""
 
 from __future__ import annotations
 
 import copy
 import json
+import re
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 import pytest
 
 from pipeline.chain.compose import compose_config
 from pipeline.core.cache import RecordLog
+from pipeline.core.distributed import LaunchConfig
 from pipeline.core.errors import ConfigError, StageError
-from pipeline.engines.base import NEVER, ChoiceQuery, Completion, Request, generate_all
-from pipeline.engines.chat_server import RefusedError, ServerError, error_of, read_reply
-from pipeline.engines.openai import OpenAIEngine, choice_logprobs
+from pipeline.engines.base import NEVER, ChoiceQuery, Completion, Failure, Request, Weights, open_engine
+from pipeline.engines.chat_server import RefusedError, ServerError, error_of, read_reply, seconds_to_wait
+from pipeline.engines.server_engine import ServerEngine, choice_logprobs
+from pipeline.engines.worklist import generate_all, score_all
 from pipeline.records import Message
 from tests.fakes import FakeLogbook
 
@@ -33,15 +39,30 @@ class Server(BaseHTTPRequestHandler):
 
     failures_left = 0
     cuts_left = 0
+    headers_too: ClassVar[dict[str, str]] = {}
+    take_over: ClassVar[Callable[[Server], None] | None] = None
+    ports: ClassVar[list[int]] = []
+    paths: ClassVar[list[str]] = []
+    broken_port = 0
+    root = "/v1"
     change: ClassVar[Change]
     seen: ClassVar[list[dict[str, Any]]] = []
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        here = self.server.server_address[1]
         Server.seen.append(body)
-        if Server.failures_left > 0:
+        Server.ports.append(int(here))
+        Server.paths.append(self.path)
+        if not self.path.startswith(Server.root):
+            self.send_error(404)
+            return
+        if Server.failures_left > 0 or here == Server.broken_port:
             Server.failures_left -= 1
             self.send_error(503)
+            return
+        if Server.take_over is not None:
+            Server.take_over(self)
             return
         changed = Server.change(body, usual_answer(body))
         status, content = changed if isinstance(changed, tuple) else (200, changed)
@@ -49,6 +70,8 @@ class Server(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "text/html" if isinstance(content, bytes) else "application/json")
         self.send_header("Content-Length", str(len(data)))
+        for name, value in Server.headers_too.items():
+            self.send_header(name, value)
         self.end_headers()
         if Server.cuts_left > 0:
             Server.cuts_left -= 1
@@ -80,10 +103,10 @@ def usual_answer(body: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr("pipeline.engines.chat_server.FIRST_WAIT_SECONDS", 0.001)
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+    monkeypatch.setattr("pipeline.engines.sender.FIRST_WAIT_SECONDS", 0.001)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    Server.failures_left, Server.cuts_left, Server.seen = 0, 0, []
+    Server.failures_left, Server.cuts_left, Server.seen, Server.headers_too = 0, 0, [], {}
+    Server.take_over, Server.ports, Server.paths, Server.broken_port, Server.root = None, [], [], 0, "/v1"
     Server.change = lambda body, answer: answer
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/v1"
@@ -92,12 +115,21 @@ def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def config(url: str, *overrides: str) -> Any:
-    options = ["engine=openai", "preferences=ab", "engine.model=m", f"engine.base_url={url}", *overrides]
+    options = ["engine=server", "preferences=ab", "engine.model=m", f"engine.base_url={url}", *overrides]
     return compose_config(options).engine
 
 
-def engine(url: str, *overrides: str) -> OpenAIEngine:
-    return OpenAIEngine(config(url, *overrides))
+def engine(url: str, *overrides: str) -> ServerEngine:
+    opened = open_engine(config(url, *overrides), Weights(path="", name=""), LaunchConfig())
+    assert isinstance(opened, ServerEngine)
+    return opened
+
+
+def answers(tested: ServerEngine, *asks: Any) -> list[Any]:
+    """The results in the order of the asks."""
+    found = {result.id: result for result in tested.answers(asks)}
+    assert len(found) == len(asks)
+    return [found[ask.id] for ask in asks]
 
 
 def ask(number: int, *before: Message) -> Request:
@@ -148,9 +180,7 @@ def refused(sentence: str, when: Callable[[dict[str, Any]], bool] = lambda body:
 
 def test_replies_come_back_by_id_and_survive_a_few_failures(url: str):
     Server.failures_left, Server.cuts_left = 1, 1
-    tested = engine(url)
-    [batch] = tested.batches([ask(i) for i in range(3)])
-    done = tested.generate(batch)
+    done = answers(engine(url), *(ask(i) for i in range(3)))
     assert [(c.id, c.text, c.finish, c.num_tokens) for c in done] == [
         (str(i), f"echo q{i}", "stop", 2) for i in range(3)
     ]
@@ -161,7 +191,8 @@ REPLIES: dict[str, tuple[Change, str, str, int]] = {
     "parts": (said([{"type": "thinking", "thinking": []}, {"type": "text", "text": "A "}, {"text": "b"}]),
               "A b", "stop", 2),
     "null content": (said(None), "", "stop", 2),
-    "only thoughts of a parser": (said(None, "length", reasoning_content="Hmm."), "", "length", 2),
+    "only thoughts of a parser": (said(None, "stop", reasoning_content="Hmm."), "", "length", 2),
+    "thoughts of a parser": (said("Yes.", "stop", reasoning="Hmm."), "Yes.", "stop", 2),
     "thoughts": (said("<think>no</think>\nYes."), "Yes.", "stop", 2),
     "half a thought": (said("<think>no"), "", "length", 2),
     "cut off": (said("Yes. And", "length"), "Yes. And", "length", 2),
@@ -180,7 +211,7 @@ REPLIES: dict[str, tuple[Change, str, str, int]] = {
 def test_every_reply_is_read(url: str, kind: str):
     Server.change, text, finish, num_tokens = REPLIES[kind]
     question = ask(1, Message(role="user", content="half \ud83d"))  # it is sent, too
-    assert engine(url).generate([question]) == [Completion(id="1", text=text, num_tokens=num_tokens, finish=finish)]  # type: ignore[arg-type]
+    assert answers(engine(url), question) == [Completion(id="1", text=text, num_tokens=num_tokens, finish=finish)]  # type: ignore[arg-type]
     assert len(Server.seen) == 1
 
 
@@ -196,6 +227,7 @@ PASSING: dict[str, tuple[Change, str]] = {
     "an error with status 200": (sent({"error": {"message": "overloaded", "code": 503}}), "overloaded"),
     "an error beside no choices": (sent({"choices": None, "error": {"message": "slow", "code": 429}}), "slow"),
     "an error in words": (sent({"error": "model is loading"}), "model is loading"),
+    "a reply that is broken off": (said("Yes", "abort"), "broke the reply off \\(abort\\)"),
     "an error in a choice": (without("choices", 0, "error", value={"message": "upstream", "code": 502}), "upstream"),
 }
 
@@ -204,11 +236,11 @@ PASSING: dict[str, tuple[Change, str]] = {
 def test_what_is_no_reply_is_asked_again_and_then_one_sentence(url: str, kind: str):
     broken, sentence = PASSING[kind]
     Server.change = lambda body, answer: answer if len(Server.seen) > 2 else broken(body, answer)
-    assert engine(url).generate([ask(1)])[0].text == "echo q1"
-    Server.change = broken
-    with pytest.raises(StageError, match=f"{sentence}.*base_url.*run the same command again") as raised:
-        engine(url, "engine.max_retries=1").generate([ask(1)])
-    assert len(str(raised.value)) < 500
+    assert answers(engine(url), ask(1))[0].text == "echo q1"
+    Server.change, Server.seen = broken, []
+    [failure] = answers(engine(url, "engine.max_retries=1"), ask(1))
+    assert isinstance(failure, Failure) and re.search(sentence, failure.reason) and len(failure.reason) < 450
+    assert len(Server.seen) == 2
 
 
 ODD: list[Any] = [
@@ -237,34 +269,102 @@ def test_no_odd_value_at_any_place_is_a_traceback():
             assert str(error_of(400, json.dumps(changed))).encode() is not None
 
 
-def test_a_dead_server_is_one_sentence(url: str):
-    Server.failures_left = 10**6
-    with pytest.raises(StageError, match="run the same command again"):
-        engine(url, "engine.max_retries=0").generate([ask(1)])
-
-
-def test_a_server_that_is_too_slow_is_one_sentence(url: str):
+def test_a_server_that_is_too_slow_is_a_failure(url: str):
     Server.change = lambda body, answer: time.sleep(0.3) or answer
-    with pytest.raises(StageError, match=r"no answer within 0\.1 s"):
-        engine(url, "engine.max_retries=0", "engine.timeout_seconds=0.1").generate([ask(1)])
+    [failure] = answers(engine(url, "engine.max_retries=0", "engine.timeout_seconds=0.1"), ask(1))
+    assert failure.reason == "no answer within 0.1 s"
 
 
-def test_a_failed_request_loses_only_itself(url: str, tmp_path: Path):
-    requests, broken = [ask(i) for i in range(4)], sent(b"broken")
+def drips(handler: Server) -> None:
+    """Sends one byte of an answer every 50 ms."""
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(40):
+        handler.wfile.write(b" ")
+        time.sleep(0.05)
+
+
+def test_a_server_that_never_ends_its_answer_is_too_slow(url: str):
+    Server.take_over = staticmethod(drips)  # type: ignore[assignment]
+    [failure] = answers(engine(url, "engine.max_retries=0", "engine.timeout_seconds=0.3"), ask(1))
+    assert failure.reason == "no answer within 0.3 s"
+
+
+def test_a_failed_request_loses_only_itself_and_the_next_run_asks_only_for_it(url: str, tmp_path: Path):
+    requests, broken = [ask(i) for i in range(4)], sent((500, {"error": {"message": "out of memory"}}))
     Server.change = lambda body, answer: broken(body, answer) if body["seed"] == 2 else answer
-    with pytest.raises(StageError):
+    sentence = r"^1 of 4 requests to m failed \(1 × HTTP 500: out of memory\); the others are kept: run the same"
+    with pytest.raises(StageError, match=sentence):
         generate_all(engine(url, "engine.max_retries=0"), "", requests, FakeLogbook(tmp_path), "log")
-    assert set(RecordLog(tmp_path, "log").rows) == {"0", "1", "3"}
+    log = RecordLog(tmp_path, "log")
+    assert set(log.rows) == {"0", "1", "3"} and set(log.failures) == {"2"}
     Server.change, Server.seen = (lambda body, answer: answer), []
     done = generate_all(engine(url), "", requests, FakeLogbook(tmp_path), "log")
     assert [body["seed"] for body in Server.seen] == [2] and done["2"].text == "echo q2"
+    assert not RecordLog(tmp_path, "log").failures
+
+
+def test_a_run_may_go_on_with_a_share_of_failures(url: str, tmp_path: Path):
+    requests, broken = [ask(i) for i in range(4)], sent((500, b"broken"))
+    Server.change = lambda body, answer: broken(body, answer) if body["seed"] == 2 else answer
+    tested = engine(url, "engine.max_retries=0", "engine.max_failed_share=0.25")
+    done = generate_all(tested, "", requests, FakeLogbook(tmp_path), "log")
+    assert done["2"].finish == "failed" and done["2"].why_unanswered and done["1"].text == "echo q1"
+    Server.change = broken
+    tested = engine(url, "engine.max_retries=0", "engine.max_failed_share=1")
+    unasked = score_all(tested, "", [which(i) for i in range(4)], FakeLogbook(tmp_path / "x"), "log")
+    assert all(answer.failed and not answer.is_readable for answer in unasked.values())
+
+
+def test_a_slow_request_delays_no_other(url: str):
+    """With batches, the second and third of four would wait for the first."""
+    Server.change = lambda body, answer: time.sleep(0.5 if body["seed"] == 0 else 0.05) or answer
+    order = [result.id for result in engine(url, "engine.max_parallel=2").answers([ask(i) for i in range(6)])]
+    assert order == ["1", "2", "3", "4", "5", "0"]
+
+
+def test_no_more_requests_are_under_way_than_allowed(url: str):
+    under_way, most = [0], [0]
+
+    def change(_: dict[str, Any], answer: dict[str, Any]) -> Any:
+        with lock:
+            under_way[0] += 1
+            most[0] = max(*most, *under_way)
+        time.sleep(0.02)
+        with lock:
+            under_way[0] -= 1
+        return answer
+
+    lock, Server.change = threading.Lock(), change
+    answers(engine(url, "engine.max_parallel=3"), *(ask(i) for i in range(20)))
+    assert most == [3]
+
+
+def test_a_request_that_waits_for_its_next_try_delays_no_other(url: str):
+    waiting = (429, {"error": {"message": "slow down"}})
+    Server.headers_too = {"Retry-After": "0.4"}
+    Server.change = lambda body, answer: waiting if body["seed"] == 0 and len(Server.seen) == 1 else answer
+    started, order = time.monotonic(), []
+    for result in engine(url, "engine.max_parallel=1").answers([ask(i) for i in range(4)]):
+        order.append(result.id)
+    assert order == ["1", "2", "3", "0"] and time.monotonic() - started >= 0.4
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("7", 7.0), ("0.5", 0.5), ("-3", 0.0), ("Sat, 28 Nov 2026 10:00:30 GMT", 30.0), ("soon", None), ("", None)],
+)
+def test_retry_after_is_read_as_seconds_or_as_a_date(value: str, seconds: float | None):
+    now = datetime(2026, 11, 28, 10, tzinfo=UTC)
+    assert seconds_to_wait({"retry-after": value}, now) == seconds
+    assert seconds_to_wait({}, now) is None
 
 
 # --- Choices -------------------------------------------------------------------------------------------------------
 
 
 def test_choices_are_read_from_the_likeliest_tokens(url: str):
-    [answer] = engine(url).score([which(1)])
+    [answer] = answers(engine(url), which(1))
     assert answer.logprobs == [-0.2, -3.0], "an unlisted choice is bounded by the least likely listed token"
 
 
@@ -284,22 +384,29 @@ UNLISTED: dict[str, Change] = {
 @pytest.mark.parametrize("kind", UNLISTED)
 def test_a_server_without_logprobs_is_named_after_a_few_queries(url: str, kind: str):
     Server.change = UNLISTED[kind]
-    tested = engine(url)
-    assert tested.score([which(0)])[0].logprobs == [NEVER, NEVER]
-    with pytest.raises(StageError, match=r"m@http.* returns no log-probabilities.*vLLM"):
-        tested.score([which(i) for i in range(1, 8)])
+    assert answers(engine(url), which(0))[0].logprobs == [NEVER, NEVER]
+    with pytest.raises(StageError, match=r"of m returns no log-probabilities.*vLLM"):
+        answers(engine(url), *(which(i) for i in range(8)))
+
+
+def test_queries_without_logprobs_are_not_logged_before_the_run_stops(url: str, tmp_path: Path):
+    """Otherwise the next run, with a better server, would not ask them again."""
+    Server.change = UNLISTED["null"]
+    with pytest.raises(StageError):
+        score_all(engine(url), "", [which(i) for i in range(8)], FakeLogbook(tmp_path), "log")
+    assert not RecordLog(tmp_path, "log").rows
 
 
 def test_a_logprob_above_zero_is_zero(url: str):
     top = [{"token": "A", "logprob": 1000}, {"token": "B", "logprob": float("nan")}]
     Server.change = without("choices", 0, "logprobs", "content", 0, "top_logprobs", value=top)
-    assert engine(url).score([which(1)])[0].logprobs == pytest.approx([0.0, -13.8155], abs=1e-4)  # log(1e-6)
+    assert answers(engine(url), which(1))[0].logprobs == pytest.approx([0.0, -13.8155], abs=1e-4)  # log(1e-6)
 
 
 def test_logprobs_in_the_older_layout_are_read(url: str):
     older = {"tokens": ["A"], "token_logprobs": [-0.1], "top_logprobs": [{"A": -0.5, "B": -1.0}]}
     Server.change = without("choices", 0, "logprobs", value=older)
-    assert engine(url).score([which(1)])[0].logprobs == [-0.5, -1.0]
+    assert answers(engine(url), which(1))[0].logprobs == [-0.5, -1.0]
 
 
 # --- Refusals ------------------------------------------------------------------------------------------------------
@@ -307,12 +414,18 @@ def test_logprobs_in_the_older_layout_are_read(url: str):
 
 def test_a_refused_request_is_its_result_and_the_run_goes_on(url: str):
     Server.change = refused("It was filtered.", lambda body: body["messages"][-1]["content"] == "q1")
-    done = engine(url).generate([ask(i) for i in range(3)])
+    done = answers(engine(url), *(ask(i) for i in range(3)))
     assert [(c.finish, c.text) for c in done] == [("stop", "echo q0"), ("refused", ""), ("stop", "echo q2")]
     assert len(Server.seen) == 3, "a refusal is not asked again"
     Server.change = refused("It was filtered.", lambda body: True)
-    [answer] = engine(url).score([which(1)])
-    assert answer.refused and answer.logprobs == [NEVER, NEVER]
+    [answer] = answers(engine(url), which(1))
+    assert answer.refused and not answer.is_readable
+
+
+def test_a_request_beyond_the_context_is_not_counted_as_refused(url: str):
+    Server.change = refused("This model's maximum context length is 512 tokens. However, you requested 900 tokens.")
+    [completion, answer] = answers(engine(url), ask(1), which(2))
+    assert completion.finish == "too_long" and not answer.refused and not answer.is_readable
 
 
 @pytest.mark.parametrize(("status", "stops"), [(413, False), (422, False), (401, True), (403, True), (404, True)])
@@ -321,20 +434,23 @@ def test_only_a_refusal_of_the_content_lets_the_run_go_on(url: str, status: int,
     if stops:
         named = "base_url" if status == 404 else "OPENAI_API_KEY"
         with pytest.raises(StageError, match=rf"body\.messages: is too long.*{named}"):
-            engine(url).generate([ask(1)])
+            answers(engine(url), ask(1))
     else:
-        assert engine(url).generate([ask(1)])[0].finish == "refused"
+        assert answers(engine(url), ask(1))[0].finish == "refused"
     assert len(Server.seen) == 1
+
+
+def test_one_forbidden_request_among_others_does_not_stop_the_run(url: str):
+    """A firewall before a server may forbid a single text."""
+    Server.change = lambda body, answer: (403, b"<html>no") if body["seed"] == 5 else answer
+    done = answers(engine(url, "engine.max_parallel=1", "engine.max_retries=1"), *(ask(i) for i in range(8)))
+    assert [type(result) for result in done] == [Completion] * 5 + [Failure] + [Completion] * 2
 
 
 def test_a_server_that_refuses_everything_stops_the_run(url: str):
     Server.change = refused("The model is for embeddings.")
-    tested = engine(url)
-    batches = tested.batches([ask(i) for i in range(24)])
-    tested.generate(batches[0])
-    tested.generate(batches[1])
-    with pytest.raises(StageError, match=r"each of the first 24 requests \(The model is for embeddings"):
-        tested.generate(batches[2])
+    with pytest.raises(StageError, match=r"each of the first 20 requests \(The model is for embeddings"):
+        answers(engine(url), *(ask(i) for i in range(24)))
 
 
 def system_turn(body: dict[str, Any]) -> bool:
@@ -357,11 +473,11 @@ FALLBACKS: dict[str, tuple[Change, Callable[[dict[str, Any]], bool]]] = {
 @pytest.mark.parametrize("kind", FALLBACKS)
 def test_what_a_server_does_not_take_is_left_out_from_then_on(url: str, kind: str, monkeypatch: pytest.MonkeyPatch):
     warnings: list[str] = []
-    monkeypatch.setattr("pipeline.engines.chat_server.warn", warnings.append)
+    monkeypatch.setattr("pipeline.engines.sender.warn", warnings.append)
     Server.change, is_adapted = FALLBACKS[kind]
     tested = engine(url)
     for _ in range(2):
-        [done] = tested.generate([ask(1, Message(role="system", content="Be good."))])
+        [done] = answers(tested, ask(1, Message(role="system", content="Be good.")))
         assert done.finish == "stop"
     assert len(Server.seen) == 3 and is_adapted(Server.seen[1]) and is_adapted(Server.seen[2])
     assert len(warnings) == (kind in ("seed", "temperature"))
@@ -369,15 +485,15 @@ def test_what_a_server_does_not_take_is_left_out_from_then_on(url: str, kind: st
 
 def test_fewer_logprobs_are_asked_for_where_twenty_are_too_many(url: str):
     Server.change = refused("top_logprobs must be at most 5", lambda body: body.get("top_logprobs", 0) > 5)
-    assert engine(url).score([which(1)])[0].logprobs == [-0.2, -3.0]
+    assert answers(engine(url), which(1))[0].logprobs == [-0.2, -3.0]
 
 
 def test_nothing_is_learnt_from_a_refusal_that_stays(url: str):
     Server.change = refused("The system prompt was filtered.")
     tested = engine(url)
-    tested.generate([ask(1, Message(role="system", content="Be good."))])
+    answers(tested, ask(1, Message(role="system", content="Be good.")))
     Server.change = sent(usual_answer({"messages": [{"content": ""}]}))
-    tested.generate([ask(1, Message(role="system", content="Be good."))])
+    answers(tested, ask(1, Message(role="system", content="Be good.")))
     assert Server.seen[-1]["messages"][0]["role"] == "system"
 
 
@@ -435,4 +551,117 @@ def test_the_hosted_server_needs_a_key(url: str, monkeypatch: pytest.MonkeyPatch
 )
 def test_odd_addresses_are_one_sentence(address: str):
     with pytest.raises(ConfigError, match=r"^engine\.base_url is 'http:.*, which .*;? ?.*\.$"):
+        config(address)
+
+
+# --- Several servers -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other_url(url: str) -> Iterator[str]:
+    """A second address of the same server. ``Server.hosts`` says where requests went."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+def port(url: str) -> int:
+    found = urlsplit(url).port
+    assert found is not None
+    return found
+
+
+def several(*urls: str) -> str:
+    return f"[{','.join(urls)}]"
+
+
+def test_requests_go_to_the_server_with_the_fewest_under_way(url: str, other_url: str):
+    Server.change = lambda body, answer: time.sleep(0.02) or answer
+    done = answers(engine(several(url, other_url), "engine.max_parallel=2"), *(ask(i) for i in range(20)))
+    assert all(isinstance(result, Completion) for result in done)
+    shares = Counter(Server.ports)
+    assert min(shares[port(url)], shares[port(other_url)]) >= 6 and shares.total() == 20
+
+
+def test_the_others_do_the_work_of_a_server_that_fails(url: str, other_url: str):
+    """It is set aside after a few failures, and no request fails because of it."""
+    Server.broken_port = port(other_url)
+    done = answers(engine(several(other_url, url), "engine.max_parallel=2"), *(ask(i) for i in range(60)))
+    assert all(isinstance(result, Completion) for result in done)
+    assert 5 <= Counter(Server.ports)[port(other_url)] <= 8
+
+
+def test_a_server_that_was_set_aside_is_tried_again(url: str, other_url: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pipeline.engines.addresses.FIRST_PAUSE_SECONDS", 0.05)
+    Server.broken_port = port(other_url)
+
+    def change(_: dict[str, Any], answer: dict[str, Any]) -> Any:
+        time.sleep(0.01)
+        if len(Server.seen) == 60:
+            Server.broken_port = 0
+        return answer
+
+    Server.change = change
+    answers(engine(several(other_url, url), "engine.max_parallel=1"), *(ask(i) for i in range(120)))
+    assert Counter(Server.ports[-20:])[port(other_url)] >= 5
+
+
+def test_a_dead_server_stops_the_run_long_before_all_requests_have_failed(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pipeline.engines.addresses.FIRST_PAUSE_SECONDS", 0.05)
+    Server.failures_left = 10**6
+    tested = engine(url, "engine.patience_seconds=0.2")
+    with pytest.raises(StageError, match=r"^No server of m answers any more \(HTTP 503: .*run the same command again"):
+        generate_all(tested, "", [ask(i) for i in range(1000)], FakeLogbook(tmp_path), "log")
+    assert len(Server.seen) < 200
+
+
+def test_a_server_that_comes_back_is_waited_for(url: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pipeline.engines.addresses.FIRST_PAUSE_SECONDS", 0.01)
+    Server.failures_left = 12
+    done = answers(engine(url), *(ask(i) for i in range(20)))
+    assert all(isinstance(result, Completion) for result in done)
+
+
+def test_the_address_may_lack_v1_or_have_a_slash(url: str, monkeypatch: pytest.MonkeyPatch):
+    said_texts: list[str] = []
+    monkeypatch.setattr("pipeline.engines.sender.say", said_texts.append)
+    root = url.removesuffix("/v1")
+    for written in (url, f"{url}/", root, f"{root}/"):
+        assert answers(engine(written), ask(1))[0].text == "echo q1"
+    assert set(Server.paths) == {"/v1/chat/completions"}
+    Server.paths.clear()
+    Server.root = "/gateway/v1"
+    config(f"{root}/gateway").reach("engine")
+    assert Server.paths == ["/gateway/chat/completions", "/gateway/v1/chat/completions"]
+    assert said_texts[-1] == f"the API of {root}/gateway begins at {root}/gateway/v1."
+
+
+def test_before_a_run_one_of_several_servers_must_answer(url: str, monkeypatch: pytest.MonkeyPatch):
+    warnings: list[str] = []
+    monkeypatch.setattr("pipeline.engines.server.warn", warnings.append)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+        config(several(dead, url)).reach("engine")
+        assert [dead in text and "Connection refused" in text for text in warnings] == [True]
+        with pytest.raises(ConfigError, match="Connection refused"):
+            config(several(dead, f"{dead}/")).reach("engine")
+
+
+def test_the_address_is_in_no_record_and_no_cache_key(url: str):
+    assert engine(url).name == "m"
+    assert config(url).key() == config("http://elsewhere:1/v1").key() == config(several(url, f"{url}/x")).key()
+    assert config(url).key() != config(url, "engine.model_version=fp8").key()
+
+
+@pytest.mark.parametrize(
+    ("address", "trouble"),
+    [("[]", "empty list"), ("[http://a/v1,http://a/v1]", "twice"), ("http://me:secret@h/v1", "put a key into")],
+)
+def test_odd_lists_of_addresses_are_one_sentence(address: str, trouble: str):
+    with pytest.raises(ConfigError, match=rf"^engine\.base_url .*{trouble}"):
         config(address)

@@ -1,0 +1,240 @@
+"""``server``: servers with OpenAI's chat API, such as vLLM, SGLang, llama.cpp, Ollama or a hosted one."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, model_validator
+
+from pipeline.core.distributed import LaunchConfig
+from pipeline.core.errors import ConfigError
+from pipeline.core.log import warn
+from pipeline.core.settings import RUNTIME
+from pipeline.engines.addresses import Addresses
+from pipeline.engines.base import ENGINES, Engine, EngineConfig, EngineKind, Weights
+from pipeline.engines.chat_server import RefusedError, ServerError
+from pipeline.engines.models import model_identity, resolve_path, short_name
+from pipeline.engines.sender import Sender
+from pipeline.engines.server_engine import ServerEngine, chat_fields
+from pipeline.engines.serving import Serving, is_program, trouble_with
+from pipeline.records import Message
+
+OWN_URL = "https://api.openai.com/v1"  # OpenAI's own server
+SECONDS_BEFORE_A_RUN, CONNECT_SECONDS_BEFORE_A_RUN = 30.0, 5.0  # limits of the one request of ``reach``
+
+
+@ENGINES.add
+class Server(EngineKind):
+    """Servers with a chat API."""
+
+    name = "server"
+
+    class Config(EngineConfig):
+        """Servers with OpenAI's chat API."""
+
+        kind: Literal["server"] = "server"
+        """One or several servers with OpenAI's chat API."""
+        model: str | None = None
+        """The model's name on the server; with ``serve`` its folder or hub id; null: the model that is aligned."""
+        model_version: str = ""
+        """Its revision, number format or quantisation, in your own words; it counts in the cache key."""
+        base_url: Annotated[str | list[str] | None, RUNTIME] = None
+        """Address of the server, up to /v1, or a list of addresses with the same model; null: OpenAI's own."""
+        serve: str | None = None
+        """A command that starts a server for the run; {model} in it becomes the folder or hub id of the weights, {port}
+        a free port, and {name} the model's name."""
+        serve_seconds: Annotated[float, RUNTIME] = Field(default=600.0, ge=1)
+        """The longest time until the server of ``serve`` answers, in seconds."""
+        api_key_variable: Annotated[str, RUNTIME] = "OPENAI_API_KEY"
+        """The environment variable that holds the key."""
+        max_parallel: Annotated[int, RUNTIME] = Field(default=8, ge=1)
+        """The most requests under way at one address."""
+        max_retries: Annotated[int, RUNTIME] = Field(default=8, ge=0)
+        """How often a failed request is sent again."""
+        timeout_seconds: Annotated[float, RUNTIME] = Field(default=120.0, ge=0.1)
+        """The longest time that one request may take, in seconds."""
+        patience_seconds: Annotated[float, RUNTIME] = Field(default=180.0, ge=0)
+        """The run stops if no request succeeds for so long, in seconds."""
+        max_failed_share: float = Field(default=0.0, ge=0, le=1)
+        """The share of requests that may fail; they are counted, and left out. Above it, the stage stops."""
+
+        @property
+        def model_name(self) -> str | None:
+            return self.model and short_name(self.model)
+
+        @property
+        def runs_weights(self) -> bool:
+            return self.model is None
+
+        @property
+        def starts_a_server(self) -> bool:
+            return self.serve is not None
+
+        @property
+        def urls(self) -> list[str]:
+            """The addresses of running servers."""
+            if self.serve:
+                return []
+            return self.base_url if isinstance(self.base_url, list) else [self.base_url or OWN_URL]
+
+        def key_of(self, name: str) -> Any:
+            """Weights that the run itself serves count by content."""
+            if name == "model" and self.serve and self.model:
+                return model_identity(self.model, None)
+            return super().key_of(name)
+
+        @model_validator(mode="after")
+        def _check_serve(self) -> Self:
+            if self.serve is None:
+                if self.model is None:
+                    raise ValueError("{here}.model must be set; add {here}.model=NAME")
+                return self
+            if self.base_url is not None:
+                raise ValueError("{here}.serve and {here}.base_url are both set; leave one of them out")
+            if trouble := trouble_with(self.serve):
+                raise ValueError(f"{{here}}.serve is {self.serve!r}, which {trouble}")
+            if self.model is None and "{model}" not in self.serve:
+                raise ValueError(
+                    f"{{here}}.serve is {self.serve!r}, which has no {{model}} in it; write it where the command takes "
+                    "the weights, or set {here}.model"
+                )
+            return self
+
+        @model_validator(mode="after")
+        def _check_urls(self) -> Self:
+            if not self.urls and self.serve is None:
+                raise ValueError("{here}.base_url is an empty list; give at least one address")
+            for url in self.urls:
+                if trouble := _trouble_with(url):
+                    raise ValueError(f"{{here}}.base_url is {url!r}, which {trouble}")
+            if len(set(self.urls)) < len(self.urls):
+                raise ValueError("{here}.base_url names an address twice; name each once")
+            return self
+
+        def check(self, field: str) -> None:
+            if self.serve is not None and not is_program(self.serve):
+                raise ConfigError(
+                    f"{field}.serve is {self.serve!r}, but its first word is no program here; install it, or give its "
+                    "whole path."
+                )
+
+        def reach(self, field: str) -> None:
+            """Ask each server for one token. Each kind of failure is a sentence of its own."""
+            refuse_odd_key(self, field)
+            if self.serve is not None:
+                return  # it starts when it is needed
+            troubles = [error for url in self.urls if (error := self._trouble_at(url, field)) is not None]
+            if len(troubles) == len(self.urls):
+                raise troubles[0]
+            for error in troubles:
+                warn(f"{error} The others are used.")
+
+        def _trouble_at(self, url: str, field: str) -> ConfigError | None:
+            """Why this server can't be used."""
+            name = str(self.model)
+            sender = make_sender(self, name, [url], SECONDS_BEFORE_A_RUN, CONNECT_SECONDS_BEFORE_A_RUN)
+            asked = [Message(role="user", content="Say yes.")]
+            outcome = sender.send_one(chat_fields(name, asked, max_tokens=1))
+            if isinstance(outcome, ServerError):
+                return ConfigError(_explained(self, url, field, outcome))
+            # Models that think refuse so small a limit, but they have answered.
+            if isinstance(outcome, RefusedError) and "max_tokens" not in str(outcome):
+                return ConfigError(f"{field}.model is {self.model!r}, and the server refuses it: {outcome}.")
+            return None
+
+    @staticmethod
+    def open(config: EngineConfig, weights: Weights, launch: LaunchConfig) -> Engine:
+        assert isinstance(config, Server.Config)
+        serving = serve(config, weights) if config.serve else None
+        name = config.model_name or weights.name
+        return ServerEngine(
+            make_sender(config, name, config.urls),
+            name=name,
+            model=serving.model_name if serving else str(config.model),
+            serving=serving,
+            max_failed_share=config.max_failed_share,
+            key_variable=config.api_key_variable,
+        )
+
+
+def _trouble_with(url: str) -> str:
+    """What is wrong with an address; empty if nothing is."""
+    try:
+        parts = urlsplit(url)
+        named = bool(parts.hostname) and parts.port != 0
+    except ValueError as error:  # a port that is no number or out of range, half of an IPv6 address
+        return f"is no address ({error}); write it like http://localhost:8000/v1"
+    if not url.startswith(("http://", "https://")):
+        return "must begin with http:// or https://"
+    if any(character.isspace() or not character.isprintable() for character in url):
+        return "has a space or a control character in it; remove it"
+    if not named:
+        return "names no host; write it like http://localhost:8000/v1"
+    if parts.username or parts.password or parts.query:
+        return "has more than an address in it; put a key into the variable of api_key_variable"
+    if url.rstrip("/").endswith("/completions"):
+        return "is too long; end it with /v1"
+    return ""
+
+
+def refuse_odd_key(config: Server.Config, field: str) -> None:
+    """Check the key without showing it. A server of one's own mostly needs none."""
+    name = config.api_key_variable
+    key = os.environ.get(name, "")
+    if not key and config.base_url is None and config.serve is None:
+        raise ConfigError(
+            f"{field}.api_key_variable is {name!r}, which is not set in the environment; put your key there, or give "
+            f"the address of another server as {field}.base_url."
+        )
+    if not all("!" <= character <= "~" for character in key):
+        raise ConfigError(
+            f"{field}.api_key_variable is {name!r}, whose value has spaces or characters that no key has; set it again."
+        )
+
+
+def serve(config: Server.Config, weights: Weights) -> Serving:
+    """The server that runs the model of the settings or else ``weights``. It is not started yet."""
+    assert config.serve is not None
+    return Serving(
+        config.serve,
+        model=resolve_path(config.model or weights.path),
+        revision=None if config.model else weights.revision,
+        name=config.model_name or weights.name,
+        seconds=config.serve_seconds,
+        secret=os.environ.get(config.api_key_variable, ""),
+    )
+
+
+def make_sender(
+    config: Server.Config, name: str, urls: list[str], seconds: float = math.inf, connect_seconds: float = math.inf
+) -> Sender:
+    """What sends requests to these addresses. The limits in seconds hold where they are below ``timeout_seconds``."""
+    return Sender(
+        Addresses(urls, config.max_parallel, config.patience_seconds),
+        name=name,
+        key=os.environ.get(config.api_key_variable) or "none",
+        max_retries=config.max_retries,
+        timeout_seconds=min(config.timeout_seconds, seconds),
+        connect_seconds=min(config.timeout_seconds, connect_seconds),
+    )
+
+
+def _explained(config: Server.Config, url: str, field: str, error: ServerError) -> str:
+    """Why the server can't be used, as one sentence with the setting to change."""
+    if error.status in (401, 403):
+        variable = config.api_key_variable
+        return f"{field}.api_key_variable is {variable!r}, but {url} refuses the key in it ({error}); set another key."
+    if error.status in (404, 405):
+        return (
+            f"{field}.base_url is {url!r} and {field}.model is {config.model!r}, but there is no such address or model "
+            f"({error}); the address mostly ends in /v1, and {url.rstrip('/')}/models lists the models."
+        )
+    if error.status is not None:
+        return f"{field}.base_url is {url!r}, but the server can't answer now ({error}); try again later."
+    return (
+        f"{field}.base_url is {url!r}, but there is no usable answer ({error}); start the server, or correct the "
+        "address, which mostly ends in /v1."
+    )

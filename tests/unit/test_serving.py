@@ -1,0 +1,170 @@
+"""Servers that a run starts: they are waited for, and none is left however the run ends."""
+
+from __future__ import annotations
+
+import gc
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import pipeline
+from pipeline.chain.compose import compose_config
+from pipeline.chain.config import Config
+from pipeline.chain.runner import run
+from pipeline.core.distributed import LaunchConfig
+from pipeline.core.errors import ConfigError, StageError
+from pipeline.engines.base import Engine, Request, StreamingEngine, Weights, open_engine
+from pipeline.records import Exchange, Message, read_records
+
+SERVER = Path(__file__).parents[1] / "tiny_server.py"
+COMMAND = f"{sys.executable} {SERVER} --port {{port}} --model {{model}} --name {{name}}"
+
+
+def config(command: str = COMMAND, *overrides: str) -> Any:
+    serve = f"policy_engine.serve={command}"
+    return compose_config(["policy_engine=serve", serve, "policy_engine.max_retries=0", *overrides]).policy_engine
+
+
+def engine(command: str = COMMAND, *overrides: str) -> StreamingEngine:
+    weights = Weights(path="/models/sft-folder", name="sft")
+    opened: Engine = open_engine(config(command, *overrides), weights, LaunchConfig())
+    assert isinstance(opened, StreamingEngine)
+    return opened
+
+
+def ask(number: int) -> Request:
+    messages = [Message(role="user", content=f"q{number}")]
+    return Request(id=str(number), messages=messages, seed=0, max_new_tokens=5, temperature=0.0)
+
+
+def texts(tested: StreamingEngine, number: int) -> list[str]:
+    return sorted(result.text for result in tested.answers([ask(i) for i in range(number)]))  # type: ignore[union-attr]
+
+
+def all_ended(pids: Path, seconds: float = 15.0) -> bool:
+    """Whether the server and its child end in time."""
+    numbers = [int(word) for word in pids.read_text().split()]
+    assert len(numbers) == 2
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if not any(psutil.pid_exists(n) and psutil.Process(n).status() != "zombie" for n in numbers):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_server_is_started_with_the_weights_asked_and_stopped_with_its_child(tmp_path: Path):
+    pids = tmp_path / "pids"
+    tested = engine(f"{COMMAND} --pids {pids} --loads 0.5")
+    assert not pids.exists(), "it starts when it is first asked"
+    assert texts(tested, 2) == ["sft of sft-folder heard: q0.", "sft of sft-folder heard: q1."]
+    assert tested.name == "sft" and tested.asks_from_one_rank
+    started = pids.read_text()
+    texts(tested, 1)
+    assert pids.read_text() == started, "it starts once"
+    del tested
+    gc.collect()
+    assert all_ended(pids)
+
+
+def test_a_server_that_ends_at_once_is_one_sentence_without_the_key(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    sentence = r"^The server for sft ended before it answered; .*: loading / no CUDA for \*\*\* \(.*sft.log\)"
+    with pytest.raises(StageError, match=sentence):
+        texts(engine(f"{COMMAND} --fails 'no CUDA for sk-secret'"), 1)
+
+
+def test_a_server_that_is_never_ready_is_given_up_and_stopped(tmp_path: Path):
+    pids = tmp_path / "pids"
+    tested = engine(f"{COMMAND} --loads 600 --pids {pids}", "policy_engine.serve_seconds=1")
+    with pytest.raises(StageError, match=r"did not answer within 1 s; raise serve_seconds"):
+        texts(tested, 1)
+    del tested
+    gc.collect()
+    assert all_ended(pids)
+
+
+def test_a_server_that_dies_stops_the_run_at_once_with_its_last_words(tmp_path: Path):
+    started, pids = time.monotonic(), tmp_path / "pids"
+    tested = engine(f"{COMMAND} --dies-after 3 --pids {pids}", "policy_engine.max_retries=8")
+    with pytest.raises(StageError, match=r"The server of sft has ended; .*CUDA error: an illegal memory access"):
+        texts(tested, 100)
+    assert time.monotonic() - started < 20
+    assert all_ended(pids), "its child in another session, too"
+
+
+RUN = """
+import sys, time
+from tests.unit.test_serving import engine, texts, COMMAND
+tested = engine(COMMAND + " --pids " + sys.argv[1])
+texts(tested, 1)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_no_server_is_left_after_a_signal(tmp_path: Path, number: int):
+    pids = tmp_path / "pids"
+    root = Path(pipeline.__file__).parents[1]
+    process = subprocess.Popen([sys.executable, "-c", RUN, str(pids)], cwd=root, stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    process.send_signal(number)
+    process.wait(20)
+    assert all_ended(pids)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ("policy_engine=serve policy_engine.serve='x {model}'", "serve is 'x {model}', which has no {port}"),
+        ("policy_engine=serve policy_engine.serve='vllm --port {port}'", "which has no {model} in it"),
+        ("policy_engine=serve policy_engine.serve='x {model} {port} --api-key sk'", "has a key in it"),
+        ("policy_engine=serve policy_engine.model=x", "policy_engine.kind is 'server' with the model 'x'"),
+        ("policy_engine=serve policy_engine.base_url=http://a", "are both set"),
+        ("policy_engine.kind=server", "policy_engine.model must be set"),
+        ("engine=serve preferences=pointwise align=ppo align.rewards.constitution=1 align.judge.kind=pointwise "
+         "launch.num_processes=2", "each process would start the server"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_sentence(overrides: str, sentence: str):
+    with pytest.raises(ConfigError) as caught:
+        compose_config(shlex.split(overrides))
+    assert sentence in str(caught.value)
+
+
+def test_a_program_that_is_not_there_is_named_before_the_run():
+    with pytest.raises(ConfigError, match=r"^policy_engine\.serve is 'nowhere .* no program here"):
+        config("nowhere {model} {port}").check("policy_engine")
+
+
+def test_the_command_decides_the_result_and_the_time_to_wait_does_not():
+    assert config().key() == config(COMMAND, "policy_engine.serve_seconds=5").key()
+    assert config().key() != config(f"{COMMAND} --dtype float16").key()
+
+
+def test_weights_served_for_another_role_count_by_content(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    served = compose_config(["preferences=ab", "engine=serve", f"engine.model={tmp_path}"]).engine
+    before = served.key()
+    assert str(tmp_path) not in str(before)
+    (tmp_path / "config.json").write_text("{ }")
+    assert served.key() != before
+    assert served.model_name == tmp_path.name and not served.runs_weights
+
+
+def test_first_replies_of_a_run_come_from_a_server_that_it_starts(tiny: Callable[..., Config], tmp_path: Path):
+    pids = tmp_path / "pids"
+    serve = f"policy_engine.serve={COMMAND} --pids {pids}"
+    done = run(tiny("policy_engine=serve", serve, "until=critique"))
+    exchanges = read_records(done.stages["critique"].folder / "exchanges.jsonl", Exchange)
+    assert exchanges and all(e.policy == "base" and e.reply.startswith("base of tiny-model") for e in exchanges)
+    assert (done.folder / "server-base.log").exists() and all_ended(pids)

@@ -23,8 +23,6 @@ class VLLM(EngineKind):
     """Generates and scores with vLLM."""
 
     name = "vllm"
-    runs_weights = True
-    scores_replies = True
 
     class Config(EngineConfig):
         """A local model through vLLM."""
@@ -51,6 +49,14 @@ class VLLM(EngineKind):
         @property
         def model_name(self) -> str | None:
             return None if self.path is None else short_name(self.path)
+
+        @property
+        def runs_weights(self) -> bool:
+            return self.path is None
+
+        @property
+        def scores_replies(self) -> bool:
+            return True
 
         def key(self) -> dict[str, Any]:
             """Its results differ between versions of vLLM."""

@@ -121,6 +121,12 @@ class Renderer:
         """Token ids of a reply, followed by ``end_ids``."""
         return self.text_ids(reply) + self.end_ids
 
+    def next_id(self, begun: str, text: str) -> int:
+        """The first token of ``text`` after ``begun``, the start of a reply, in the encoding of both together."""
+        begun = begun[-8:]
+        before, after = self.text_ids(begun), self.text_ids(begun + text)
+        return after[len(before)] if after[: len(before)] == before else self.text_ids(text)[0]
+
     def example(self, messages: Sequence[Message], reply: str) -> Example:
         """``prompt_ids`` followed by ``reply_ids``. Raises what ``prompt_ids`` raises."""
         prompt, answer = self.prompt_ids(messages), self.reply_ids(reply)

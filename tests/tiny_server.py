@@ -42,10 +42,11 @@ class Handler(BaseHTTPRequestHandler):
         if body["model"] != args.name:
             self._send(404, {"error": {"message": f"the model {body['model']} does not exist"}})
             return
-        text = f"{args.name} of {Path(args.model).name} heard: {body['messages'][-1]['content'][:40]}."
-        message = {"role": "assistant", "content": text}
+        prompt = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
+        text = f"{args.name} of {Path(args.model).name} heard: {str(prompt)[:40]}."
+        message = {"text": text} if "prompt" in body else {"message": {"role": "assistant", "content": text}}
         usage = {"prompt_tokens": 10, "completion_tokens": 5}
-        self._send(200, {"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage})
+        self._send(200, {"choices": [{**message, "finish_reason": "stop"}], "usage": usage})
 
     def _send(self, status: int, content: object) -> None:
         data = json.dumps(content).encode()

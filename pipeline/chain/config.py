@@ -107,7 +107,8 @@ class Config(Settings):
                 others = [name for name in known if not LABELLERS[name].needs_reply_scores]
                 raise ValueError(
                     f"{section}.kind is {labeller.kind!r} but engine.kind is {self.engine.kind!r}, which returns no "
-                    f"log-probabilities for a given reply; use {section}.kind={' or '.join(others)}"
+                    f"log-probabilities for a given reply; use {section}.kind={' or '.join(others)}, or, with "
+                    "a server that can, engine.prompts=tokens and engine.scores=vllm or sglang"
                 )
         return self
 

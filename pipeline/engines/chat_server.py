@@ -47,9 +47,10 @@ class ServerError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What a server answered. ``listed``: (token, log-probability) of the likeliest first tokens; None: not given.
+    """What a server answered.
 
-    The numbers of tokens are 0 where the server does not count them.
+    ``listed``: (token, log-probability) of the likeliest first tokens. ``prompt``: what the server says about the
+    tokens of the prompt; ``prompts.py`` reads it. None: not given. A number of tokens that is not given is 0.
     """
 
     text: str
@@ -57,6 +58,7 @@ class Reply:
     num_prompt_tokens: int
     finish: Finish
     listed: list[tuple[str, float]] | None
+    prompt: list[Any] | None = None
 
 
 # --- Reading an answer ---------------------------------------------------------------------------------------------
@@ -78,6 +80,8 @@ def read_reply(body: str) -> Reply:
     if error := _get(answer, "error") or _get(choice, "error"):
         raise failure(_status_in(error), sentence_of(error))
     message = _get(choice, "message")
+    if message is None and isinstance(written := _get(choice, "text"), str):  # of /completions
+        message = {"content": written}
     if not isinstance(message, dict):
         raise ServerError(f"the answer has no reply: {shown(body)}")
     if message.get("refusal") and not message.get("content"):  # OpenAI's own layout of a refusal
@@ -96,6 +100,7 @@ def read_reply(body: str) -> Reply:
         num_prompt_tokens=_number(_get(usage, "prompt_tokens")),
         finish=_finish(reason, text, only_thoughts),
         listed=_listed(_get(choice, "logprobs")),
+        prompt=scored if isinstance(scored := _get(choice, "prompt_logprobs"), list) else None,
     )
 
 
@@ -226,7 +231,7 @@ def lesson_of(sentence: str, body: Mapping[str, Any]) -> str | None:
         for name in ("seed", "temperature", "top_p"):
             if name in body and re.search(rf"\b{name}\b", sentence):
                 return name
-    if body["messages"][0]["role"] == "system" and _SYSTEM_TURN.search(sentence):
+    if "messages" in body and body["messages"][0]["role"] == "system" and _SYSTEM_TURN.search(sentence):
         return "system"
     return None
 

@@ -32,14 +32,7 @@ class Encoding:
 
     def choice_ids(self, query: ChoiceQuery) -> list[int]:
         """The first token of each choice after the opening, in the tokenizer's encoding of both together."""
-        opening = query.opening[-8:]
-        before = self.chat.text_ids(opening)
-
-        def first_token(choice: str) -> int:
-            after = self.chat.text_ids(opening + choice)
-            return after[len(before)] if after[: len(before)] == before else self.chat.text_ids(choice)[0]
-
-        return [first_token(choice) for choice in query.choices]
+        return [self.chat.next_id(query.opening, choice) for choice in query.choices]
 
     def text_of(self, tokens: Sequence[int]) -> str:
         """The text of a reply, without special tokens and without thoughts."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,9 +23,9 @@ from pipeline.engines.chat_server import (
     adapted,
     error_of,
     lesson_of,
-    read_reply,
     seconds_to_wait,
 )
+from pipeline.engines.prompts import Post
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0  # before a request is sent again
 LONGEST_RETRY_AFTER_SECONDS = 600.0  # a server that asks to wait longer does not answer in this run
@@ -65,11 +66,11 @@ class Sender:
         self._max_retries, self._timeout_seconds, self._connect_seconds = max_retries, timeout_seconds, connect_seconds
         self._lessons: frozenset[str] = frozenset()
 
-    def send_all(self, items: Sequence[ItemT], fields: Callable[[ItemT], dict[str, Any]]) -> Iterator[Sent[ItemT]]:
+    def send_all(self, items: Sequence[ItemT], post: Callable[[ItemT], Post]) -> Iterator[Sent[ItemT]]:
         """Send a request for each item, and yield each outcome as it comes.
 
         Args:
-            fields: what to send for an item.
+            post: the request for an item.
 
         Raises:
             NoServerError: no server answers any more.
@@ -79,26 +80,24 @@ class Sender:
             return await anext(outcomes, None)
 
         with asyncio.Runner() as runner:
-            outcomes = self._outcomes(items, fields)
+            outcomes = self._outcomes(items, post)
             while (sent := runner.run(following(outcomes))) is not None:
                 yield sent
 
-    def send_one(self, fields: Mapping[str, Any]) -> Outcome:
+    def send_one(self, post: Post) -> Outcome:
         """Send one request, once, to the first address."""
 
         async def once() -> Outcome:
             async with self._client() as client:
                 try:
-                    return await self._ask(client, self.addresses.all[0], fields)
+                    return await self._ask(client, self.addresses.all[0], post)
                 except (RefusedError, ServerError) as error:
                     return error
 
         with asyncio.Runner() as runner:
             return runner.run(once())
 
-    async def _outcomes(
-        self, items: Sequence[ItemT], fields: Callable[[ItemT], dict[str, Any]]
-    ) -> AsyncIterator[Sent[ItemT]]:
+    async def _outcomes(self, items: Sequence[ItemT], post: Callable[[ItemT], Post]) -> AsyncIterator[Sent[ItemT]]:
         """Yield outcomes while tasks send the requests."""
         found: asyncio.Queue[Sent[ItemT] | None] = asyncio.Queue()
         places = asyncio.Semaphore(self.addresses.num_slots)
@@ -106,7 +105,7 @@ class Sender:
 
         async def answer(client: httpx.AsyncClient, item: ItemT) -> None:
             try:
-                found.put_nowait(Sent(item, await self._insist(client, fields(item), places)))
+                found.put_nowait(Sent(item, await self._insist(client, post(item), places)))
             finally:
                 places.release()
 
@@ -136,13 +135,13 @@ class Sender:
             trust_env=not hosts <= {"localhost", "127.0.0.1", "::1"},  # a proxy does not know this machine's servers
         )
 
-    async def _insist(self, client: httpx.AsyncClient, fields: Mapping[str, Any], places: asyncio.Semaphore) -> Outcome:
+    async def _insist(self, client: httpx.AsyncClient, post: Post, places: asyncio.Semaphore) -> Outcome:
         """The outcome of the last try. It holds one of the places, except while it waits."""
         num_failures, address = 0, None
         while True:
             address = await self.addresses.take(address)
             try:
-                reply = await self._ask(client, address, fields)
+                reply = await self._ask(client, address, post)
             except RefusedError as refusal:
                 self.addresses.succeeded(address)
                 return refusal
@@ -163,7 +162,7 @@ class Sender:
                 await places.acquire()
             num_failures += 1
 
-    async def _ask(self, client: httpx.AsyncClient, address: Address, fields: Mapping[str, Any]) -> Reply:
+    async def _ask(self, client: httpx.AsyncClient, address: Address, post: Post) -> Reply:
         """Send a request, in another form if the server does not take this one.
 
         Raises:
@@ -172,9 +171,9 @@ class Sender:
         """
         lessons = self._lessons
         while True:
-            body = adapted(fields, lessons)
+            body = adapted(post.body, lessons)
             try:
-                reply = read_reply(await self._post(client, address, "/chat/completions", body))
+                reply = post.read(await self._post(client, address, post, body))
             except RefusedError as refusal:
                 lesson = lesson_of(str(refusal), body)
                 if lesson is None or lesson in lessons:
@@ -193,12 +192,13 @@ class Sender:
             elif name == "seed":
                 warn(f"the server of {self._name} does not take a seed: another run would get other replies.")
 
-    async def _post(self, client: httpx.AsyncClient, address: Address, path: str, body: Mapping[str, Any]) -> str:
+    async def _post(self, client: httpx.AsyncClient, address: Address, post: Post, body: Mapping[str, Any]) -> str:
         """The text of an answer with status 200, from where the API of this address begins."""
         first: ServerError | None = None
         for base in address.bases:
             try:
-                text = await self._post_to(client, f"{base}{path}", body)
+                start = re.sub(r"/v\d\w*$", "", base) if post.at_host else base
+                text = await self._post_to(client, f"{start}{post.path}", body)
             except ServerError as error:
                 first = first or error
                 if error.status not in (404, 405):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from pipeline.chat import Renderer
 from pipeline.core.distributed import LaunchConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.log import warn
@@ -16,9 +18,10 @@ from pipeline.core.settings import RUNTIME
 from pipeline.engines.addresses import Addresses
 from pipeline.engines.base import ENGINES, Engine, EngineConfig, EngineKind, Weights
 from pipeline.engines.chat_server import RefusedError, ServerError
-from pipeline.engines.models import model_identity, resolve_path, short_name
+from pipeline.engines.models import generation_ends, load_tokenizer, model_identity, resolve_path, short_name
+from pipeline.engines.prompts import ChatPrompts, Post, Prompts, Scores, TokenPrompts, chat_fields
 from pipeline.engines.sender import Sender
-from pipeline.engines.server_engine import ServerEngine, chat_fields
+from pipeline.engines.server_engine import ServerEngine
 from pipeline.engines.serving import Serving, is_program, trouble_with
 from pipeline.records import Message
 
@@ -41,6 +44,12 @@ class Server(EngineKind):
         """The model's name on the server; with ``serve`` its folder or hub id; null: the model that is aligned."""
         model_version: str = ""
         """Its revision, number format or quantisation, in your own words; it counts in the cache key."""
+        prompts: Literal["chat", "tokens"] = "chat"
+        """``chat``: the server renders the turns; ``tokens``: they are rendered here, as for training."""
+        tokenizer: str | None = None
+        """A folder or hub id with the tokenizer for ``tokens``; null: that of the model of ``serve``."""
+        scores: Scores = "none"
+        """How the server scores a given reply: ``vllm`` or ``sglang``, with ``tokens``; ``none``: it can't."""
         base_url: Annotated[str | list[str] | None, RUNTIME] = None
         """Address of the server, up to /v1, or a list of addresses with the same model; null: OpenAI's own."""
         serve: str | None = None
@@ -67,7 +76,11 @@ class Server(EngineKind):
 
         @property
         def runs_weights(self) -> bool:
-            return self.model is None
+            return self.model is None and self.prompts == "tokens"
+
+        @property
+        def scores_replies(self) -> bool:
+            return self.scores != "none"
 
         @property
         def starts_a_server(self) -> bool:
@@ -84,6 +97,8 @@ class Server(EngineKind):
             """Weights that the run itself serves count by content."""
             if name == "model" and self.serve and self.model:
                 return model_identity(self.model, None)
+            if name == "tokenizer" and self.tokenizer:
+                return model_identity(self.tokenizer, None)
             return super().key_of(name)
 
         @model_validator(mode="after")
@@ -100,6 +115,17 @@ class Server(EngineKind):
                 raise ValueError(
                     f"{{here}}.serve is {self.serve!r}, which has no {{model}} in it; write it where the command takes "
                     "the weights, or set {here}.model"
+                )
+            return self
+
+        @model_validator(mode="after")
+        def _check_prompts(self) -> Self:
+            if self.prompts == "tokens" and self.tokenizer is None and self.serve is None:
+                raise ValueError("{here}.prompts is 'tokens', which needs {here}.tokenizer=FOLDER_OR_ID")
+            if self.prompts == "chat" and (self.tokenizer is not None or self.scores != "none"):
+                name = "tokenizer" if self.tokenizer is not None else "scores"
+                raise ValueError(
+                    f"{{here}}.{name} is set, which needs {{here}}.prompts=tokens; set it, or leave it out"
                 )
             return self
 
@@ -137,7 +163,7 @@ class Server(EngineKind):
             name = str(self.model)
             sender = make_sender(self, name, [url], SECONDS_BEFORE_A_RUN, CONNECT_SECONDS_BEFORE_A_RUN)
             asked = [Message(role="user", content="Say yes.")]
-            outcome = sender.send_one(chat_fields(name, asked, max_tokens=1))
+            outcome = sender.send_one(Post("/chat/completions", chat_fields(name, asked, max_tokens=1)))
             if isinstance(outcome, ServerError):
                 return ConfigError(_explained(self, url, field, outcome))
             # Models that think refuse so small a limit, but they have answered.
@@ -153,7 +179,7 @@ class Server(EngineKind):
         return ServerEngine(
             make_sender(config, name, config.urls),
             name=name,
-            model=serving.model_name if serving else str(config.model),
+            prompts=make_prompts(config, serving.model_name if serving else str(config.model), weights),
             serving=serving,
             max_failed_share=config.max_failed_share,
             key_variable=config.api_key_variable,
@@ -193,6 +219,20 @@ def refuse_odd_key(config: Server.Config, field: str) -> None:
         raise ConfigError(
             f"{field}.api_key_variable is {name!r}, whose value has spaces or characters that no key has; set it again."
         )
+
+
+def make_prompts(config: Server.Config, model: str, weights: Weights) -> Prompts:
+    """What is sent to the server for an ask. ``model`` is the model's name there."""
+    if config.prompts == "chat":
+        return ChatPrompts(model)
+
+    def load() -> Renderer:
+        path = resolve_path(config.tokenizer or config.model or weights.path)
+        is_own = config.tokenizer is None and config.model is None and not Path(path).is_dir()
+        revision = weights.revision if is_own else None
+        return Renderer(load_tokenizer(path, revision), generation_ends(path, revision))
+
+    return TokenPrompts(model, load, config.scores)
 
 
 def serve(config: Server.Config, weights: Weights) -> Serving:

@@ -16,7 +16,7 @@ from pipeline.core.log import say
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage, Use
 from pipeline.data.splits import refuse_overlap
-from pipeline.engines.base import EngineConfig
+from pipeline.engines.base import EngineConfig, ReplyQuery
 from pipeline.engines.models import check_model, check_reward_model, model_identity, resolve_path, short_name
 from pipeline.engines.roles import BASE, feedback_engine, policy_engine
 from pipeline.evals import answering
@@ -105,7 +105,14 @@ class Evaluate(Stage):
         trained = {prompt.key: "the training split" for prompt in prepared.prompts if prompt.split == "train"}
         refuse_overlap(evaluated, shown)
         refuse_overlap([case.prompt for case in cases], shown | ({} if config.checkpoints else trained))
-        build_questions(config, notes)
+        questions = build_questions(config, notes)
+        scored = [f"evaluate.suites={name}" for name, asked in questions.items() if any(map(_is_reply, asked.queries))]
+        scored += ["the reference answers of its cases"] if any(case.reference is not None for case in cases) else []
+        if scored and not prepared.config.policy_engine.scores_replies:
+            raise ConfigError(
+                f"policy_engine.scores is 'none', but {' and '.join(scored)} need log-probabilities of given replies; "
+                "use policy_engine.scores=vllm or sglang, or policy_engine=hf."
+            )
         build_comparisons(config, notes)
         for path in config.checkpoints.values():
             check_model(path, None, "CHECKPOINT")
@@ -210,6 +217,10 @@ class Evaluate(Stage):
             "num_unreadable_comparisons": num_unreadable,
             "judge_accuracy": card.accuracy.value,
         }
+
+
+def _is_reply(query: object) -> bool:
+    return isinstance(query, ReplyQuery)
 
 
 def _asked(

@@ -79,6 +79,9 @@ NOT_READ_WHERE_BUILTIN = ("columns", "hub_name", "hub_dir", "hub_split", "revisi
 FIXED = {
     "policy_engine": "its settings are those of engine",
     "engine.serve": "not together with an address",
+    "engine.prompts": "needs a tokenizer",
+    "engine.tokenizer": "needs engine.prompts=tokens",
+    "engine.scores": "needs engine.prompts=tokens",
     "align.functions": "a function needs a weight",
     "align.reward_model": "a model of another make needs to be there",
     "align.judge": "needs a weight for the constitution",

@@ -29,8 +29,8 @@ COMMAND = f"{sys.executable} {SERVER} --port {{port}} --model {{model}} --name {
 
 
 def config(command: str = COMMAND, *overrides: str) -> Any:
-    serve = f"policy_engine.serve={command}"
-    return compose_config(["policy_engine=serve", serve, "policy_engine.max_retries=0", *overrides]).policy_engine
+    options = ["engine=serve", f"engine.serve={command}", "engine.max_retries=0", "preferences=ab"]
+    return compose_config([*options, *overrides]).engine
 
 
 def engine(command: str = COMMAND, *overrides: str) -> StreamingEngine:
@@ -84,7 +84,7 @@ def test_a_server_that_ends_at_once_is_one_sentence_without_the_key(monkeypatch:
 
 def test_a_server_that_is_never_ready_is_given_up_and_stopped(tmp_path: Path):
     pids = tmp_path / "pids"
-    tested = engine(f"{COMMAND} --loads 600 --pids {pids}", "policy_engine.serve_seconds=1")
+    tested = engine(f"{COMMAND} --loads 600 --pids {pids}", "engine.serve_seconds=1")
     with pytest.raises(StageError, match=r"did not answer within 1 s; raise serve_seconds"):
         texts(tested, 1)
     del tested
@@ -94,7 +94,7 @@ def test_a_server_that_is_never_ready_is_given_up_and_stopped(tmp_path: Path):
 
 def test_a_server_that_dies_stops_the_run_at_once_with_its_last_words(tmp_path: Path):
     started, pids = time.monotonic(), tmp_path / "pids"
-    tested = engine(f"{COMMAND} --dies-after 3 --pids {pids}", "policy_engine.max_retries=8")
+    tested = engine(f"{COMMAND} --dies-after 3 --pids {pids}", "engine.max_retries=8")
     with pytest.raises(StageError, match=r"The server of sft has ended; .*CUDA error: an illegal memory access"):
         texts(tested, 100)
     assert time.monotonic() - started < 20
@@ -142,12 +142,12 @@ def test_mistakes_are_one_sentence(overrides: str, sentence: str):
 
 
 def test_a_program_that_is_not_there_is_named_before_the_run():
-    with pytest.raises(ConfigError, match=r"^policy_engine\.serve is 'nowhere .* no program here"):
-        config("nowhere {model} {port}").check("policy_engine")
+    with pytest.raises(ConfigError, match=r"^engine\.serve is 'nowhere .* no program here"):
+        config("nowhere {model} {port}").check("engine")
 
 
 def test_the_command_decides_the_result_and_the_time_to_wait_does_not():
-    assert config().key() == config(COMMAND, "policy_engine.serve_seconds=5").key()
+    assert config().key() == config(COMMAND, "engine.serve_seconds=5").key()
     assert config().key() != config(f"{COMMAND} --dtype float16").key()
 
 

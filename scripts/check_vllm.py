@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import Any
 
+import psutil
 import torch
 
 from pipeline.chain.compose import compose_config
@@ -65,11 +66,17 @@ def given_replies(prompts: Sequence[Prompt]) -> list[ReplyQuery]:
     return [ReplyQuery(id=prompt.id, messages=prompt.messages, reply=refusal) for prompt in prompts]
 
 
-def timed(engine: Any, asks: Sequence[Any], work: Callable[[Any], list[Any]]) -> tuple[dict[str, Any], float]:
-    """Return ask id → result, and the seconds."""
-    started = time.perf_counter()
+def cpu_seconds() -> float:
+    """What this process and those that it started have computed so far. Other work on the machine hardly changes it."""
+    own = psutil.Process()
+    return sum(sum(process.cpu_times()[:2]) for process in (own, *own.children(recursive=True)))
+
+
+def timed(engine: Any, asks: Sequence[Any], work: Callable[[Any], list[Any]]) -> tuple[dict[str, Any], float, float]:
+    """Return ask id → result, the seconds, and the CPU seconds."""
+    started, cpu_started = time.perf_counter(), cpu_seconds()
     found = {result.id: result for batch in engine.batches(asks) for result in work(batch)}
-    return found, time.perf_counter() - started
+    return found, time.perf_counter() - started, cpu_seconds() - cpu_started
 
 
 def same_tokens(tokenizer: Any, one: dict[str, Completion], other: dict[str, Completion]) -> str:
@@ -116,13 +123,11 @@ def main() -> None:
         engine.generate(replies(prompts[:2], 4))  # starts vLLM
         for task, asks in tasks.items():
             generates = isinstance(asks[0], Request)
-            results, seconds = timed(engine, asks, engine.generate if generates else engine.score)
+            results, seconds, computed = timed(engine, asks, engine.generate if generates else engine.score)
             found[kind, task] = results
-            rates[kind, task] = (
-                f"{sum(reply.num_tokens for reply in results.values()) / seconds:.0f} tokens/s"
-                if generates
-                else f"{len(asks) / seconds:.1f}/s"
-            )
+            done = sum(reply.num_tokens for reply in results.values()) if generates else len(asks)
+            what = "tokens" if generates else "queries"
+            rates[kind, task] = f"{done / seconds:.1f} {what}/s, {done / computed:.1f} a CPU second"
         del engine
         ENGINES[kind].release()
 

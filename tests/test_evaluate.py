@@ -136,7 +136,7 @@ def test_a_runs_checkpoint_is_evaluated_as_the_run_was(tiny, tmp_path: Path, cap
     base = config.model.path
     arguments = ["evaluate", made.name, *SMALL, f"output_dir={config.output_dir}"]
     assert main([*arguments, "evaluate/judge=model", f"evaluate.judge.engine.path={base}"]) == 2
-    assert "also labelled the training data" in capsys.readouterr().err
+    assert "also wrote or labelled the training data" in capsys.readouterr().err
     row = next(iter(read_records(made.folder / "3-sft" / "rows.jsonl", TrainingRow)))
     seen = tmp_path / "seen.jsonl"
     seen.write_text(json.dumps({"prompt": row.messages[-1]["content"]}) + "\n", encoding="utf-8")
@@ -208,7 +208,7 @@ def test_a_judge_that_labelled_the_training_data_is_refused_unless_trusted(tiny,
     from pipeline.core.errors import ConfigError
 
     shared = ["evaluate/judge=model", f"evaluate.judge.engine.path={tiny_model}"]
-    with pytest.raises(ConfigError, match=r"also labelled the training data .* evaluate\.judge\.trust="):
+    with pytest.raises(ConfigError, match=r"also wrote or labelled the training data .* evaluate\.judge\.trust="):
         preflight(tiny(*shared))
     prepared = preflight(tiny(*shared, f"evaluate.judge.trust={tiny_model.name}"))
     assert any("do not use its numbers as evidence" in note for note in prepared.notes)

@@ -41,6 +41,7 @@ def with_checkpoints(config: Config, checkpoint: str, base: str | None) -> Confi
                 "model": theirs.model,
                 "data": theirs.data,
                 "constitution": theirs.constitution.model_copy(update=where),
+                "critique": theirs.critique,
                 "preferences": theirs.preferences,
                 "engine": theirs.engine,
                 "evaluate": evaluation.model_copy(update={"run": str(run)}),

@@ -56,7 +56,8 @@ class Config(Settings):
     evaluate: EvaluateConfig
     """The evaluation."""
     engine: Annotated[SerializeAsAny[EngineConfig], BeforeValidator(ENGINES.parse)]
-    """The engine of the feedback model: critiques, revisions and labels."""
+    """The engine of the feedback model: critiques, revisions and labels, where ``critique.engine`` and
+    ``preferences.engine`` name no other."""
     policy_engine: Annotated[SerializeAsAny[EngineConfig], BeforeValidator(ENGINES.parse)]
     """The engine that generates replies with the models of the chain."""
     launch: LaunchConfig = LaunchConfig()
@@ -73,6 +74,15 @@ class Config(Settings):
     """The folder with cache/ and runs/."""
     name: Annotated[str | None, RUNTIME] = None
     """The name of the run's folder; null: a name made from the configuration."""
+
+    def feedback_engines(self, section: Literal["critique", "preferences"]) -> dict[str, EngineConfig]:
+        """Field → engine of the critic or of the labeller: its own, or else the common one."""
+        own: EngineConfig | None = getattr(self, section).engine
+        return {"engine": self.engine} if own is None else {f"{section}.engine": own}
+
+    def feedback_engine(self, section: Literal["critique", "preferences"]) -> EngineConfig:
+        """The engine of the critic or of the labeller."""
+        return next(iter(self.feedback_engines(section).values()))
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -92,10 +102,11 @@ class Config(Settings):
                 f"policy_engine.kind is {policy.kind!r} with the model {policy.model_name!r}, but it must run the "
                 "models of this chain; use policy_engine=hf, vllm or serve, and set no model there"
             )
-        if self.align.reward_judge and self.engine.starts_a_server and self.launch.num_processes > 1:
+        [(field, engine)] = self.feedback_engines("preferences").items()
+        if self.align.reward_judge and engine.starts_a_server and self.launch.num_processes > 1:
             raise ValueError(
                 f"align.rewards.constitution is set and launch.num_processes is {self.launch.num_processes}, so each "
-                "process would start the server of engine.serve; start one yourself and give engine.base_url"
+                f"process would start the server of {field}.serve; start one yourself and give {field}.base_url"
             )
         single = [name for name in LABELLERS if issubclass(LABELLERS[name], ReplyLabeller)]
         asked: list[tuple[str, LabellerConfig | None, list[str]]] = [
@@ -103,12 +114,12 @@ class Config(Settings):
             ("align.judge", self.align.reward_judge, single),
         ]
         for section, labeller, known in asked:
-            if labeller and LABELLERS[labeller.kind].needs_reply_scores and not self.engine.scores_replies:
+            if labeller and LABELLERS[labeller.kind].needs_reply_scores and not engine.scores_replies:
                 others = [name for name in known if not LABELLERS[name].needs_reply_scores]
                 raise ValueError(
-                    f"{section}.kind is {labeller.kind!r} but engine.kind is {self.engine.kind!r}, which returns no "
+                    f"{section}.kind is {labeller.kind!r} but {field}.kind is {engine.kind!r}, which returns no "
                     f"log-probabilities for a given reply; use {section}.kind={' or '.join(others)}, or, with "
-                    "a server that can, engine.prompts=tokens and engine.scores=vllm or sglang"
+                    f"a server that can, {field}.prompts=tokens and {field}.scores=vllm or sglang"
                 )
         return self
 

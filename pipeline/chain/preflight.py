@@ -43,7 +43,8 @@ def preflight(config: Config) -> Prepared:
         )
     prepared.notes.extend(prepared.constitution.tag_notes())
     check_model(config.model.path, config.model.revision)
-    config.engine.check("engine")
+    for field, engine in (config.feedback_engines("critique") | config.feedback_engines("preferences")).items():
+        engine.check(field)
     config.policy_engine.check("policy_engine")
     for stage in stages:
         prepared.notes.extend(stage.check(prepared))

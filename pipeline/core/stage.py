@@ -170,6 +170,7 @@ class Context:
     if TYPE_CHECKING:  # declared by the stages that read them
         model: ModelConfig
         engine: EngineConfig
+        critic: EngineConfig
         policy_engine: EngineConfig
         constitution: Constitution
         labeller: LabellerConfig

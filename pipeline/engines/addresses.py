@@ -44,6 +44,26 @@ class Address:
         self.bases = bases_of(self.url)
 
 
+def trouble_with_url(url: str) -> str:
+    """What is wrong with an address; empty if nothing is."""
+    try:
+        parts = urlsplit(url)
+        named = bool(parts.hostname) and parts.port != 0
+    except ValueError as error:  # a port that is no number or out of range, half of an IPv6 address
+        return f"is no address ({error}); write it like http://localhost:8000/v1"
+    if not url.startswith(("http://", "https://")):
+        return "must begin with http:// or https://"
+    if any(character.isspace() or not character.isprintable() for character in url):
+        return "has a space or a control character in it; remove it"
+    if not named:
+        return "names no host; write it like http://localhost:8000/v1"
+    if parts.username or parts.password or parts.query:
+        return "has more than an address in it; put a key into the variable of api_key_variable"
+    if url.rstrip("/").endswith("/completions"):
+        return "is too long; end it with /v1"
+    return ""
+
+
 def bases_of(url: str) -> list[str]:
     """Where an API may begin: as written, or with /v1 behind it. Of a bare host, /v1 is tried first."""
     url = url.rstrip("/")

@@ -150,6 +150,8 @@ class StreamingEngine(ABC):
     """The model's name in records; never an address."""
     max_failed_share: float = 0.0
     """The run goes on if at most this share of the asks of one worklist has failed."""
+    num_votes: int = 0
+    """A choice query is answered by so many sampled replies; 0: by log-probabilities."""
     asks_from_one_rank: bool = False
     """Only the first rank asks; otherwise each of n ranks asks every n-th ask."""
 
@@ -160,6 +162,12 @@ class StreamingEngine(ABC):
 
 Engine = BatchEngine | StreamingEngine
 """What generates text and computes log-probabilities."""
+
+
+def chooser(engine: Engine) -> str:
+    """The name in records of an engine that answers choice queries."""
+    num_votes = getattr(engine, "num_votes", 0)
+    return f"{engine.name} ({num_votes} votes)" if num_votes else engine.name
 
 
 class EngineConfig(Settings):

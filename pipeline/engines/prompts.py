@@ -63,7 +63,7 @@ class ChatPrompts(Prompts):
             )
         assert isinstance(ask, ChoiceQuery), "the checks before a run refuse what scores given replies"
         listed = {"logprobs": True, "top_logprobs": MOST_LISTED}
-        return self._chat(_with_instruction(ask), max_tokens=1, temperature=0.0, **listed)
+        return self._chat(with_instruction(ask), max_tokens=1, temperature=0.0, **listed)
 
     def _chat(self, messages: Sequence[Message], **settings: Any) -> Post:
         return Post("/chat/completions", chat_fields(self._model, messages, **settings))
@@ -177,7 +177,7 @@ def _begun(request: Request) -> list[Message]:
     return [*request.messages, *begun]
 
 
-def _with_instruction(query: ChoiceQuery) -> list[Message]:
+def with_instruction(query: ChoiceQuery) -> list[Message]:
     """The query's turns with an instruction to answer in one word: a chat server can't continue ``opening``."""
     *before, last = query.messages
     words = " or ".join(choice.strip() for choice in query.choices)

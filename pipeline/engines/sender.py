@@ -98,31 +98,35 @@ class Sender:
             return runner.run(once())
 
     async def _outcomes(self, items: Sequence[ItemT], post: Callable[[ItemT], Post]) -> AsyncIterator[Sent[ItemT]]:
-        """Yield outcomes while tasks send the requests."""
-        found: asyncio.Queue[Sent[ItemT] | None] = asyncio.Queue()
+        """Yield outcomes while tasks send the requests. A task keeps its place until its outcome is taken, so that a
+        killed run loses no more answers than there are places."""
+        found: asyncio.Queue[Sent[ItemT] | Exception | None] = asyncio.Queue(maxsize=1)
         places = asyncio.Semaphore(self.addresses.num_slots)
         self.addresses.begin()
 
         async def answer(client: httpx.AsyncClient, item: ItemT) -> None:
             try:
-                found.put_nowait(Sent(item, await self._insist(client, post(item), places)))
+                await found.put(Sent(item, await self._insist(client, post(item), places)))
             finally:
                 places.release()
 
         async def send() -> None:
-            async with self._client() as client, asyncio.TaskGroup() as tasks:
-                for item in items:
-                    await places.acquire()
-                    tasks.create_task(answer(client, item))
+            failure: Exception | None = None
+            try:
+                async with self._client() as client, asyncio.TaskGroup() as tasks:
+                    for item in items:
+                        await places.acquire()
+                        tasks.create_task(answer(client, item))
+            except ExceptionGroup as group:
+                failure = group.exceptions[0]
+            await found.put(failure)
 
         sending = asyncio.create_task(send())
-        sending.add_done_callback(lambda _: found.put_nowait(None))
         try:
-            while (sent := await found.get()) is not None:
-                yield sent
-            await sending
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from None
+            while isinstance(taken := await found.get(), Sent):
+                yield taken
+            if taken is not None:
+                raise taken
         finally:
             sending.cancel()
 

@@ -6,7 +6,6 @@ import math
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -15,14 +14,15 @@ from pipeline.core.distributed import LaunchConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.log import warn
 from pipeline.core.settings import RUNTIME
-from pipeline.engines.addresses import Addresses
+from pipeline.engines.addresses import Addresses, trouble_with_url
 from pipeline.engines.base import ENGINES, Engine, EngineConfig, EngineKind, Weights
 from pipeline.engines.chat_server import RefusedError, ServerError
 from pipeline.engines.models import generation_ends, load_tokenizer, model_identity, resolve_path, short_name
 from pipeline.engines.prompts import ChatPrompts, Post, Prompts, Scores, TokenPrompts, chat_fields
 from pipeline.engines.sender import Sender
 from pipeline.engines.server_engine import ServerEngine
-from pipeline.engines.serving import Serving, is_program, trouble_with
+from pipeline.engines.serving import Serving, is_program, trouble_with_command
+from pipeline.engines.votes import VotingEngine
 from pipeline.records import Message
 
 OWN_URL = "https://api.openai.com/v1"  # OpenAI's own server
@@ -50,6 +50,8 @@ class Server(EngineKind):
         """A folder or hub id with the tokenizer for ``tokens``; null: that of the model of ``serve``."""
         scores: Scores = "none"
         """How the server scores a given reply: ``vllm`` or ``sglang``, with ``tokens``; ``none``: it can't."""
+        votes: int = Field(default=0, ge=0)
+        """Choices (labels, verdicts) are shares of so many sampled answers; 0: log-probabilities are read."""
         base_url: Annotated[str | list[str] | None, RUNTIME] = None
         """Address of the server, up to /v1, or a list of addresses with the same model; null: OpenAI's own."""
         serve: str | None = None
@@ -109,7 +111,7 @@ class Server(EngineKind):
                 return self
             if self.base_url is not None:
                 raise ValueError("{here}.serve and {here}.base_url are both set; leave one of them out")
-            if trouble := trouble_with(self.serve):
+            if trouble := trouble_with_command(self.serve):
                 raise ValueError(f"{{here}}.serve is {self.serve!r}, which {trouble}")
             if self.model is None and "{model}" not in self.serve:
                 raise ValueError(
@@ -122,6 +124,8 @@ class Server(EngineKind):
         def _check_prompts(self) -> Self:
             if self.prompts == "tokens" and self.tokenizer is None and self.serve is None:
                 raise ValueError("{here}.prompts is 'tokens', which needs {here}.tokenizer=FOLDER_OR_ID")
+            if self.prompts == "tokens" and self.votes:
+                raise ValueError("{here}.votes is for {here}.prompts=chat; with tokens, log-probabilities are read")
             if self.prompts == "chat" and (self.tokenizer is not None or self.scores != "none"):
                 name = "tokenizer" if self.tokenizer is not None else "scores"
                 raise ValueError(
@@ -134,7 +138,7 @@ class Server(EngineKind):
             if not self.urls and self.serve is None:
                 raise ValueError("{here}.base_url is an empty list; give at least one address")
             for url in self.urls:
-                if trouble := _trouble_with(url):
+                if trouble := trouble_with_url(url):
                     raise ValueError(f"{{here}}.base_url is {url!r}, which {trouble}")
             if len(set(self.urls)) < len(self.urls):
                 raise ValueError("{here}.base_url names an address twice; name each once")
@@ -176,7 +180,7 @@ class Server(EngineKind):
         assert isinstance(config, Server.Config)
         serving = serve(config, weights) if config.serve else None
         name = config.model_name or weights.name
-        return ServerEngine(
+        engine = ServerEngine(
             make_sender(config, name, config.urls),
             name=name,
             prompts=make_prompts(config, serving.model_name if serving else str(config.model), weights),
@@ -184,26 +188,7 @@ class Server(EngineKind):
             max_failed_share=config.max_failed_share,
             key_variable=config.api_key_variable,
         )
-
-
-def _trouble_with(url: str) -> str:
-    """What is wrong with an address; empty if nothing is."""
-    try:
-        parts = urlsplit(url)
-        named = bool(parts.hostname) and parts.port != 0
-    except ValueError as error:  # a port that is no number or out of range, half of an IPv6 address
-        return f"is no address ({error}); write it like http://localhost:8000/v1"
-    if not url.startswith(("http://", "https://")):
-        return "must begin with http:// or https://"
-    if any(character.isspace() or not character.isprintable() for character in url):
-        return "has a space or a control character in it; remove it"
-    if not named:
-        return "names no host; write it like http://localhost:8000/v1"
-    if parts.username or parts.password or parts.query:
-        return "has more than an address in it; put a key into the variable of api_key_variable"
-    if url.rstrip("/").endswith("/completions"):
-        return "is too long; end it with /v1"
-    return ""
+        return VotingEngine(engine, config.votes) if config.votes else engine
 
 
 def refuse_odd_key(config: Server.Config, field: str) -> None:

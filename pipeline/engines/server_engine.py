@@ -114,7 +114,8 @@ class ServerEngine(StreamingEngine):
             )
         raise StageError(
             f"The server of {self.name} returns no log-probabilities, which the labellers ab, cot and pointwise read; "
-            "use a server that does, such as vLLM, or a local model (engine=hf engine.path=FOLDER_OR_ID)."
+            "use a server that does, such as vLLM, or a local model (engine=hf engine.path=FOLDER_OR_ID), or let "
+            "sampled answers decide (engine.votes=10)."
         )
 
 

@@ -153,7 +153,7 @@ def _free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def trouble_with(command: str) -> str:
+def trouble_with_command(command: str) -> str:
     """What is wrong with a command; empty if nothing is."""
     try:
         words = shlex.split(command)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from pipeline.constitution.schema import Constitution, Principle
-from pipeline.engines.base import Completion, Engine
+from pipeline.engines.base import Completion, Engine, chooser
 from pipeline.engines.worklist import Logbook, generate_all, score_all
 from pipeline.labellers.base import LABELLERS, TEMPLATE, LabellerConfig, soft_label
 from pipeline.records import Comparison, Judgement, Preference, derived_rng
@@ -60,7 +60,7 @@ def label(
             comparison=comparison,
             judgements=judgements[comparison.id],
             probability_a=soft_label([j.logit for j in judgements[comparison.id]], config.clamp),
-            labeller=f"{config.kind}:{engine.name}",
+            labeller=f"{config.kind}:{chooser(engine)}",
             template=TEMPLATE,
         )
         for comparison in comparisons

@@ -43,7 +43,7 @@ class Align(Stage):
         if (judge := config.align.reward_judge) is not None:
             found |= {
                 "model": part(config.model, "path", "revision", "precision", "tuning", "lora"),
-                "engine": config.engine,
+                "engine": config.feedback_engine("preferences"),
                 "constitution": part(constitution, *constitution_fields(judge)),
                 "template": TEMPLATE,
             }
@@ -53,7 +53,7 @@ class Align(Stage):
         return method_of(prepared.config).check(prepared.config.align, prepared)
 
     def engines(self, config: Config) -> dict[str, EngineConfig]:
-        return {} if config.align.reward_judge is None else {"engine": config.engine}
+        return {} if config.align.reward_judge is None else config.feedback_engines("preferences")
 
     def uses(self, prepared: Prepared) -> list[Use]:
         preferences, config = prepared.config.preferences, prepared.config.align

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from pipeline.constitution.critique import (
     TEMPLATE,
@@ -22,7 +22,7 @@ from pipeline.core.counts import warn_of_many, warn_of_share
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage, Use
 from pipeline.data.drawing import PoolSizes
-from pipeline.engines.base import Completion, Engine, EngineConfig, Request
+from pipeline.engines.base import ENGINES, Completion, Engine, EngineConfig, Request
 from pipeline.engines.roles import feedback_engine, policy_engine
 from pipeline.engines.worklist import generate_all
 from pipeline.records import (
@@ -61,6 +61,8 @@ class CritiqueConfig(PoolSizes):
     """The most tokens per critique."""
     max_revision_tokens: int = Field(ge=1)
     """The most tokens per revision."""
+    engine: Annotated[SerializeAsAny[EngineConfig] | None, BeforeValidator(ENGINES.parse_optional)] = None
+    """The engine of the critic; null: that of ``engine``."""
 
 
 class Critique(Stage):
@@ -74,7 +76,7 @@ class Critique(Stage):
             "seed": config.seed,
             "model": part(config.model, "path", "revision", "precision"),
             "policy_engine": config.policy_engine,
-            "engine": config.engine,
+            "engine": config.feedback_engine("critique"),
             "constitution": part(
                 constitution,
                 "preamble",
@@ -94,7 +96,7 @@ class Critique(Stage):
         ]
 
     def engines(self, config: Config) -> dict[str, EngineConfig]:
-        return {"engine": config.engine}
+        return config.feedback_engines("critique")
 
     def uses(self, prepared: Prepared) -> list[Use]:
         config = prepared.config.critique

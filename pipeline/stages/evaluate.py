@@ -16,7 +16,7 @@ from pipeline.core.log import say
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage, Use
 from pipeline.data.splits import refuse_overlap
-from pipeline.engines.base import EngineConfig, ReplyQuery
+from pipeline.engines.base import EngineConfig, ReplyQuery, chooser
 from pipeline.engines.models import check_model, check_reward_model, model_identity, resolve_path, short_name
 from pipeline.engines.roles import BASE, feedback_engine, policy_engine
 from pipeline.evals import answering
@@ -79,7 +79,8 @@ class Evaluate(Stage):
             "seed": config.seed,
             "model": part(config.model, "path", "revision", "precision"),
             "policy_engine": config.policy_engine,
-            "engine": config.engine,
+            "engine": config.feedback_engine("preferences"),
+            "critic": config.feedback_engine("critique"),
             "labeller": config.preferences.labeller,
             "constitution": part(constitution, *constitution_fields(config.preferences.labeller)),
             "suites": {suite.name: suite.templates for suite in config.evaluate.selected},
@@ -121,7 +122,7 @@ class Evaluate(Stage):
             check_scoring(config.reward_model, None, "evaluate.reward_model")
         if config.garak_probes:
             check_garak()
-        return notes + check_judges(config, prepared.config.engine, prepared.config.model)
+        return notes + check_judges(config, _teachers(prepared.config), prepared.config.model)
 
     def _cases(self, prepared: Prepared, notes: list[str]) -> list[Case]:
         config = prepared.config.evaluate
@@ -132,7 +133,7 @@ class Evaluate(Stage):
         asked = {
             f"{field}.engine": judge.engine for field, judge in judges.items() if isinstance(judge, EngineJudgeConfig)
         }
-        return asked | ({"engine": config.engine} if build_comparisons(config.evaluate, []) else {})
+        return asked | (config.feedback_engines("preferences") if build_comparisons(config.evaluate, []) else {})
 
     def uses(self, prepared: Prepared) -> list[Use]:
         cases = [asked_turns(case) for case in self._cases(prepared, [])]
@@ -173,7 +174,7 @@ class Evaluate(Stage):
         cases = build_cases(config, [prompt for prompt in prompts if prompt.split == config.split], notes)
         refuse_overlap([case.prompt for case in cases], trained_keys(config, context.folders))
         questions = build_questions(config, notes)
-        notes += shared_judges(config, context.engine, context.model)
+        notes += shared_judges(config, [context.engine, context.critic], context.model)
 
         answered: dict[str, Answered] = {}
         for name, path in checkpoints(config, context).items():
@@ -217,6 +218,11 @@ class Evaluate(Stage):
             "num_unreadable_comparisons": num_unreadable,
             "judge_accuracy": card.accuracy.value,
         }
+
+
+def _teachers(config: Config) -> list[EngineConfig]:
+    """The engines that wrote or labelled the training data."""
+    return [config.feedback_engine("preferences"), config.feedback_engine("critique")]
 
 
 def _is_reply(query: object) -> bool:
@@ -314,7 +320,7 @@ def _judge(
         for case in cases
     ]
     num_unjudged = sum(verdict.outcome == "unjudged" for verdict in verdicts)
-    shared = is_shared(config.judge, config, context.engine, context.model)
+    shared = is_shared(config.judge, config, [context.engine, context.critic], context.model)
     return verdicts, judge_card(judge, labelled, judged, num_unjudged, shared, config.confidence)
 
 
@@ -366,7 +372,7 @@ def _accuracies(
 
     engine = feedback_engine(context)
     scores = labeller_scores(context.labeller, context.constitution, engine, shown, context.seed, context, suite)
-    add(f"{context.labeller.kind}:{engine.name}", "labeller", scores)
+    add(f"{context.labeller.kind}:{chooser(engine)}", "labeller", scores)
     del engine
     if own_reward_model is not None:
         scores = reward_scores(own_reward_model, shown, context, f"{suite}-own-reward")

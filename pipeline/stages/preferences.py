@@ -16,7 +16,7 @@ from pipeline.core.log import warn
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage, Use
 from pipeline.data.drawing import PoolSizes
-from pipeline.engines.base import EngineConfig, Request
+from pipeline.engines.base import ENGINES, EngineConfig, Request
 from pipeline.engines.roles import BASE, feedback_engine, policy_engine
 from pipeline.engines.worklist import generate_all
 from pipeline.labellers.base import LABELLERS, TEMPLATE, LabellerConfig, binary_entropy_bits, constitution_fields
@@ -46,6 +46,8 @@ class PreferencesConfig(PoolSizes):
     """Nucleus sampling (top-p) of the replies; 1 turns it off."""
     max_reply_tokens: int = Field(ge=1)
     """The most tokens per reply."""
+    engine: Annotated[SerializeAsAny[EngineConfig] | None, BeforeValidator(ENGINES.parse_optional)] = None
+    """The engine of the labeller and of the constitution's rewards; null: that of ``engine``."""
 
     @model_validator(mode="after")
     def _check_pairs(self) -> Self:
@@ -88,7 +90,7 @@ class Preferences(Stage):
             "seed": config.seed,
             "model": part(config.model, "path", "revision", "precision"),
             "policy_engine": config.policy_engine,
-            "engine": config.engine,
+            "engine": config.feedback_engine("preferences"),
             "constitution": part(constitution, *sorted(fields)),
             "template": TEMPLATE,
         }
@@ -105,7 +107,7 @@ class Preferences(Stage):
         return notes
 
     def engines(self, config: Config) -> dict[str, EngineConfig]:
-        return {"engine": config.engine}
+        return config.feedback_engines("preferences")
 
     def uses(self, prepared: Prepared) -> list[Use]:
         config = prepared.config.preferences

@@ -78,6 +78,8 @@ NOT_READ_WHERE_BUILTIN = ("columns", "hub_name", "hub_dir", "hub_split", "revisi
 # Leaves that have no other valid value on their own, and why.
 FIXED = {
     "policy_engine": "its settings are those of engine",
+    "critique.engine": "a section",
+    "preferences.engine": "a section",
     "engine.serve": "not together with an address",
     "engine.prompts": "needs a tokenizer",
     "engine.tokenizer": "needs engine.prompts=tokens",
@@ -200,6 +202,20 @@ def is_fixed(path: str) -> bool:
     names_a_file = path.startswith(("data.", "evaluate.")) and path.endswith((".source", ".path"))
     names_a_class = path.endswith((".kind", ".method")) and not path.startswith("tracking")
     return names_a_file or names_a_class or any(f"{path}.".startswith(f"{fixed}.") for fixed in FIXED)
+
+
+def test_an_engine_of_a_role_changes_only_what_it_does():
+    own = ["model.path=org/model", "preferences=ab"]
+    before = keys(compose_config(own))
+    for section, stages in (("critique", {"critique", "evaluate"}), ("preferences", {"preferences", "evaluate"})):
+        config = compose_config([*own, f"+engine@{section}.engine=server", f"{section}.engine.model=m"])
+        assert changed(before, keys(config)) == stages
+        other = keys(compose_config([*own, f"+engine@{section}.engine=server", f"{section}.engine.model=n"]))
+        assert changed(keys(config), other) == stages
+    both = [f"{section}.engine={{kind: server, model: m}}" for section in ("critique", "preferences")]
+    assert not changed(
+        keys(compose_config([*own, *both])), keys(compose_config([*own, *both, "engine.path=org/unused"]))
+    )
 
 
 def test_methods_labellers_and_engines_have_keys_of_their_own():

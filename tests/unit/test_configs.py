@@ -90,6 +90,10 @@ def test_a_pool_without_a_principle_is_a_warning_before_a_run_and_in_a_check(
         ("preferences.temperature=0", "both replies would be the same"),
         ("engine=server engine.model=x", "preferences.labeller.kind is 'likelihood' but engine.kind is 'server'"),
         ("engine=server preferences=ab", "engine.model"),
+        (
+            "+engine@preferences.engine=server preferences.engine.model=x",
+            "preferences.labeller.kind is 'likelihood' but preferences.engine.kind is 'server'",
+        ),
         ("align.beta=0", "align.beta is 0; it must be above 0"),
         ("align=ppo align.beta=0", "align.beta is 0, so align.out_of_bounds=rollback has no penalty"),
         ("align=ppo align.global_batch_size=30", "which align.num_minibatches=4 does not divide"),

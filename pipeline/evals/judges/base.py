@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 from pydantic import BeforeValidator, SerializeAsAny
 
 from pipeline.core.settings import RUNTIME, Registry, Settings
-from pipeline.engines.base import ENGINES, ChoiceQuery, Engine, EngineConfig, Request, open_engine
+from pipeline.engines.base import ENGINES, ChoiceQuery, Engine, EngineConfig, Request, chooser, open_engine
 from pipeline.engines.models import ModelConfig, model_identity
 from pipeline.engines.roles import base_weights
 from pipeline.engines.worklist import Logbook, generate_all, score_all
@@ -253,7 +253,7 @@ class AsksEngine(AnyJudge):
     prefix: ClassVar[str] = ""
 
     def __init__(self, engine: Engine, log: AnswerLog) -> None:
-        self.who = f"{self.prefix}{self.name}:{engine.name}"
+        self.who = f"{self.prefix}{self.name}:{engine.name if self.max_answer_tokens else chooser(engine)}"
         self._engine, self._log = engine, log
 
     @classmethod

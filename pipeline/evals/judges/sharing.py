@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pipeline.core.errors import ConfigError
 from pipeline.engines.base import EngineConfig
 from pipeline.engines.models import ModelConfig, model_identity, short_name
@@ -9,22 +11,23 @@ from pipeline.evals.config import EvaluateConfig
 from pipeline.evals.judges.base import JudgeConfig, ModelJudgeConfig, answering_model
 
 
-def is_shared(judge: JudgeConfig, config: EvaluateConfig, engine: EngineConfig, model: ModelConfig) -> bool:
-    """Whether the model of a judge also labelled the training data or is evaluated itself.
+def is_shared(judge: JudgeConfig, config: EvaluateConfig, teachers: Sequence[EngineConfig], model: ModelConfig) -> bool:
+    """Whether the model of a judge also wrote or labelled the training data, or is evaluated itself.
 
     Args:
-        engine: the engine that labelled the training data.
+        teachers: the engines that wrote or labelled the training data.
         model: the model that is aligned.
     """
     if not isinstance(judge, ModelJudgeConfig):
         return False
-    asked, labelled = judge.asked(model), answering_model(engine, model)
-    if (asked.kind, asked.name) == (labelled.kind, labelled.name):
-        return True  # the same model, even if the servers have different addresses
-    return asked.identity in {labelled.identity, *(model_identity(path, None) for path in config.checkpoints.values())}
+    asked, taught = judge.asked(model), [answering_model(engine, model) for engine in teachers]
+    if any((asked.kind, asked.name) == (teacher.kind, teacher.name) for teacher in taught):
+        return True  # the same model, even if it runs in another way
+    evaluated = {model_identity(path, None) for path in config.checkpoints.values()}
+    return asked.identity in {*(teacher.identity for teacher in taught), *evaluated}
 
 
-def check_judges(config: EvaluateConfig, engine: EngineConfig, model: ModelConfig) -> list[str]:
+def check_judges(config: EvaluateConfig, teachers: Sequence[EngineConfig], model: ModelConfig) -> list[str]:
     """Check that the judges can be used and do not judge their own work, unless ``trust`` names them.
 
     Returns:
@@ -35,23 +38,23 @@ def check_judges(config: EvaluateConfig, engine: EngineConfig, model: ModelConfi
     """
     for field, judge in _judges(config).items():
         judge.check(field)
-        if isinstance(judge, ModelJudgeConfig) and is_shared(judge, config, engine, model):
+        if isinstance(judge, ModelJudgeConfig) and is_shared(judge, config, teachers, model):
             name = judge.asked(model).name
             if judge.trust != name:
                 raise ConfigError(
                     f"{field} is {name!r}, which {_sharing(config)}; name another judge, or set {field}.trust={name} "
                     "to use it and mark its numbers in the report."
                 )
-    return shared_judges(config, engine, model)
+    return shared_judges(config, teachers, model)
 
 
-def shared_judges(config: EvaluateConfig, engine: EngineConfig, model: ModelConfig) -> list[str]:
-    """One note for each judge that also labelled the training data or is evaluated itself."""
+def shared_judges(config: EvaluateConfig, teachers: Sequence[EngineConfig], model: ModelConfig) -> list[str]:
+    """One note for each judge that also wrote or labelled the training data, or is evaluated itself."""
     return [
         f"{field} is {short_name(judge.asked(model).name)!r}, which {_sharing(config)}: "
         "do not use its numbers as evidence."
         for field, judge in _judges(config).items()
-        if isinstance(judge, ModelJudgeConfig) and is_shared(judge, config, engine, model)
+        if isinstance(judge, ModelJudgeConfig) and is_shared(judge, config, teachers, model)
     ]
 
 
@@ -62,4 +65,4 @@ def _judges(config: EvaluateConfig) -> dict[str, JudgeConfig]:
 def _sharing(config: EvaluateConfig) -> str:
     if config.checkpoints and config.run is None:
         return "is evaluated itself"
-    return "also labelled the training data and would judge its own work"
+    return "also wrote or labelled the training data and would judge its own work"

@@ -21,6 +21,7 @@ def main() -> None:
     arguments.add_argument("--name", default="gguf")
     arguments.add_argument("--parallel", type=int, default=4)
     arguments.add_argument("--context", type=int, default=4096)
+    arguments.add_argument("--threads", type=int, default=0, help="0: all cores")
     given = arguments.parse_args()
 
     params = xllamacpp.CommonParams()
@@ -30,6 +31,8 @@ def main() -> None:
     params.port = given.port
     params.n_parallel = given.parallel
     params.n_ctx = given.parallel * given.context
+    if given.threads:
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = given.threads
     server = xllamacpp.Server(params)
     print(f"{given.name}: {server.listening_address}/v1", flush=True)
     signal.sigwait({signal.SIGINT, signal.SIGTERM})

@@ -78,8 +78,10 @@ def model_identity(path: str, revision: str | None) -> str:
 
     if path == EMBEDDED:
         return f"gguf:{hash_file(embedded_gguf())}"
-    folder = Path(path).expanduser()
-    return f"folder:{hash_model(folder)}" if folder.is_dir() else f"hub:{path}@{revision or 'main'}"
+    local = Path(path).expanduser()
+    if local.is_file():  # a GGUF file, for a server
+        return f"file:{hash_file(local)}"
+    return f"folder:{hash_model(local)}" if local.is_dir() else f"hub:{path}@{revision or 'main'}"
 
 
 def hash_model(folder: Path) -> str:

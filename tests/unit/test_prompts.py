@@ -19,6 +19,7 @@ from pipeline.chain.compose import compose_config
 from pipeline.core.distributed import LaunchConfig
 from pipeline.core.errors import ConfigError, StageError
 from pipeline.engines.base import Answer, Ask, ChoiceQuery, Completion, ReplyQuery, Request, Weights, open_engine
+from pipeline.engines.chat_server import read_reply
 from pipeline.engines.hf import HFEngine
 from pipeline.engines.models import load_model, load_tokenizer
 from pipeline.records import Message
@@ -191,3 +192,9 @@ def test_likelihood_works_with_a_server_that_scores(random_model: Path):
     overrides = ["engine=server", "engine.model=m", "engine.prompts=tokens", f"engine.tokenizer={random_model}"]
     config = compose_config([*overrides, "engine.scores=sglang", "preferences=likelihood"])
     assert config.engine.scores_replies
+
+
+def test_llama_cpp_lists_tokens_in_the_layout_of_chat_for_completions_too():
+    entry = {"id": 49, "token": "A", "logprob": -0.5}
+    choice = {"text": "A", "finish_reason": "length", "logprobs": {"content": [{**entry, "top_logprobs": [entry]}]}}
+    assert read_reply(json.dumps({"choices": [choice]})).listed == [("token_id:49", -0.5)]

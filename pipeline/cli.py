@@ -250,7 +250,7 @@ def _plan(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     from pipeline.chain.compose import compose_config
-    from pipeline.chain.plan import plan
+    from pipeline.chain.plan import COUNTED, plan, usage
     from pipeline.chain.preflight import preflight
     from pipeline.chain.rendering import table as rendering_table
     from pipeline.constitution.paper import deviations_from_paper
@@ -262,13 +262,14 @@ def _plan(args: argparse.Namespace) -> int:
     for column in ("calls ≤", "tokens written ≤", "tokens read ≈", "steps"):
         table.add_column(column, justify="right")
     for step in steps:
-        cost = step.cost
-        numbers = (cost.num_calls, cost.num_tokens_written, cost.num_tokens_read, cost.num_steps)
+        numbers = [getattr(step.cost, name) for name in COUNTED]
         table.add_row(step.stage, step.state, step.folder, *(f"{n:,}" if n else "" for n in numbers))
-    totals = [sum(getattr(step.cost, name) for step in steps) for name in vars(steps[0].cost)]
+    totals = [sum(getattr(step.cost, name) for step in steps) for name in COUNTED]
     table.add_row("total", "", "", *(f"{n:,}" for n in totals))
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
+    for line in usage(config, steps):
+        console.print(line, markup=False, highlight=False)
     for line in rendering_table(prepared.rendering):
         console.print(line, markup=False, highlight=False)
     for note in prepared.notes:

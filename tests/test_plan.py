@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.chain.config import Config
 from pipeline.chain.order import stages_of
-from pipeline.chain.plan import plan
+from pipeline.chain.plan import plan, usage
 from pipeline.chain.preflight import preflight
 from pipeline.chain.runner import run
 
@@ -51,3 +51,23 @@ def test_every_preset_and_method_has_a_plan(tiny: Tiny, experiment: str, method:
     assert [step.stage for step in steps] == [stage.name for stage in stages_of(config)]
     costs = {step.stage: step.cost for step in steps}
     assert costs["sft"].num_steps > 0 and costs["align"].num_steps > 0 and costs["critique"].num_calls > 0
+
+
+def test_the_plan_says_what_each_engine_is_asked_and_what_that_costs(tiny: Tiny):
+    price = "price_per_million_tokens: {input: 2, output: 10}"
+    config = tiny(
+        f"critique.engine={{kind: server, model: critic, base_url: 'http://a', {price}}}",
+        "preferences.engine={kind: server, model: labeller, base_url: 'http://a'}",
+        "preferences=ab",
+    )
+    steps = plan(preflight(config))
+    critic, labeller = usage(config, steps)
+    share = next(step for step in steps if step.stage == "critique").cost.roles["critique.engine"]
+    money = (2 * share.num_tokens_read + 10 * share.num_tokens_written) / 1e6
+    assert (
+        critic.startswith(f"critique.engine (critic): {share.num_calls:,} calls") and f"about {money:.2f} by" in critic
+    )
+    assert labeller.startswith("preferences.engine (labeller): ") and "prices" not in labeller
+    assert all(sum(part.num_calls for part in step.cost.roles.values()) <= step.cost.num_calls for step in steps), (
+        "roles are parts of the whole"
+    )

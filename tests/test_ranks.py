@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 
@@ -26,3 +31,39 @@ def test_two_ranks_equal_one(tiny: Tiny, tmp_path):
     for name, (alone, together) in losses.items():
         assert len(alone) >= 2 and alone == pytest.approx(together, abs=1e-5), name
     assert len(set(losses["align"][0])) > 1, "the loss never moved, so equality shows nothing"
+
+
+class Critic(BaseHTTPRequestHandler):
+    """Answers each chat request with a sentence, and remembers them."""
+
+    seen: ClassVar[list[str]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        Critic.seen.append(body)
+        number = hashlib.sha256(body.encode()).hexdigest()[:6]
+        message = {"role": "assistant", "content": f"This could be kinder by {number}."}
+        data = json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_ranks_share_the_requests_to_a_server(tiny: Tiny, tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Critic)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    engine = ["engine=server", "engine.model=m", f"engine.base_url=http://127.0.0.1:{server.server_port}/v1"]
+    found = []
+    for ranks in (1, 2):
+        Critic.seen = []
+        options = [*engine, "preferences=ab", f"launch.num_processes={ranks}", f"output_dir={tmp_path / str(ranks)}"]
+        done = run(tiny(*options, "until=critique")).stages["critique"]
+        asked = Critic.seen[1:]  # the first is the one before the run
+        assert len(asked) == len(set(asked)) == done.manifest.usage["m"].num_requests > 4
+        found.append((done.manifest.content_hash, sorted(asked)))
+    server.shutdown()
+    server.server_close()
+    assert found[0] == found[1]

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
 from pipeline.core.cache import WORK
 from pipeline.core.errors import CaiError, StageError
-from pipeline.core.log import Meter, logged_to, logger
+from pipeline.core.log import Meter, Usage, logged_to, logger
 from pipeline.core.stage import Context, Stage
 from pipeline.core.tracking import NoTracker, Tracker, open_tracker
 from pipeline.engines.base import ENGINES
@@ -50,6 +50,7 @@ class Result:
     busy_seconds: float
     num_calls: int
     num_tokens_written: int
+    usage: dict[str, Usage]
 
 
 def execute(job: Job) -> Result:
@@ -79,6 +80,7 @@ def execute(job: Job) -> Result:
         busy_seconds=meter.seconds,
         num_calls=meter.num_calls,
         num_tokens_written=meter.num_tokens_written,
+        usage=meter.usage,
     )
 
 
@@ -128,7 +130,7 @@ def start(job: Job) -> Result:
     if code != 0 or not (work / RESULT).exists():
         raise StageError(f"{job.stage} failed on one of its {num_processes} ranks (see above).")
     result = json.loads((work / RESULT).read_text(encoding="utf-8"))
-    return Result(**result)
+    return Result(**{**result, "usage": {name: Usage(**used) for name, used in result["usage"].items()}})
 
 
 def launch_command(num_processes: int) -> list[str]:
@@ -184,7 +186,7 @@ def main() -> int:
         logger.error(f"rank {distributed.rank()}: {error}")
         return error.exit_code
     if distributed.is_main():
-        (out / WORK / RESULT).write_text(json.dumps(vars(result)), encoding="utf-8")
+        (out / WORK / RESULT).write_text(json.dumps(asdict(result)), encoding="utf-8")
     distributed.barrier()
     return 0
 

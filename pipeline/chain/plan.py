@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from pipeline.chain.config import Config
 from pipeline.chain.order import cache_folder, fields_for_key, folder_name, needs_of, stages_of
 from pipeline.core.cache import Manifest
 from pipeline.core.stage import Cost, Prepared
 from pipeline.engines.base import EngineConfig
+
+COUNTED = ("num_calls", "num_tokens_written", "num_tokens_read", "num_steps")
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,32 @@ def plan(prepared: Prepared) -> list[Step]:
             unfinished = folder.with_name(f"{name}.partial").exists()
             steps.append(Step(stage.name, "resumes" if unfinished else "runs", name, stage.cost(prepared)))
     return steps
+
+
+def usage(config: Config, steps: Sequence[Step]) -> list[str]:
+    """One line for each engine with a model of its own or with prices: what it would be asked, and what that costs."""
+    fields = dict.fromkeys(field for step in steps for field in step.cost.roles)
+    lines = []
+    for field in fields:
+        engine = _engine_at(config, field)
+        shares = [step.cost.roles[field] for step in steps if field in step.cost.roles]
+        calls, written, read = (sum(getattr(share, name) for share in shares) for name in COUNTED[:3])
+        if engine is None or not calls or (engine.model_name is None and engine.price is None):
+            continue
+        money = f", at most about {engine.price.of(read, written):,.2f} by its prices" if engine.price else ""
+        lines.append(
+            f"{field} ({engine.model_name or config.model.name}): {calls:,} calls, {read:,} tokens read, {written:,} "
+            f"written{money}"
+        )
+    return lines
+
+
+def _engine_at(config: Config, field: str) -> EngineConfig | None:
+    """The engine of a field such as ``evaluate.judge.engine``; None if that judge asks none."""
+    found: Any = config
+    for name in field.split("."):
+        found = getattr(found, name, None)
+    return found if isinstance(found, EngineConfig) else None
 
 
 def reach_engines(prepared: Prepared) -> None:

@@ -81,6 +81,8 @@ def _name(annotation: Any) -> str:
             return " | ".join(options)
         nullable = type(None) in get_args(annotation)
         return " or ".join(map(_name, options)) + (" or null" if nullable else "")
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"section with {' and '.join(annotation.model_fields)}"
     return {int: "whole number", float: "number", str: "text", bool: "true | false"}.get(annotation, str(annotation))
 
 

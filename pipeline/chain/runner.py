@@ -208,12 +208,15 @@ def _make(
             busy_seconds=result.busy_seconds,
             num_calls=result.num_calls,
             num_tokens_written=result.num_tokens_written,
+            usage=result.usage,
             started=started_at.isoformat(timespec="seconds"),
             environment=_environment(config),
         )
         commit(partial, final, manifest)
         shutil.rmtree(final / WORK, ignore_errors=True)
     say(f"{stage.name}: done in {duration(manifest.seconds)}")
+    for name, used in result.usage.items():
+        say(f"  {name}: {used}")
     _free_memory()
     return manifest
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from pipeline.core.errors import ArtifactError
+from pipeline.core.log import Usage
 from pipeline.core.text import whole_characters
 
 KEY_FORMAT = 2
@@ -73,6 +74,7 @@ class Manifest(BaseModel):
     busy_seconds: float  # generating, scoring and training
     num_calls: int  # to engines
     num_tokens_written: int  # by engines
+    usage: dict[str, Usage] = {}  # name of a server's model -> what it used
     started: str
     environment: dict[str, str]
 

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -84,10 +85,31 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
+@dataclass
+class Usage:
+    """What an engine used: a server counts it, and its prices give ``money`` (None: not known)."""
+
+    num_requests: int = 0
+    num_tokens_read: int = 0
+    num_tokens_written: int = 0
+    money: float | None = None
+
+    def __str__(self) -> str:
+        money = "" if self.money is None else f", {self.money:,.2f} by the prices in the settings"
+        return (
+            f"{self.num_requests:,} requests, {self.num_tokens_read:,} tokens read, {self.num_tokens_written:,} written"
+            f"{money}"
+        )
+
+
 class Meter:
-    """Counts seconds of generating, scoring and training, calls to engines, and tokens that engines wrote."""
+    """Counts seconds of generating, scoring and training, calls to engines, and tokens that engines wrote.
+
+    ``usage``: name of a server's model → what it used.
+    """
 
     def __init__(self) -> None:
+        self.usage: dict[str, Usage] = {}
         self.seconds = 0.0
         self.num_calls = 0
         self.num_tokens_written = 0

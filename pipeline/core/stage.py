@@ -39,6 +39,14 @@ class Cost:
     num_tokens_written: int = 0
     num_tokens_read: int = 0
     num_steps: int = 0
+    roles: Mapping[str, Cost] = field(default_factory=dict)
+    """Field of an engine → its share of the calls and tokens."""
+
+    @classmethod
+    def of_roles(cls, roles: Mapping[str, Cost]) -> Cost:
+        """The cost of engines alone."""
+        names = ("num_calls", "num_tokens_written", "num_tokens_read")
+        return cls(**{name: sum(getattr(cost, name) for cost in roles.values()) for name in names}, roles=roles)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
+
+from pydantic import Field
 
 from pipeline.core.cache import FAILED
 from pipeline.core.distributed import LaunchConfig
-from pipeline.core.settings import Registry, Settings
+from pipeline.core.settings import RUNTIME, Registry, Settings
 from pipeline.records import Message
 
 
@@ -39,12 +41,13 @@ Finish = Literal["stop", "length", "too_long", "refused", "failed"]
 class Completion:
     """``finish``: ``stop`` (the reply ended), ``length`` (cut off), ``too_long`` (the request did not fit the context),
     ``refused`` (the server refuses this request for good), ``failed`` (it did not answer, and the settings let the run
-    go on). The text of the last three is empty."""
+    go on). The text of the last three is empty. ``num_prompt_tokens`` is 0 where the engine does not count them."""
 
     id: str
     text: str
     num_tokens: int
     finish: Finish
+    num_prompt_tokens: int = 0
 
     @property
     def why_unanswered(self) -> str:
@@ -89,6 +92,8 @@ class Answer:
     logprobs: list[float]
     refused: bool = False
     failed: bool = False
+    num_tokens: int = 0
+    num_prompt_tokens: int = 0
 
     @property
     def is_readable(self) -> bool:
@@ -138,6 +143,18 @@ class BatchEngine(Protocol):
     def score(self, batch: Sequence[Query]) -> list[Answer]: ...
 
 
+class Price(Settings):
+    """What a million tokens cost, in any currency."""
+
+    input: Annotated[float, RUNTIME] = Field(ge=0)
+    """Of prompts."""
+    output: Annotated[float, RUNTIME] = Field(ge=0)
+    """Of replies."""
+
+    def of(self, num_read: int, num_written: int) -> float:
+        return (num_read * self.input + num_written * self.output) / 1e6
+
+
 class StreamingEngine(ABC):
     """Answers each ask on its own, in any order, such as a server that gets many requests at the same time.
 
@@ -150,6 +167,8 @@ class StreamingEngine(ABC):
     """The model's name in records; never an address."""
     max_failed_share: float = 0.0
     """The run goes on if at most this share of the asks of one worklist has failed."""
+    price: Price | None = None
+    """What its tokens cost; None: nothing, or it is not known."""
     num_votes: int = 0
     """A choice query is answered by so many sampled replies; 0: by log-probabilities."""
     asks_from_one_rank: bool = False
@@ -179,6 +198,11 @@ class EngineConfig(Settings):
     @property
     def model_name(self) -> str | None:
         """The name of the engine's own model; None if the engine runs the model that is aligned."""
+        return None
+
+    @property
+    def price(self) -> Price | None:
+        """What its tokens cost; None: nothing, or it is not known."""
         return None
 
     @property

@@ -15,8 +15,8 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.log import warn
 from pipeline.core.settings import RUNTIME
 from pipeline.engines.addresses import Addresses, trouble_with_url
-from pipeline.engines.base import ENGINES, Engine, EngineConfig, EngineKind, Weights
-from pipeline.engines.chat_server import RefusedError, ServerError
+from pipeline.engines.base import ENGINES, Engine, EngineConfig, EngineKind, Price, ReplyQuery, Request, Weights
+from pipeline.engines.chat_server import STOPS, RefusedError, Reply, ServerError
 from pipeline.engines.models import generation_ends, load_tokenizer, model_identity, resolve_path, short_name
 from pipeline.engines.prompts import ChatPrompts, Post, Prompts, Scores, TokenPrompts, chat_fields
 from pipeline.engines.sender import Sender
@@ -52,6 +52,8 @@ class Server(EngineKind):
         """How the server scores a given reply: ``vllm`` or ``sglang``, with ``tokens``; ``none``: it can't."""
         votes: int = Field(default=0, ge=0)
         """Choices (labels, verdicts) are shares of so many sampled answers; 0: log-probabilities are read."""
+        price_per_million_tokens: Annotated[Price | None, RUNTIME] = None
+        """What a million tokens cost, for ``cai plan`` and the manifests: {input: …, output: …}."""
         base_url: Annotated[str | list[str] | None, RUNTIME] = None
         """Address of the server, up to /v1, or a list of addresses with the same model; null: OpenAI's own."""
         serve: str | None = None
@@ -75,6 +77,10 @@ class Server(EngineKind):
         @property
         def model_name(self) -> str | None:
             return self.model and short_name(self.model)
+
+        @property
+        def price(self) -> Price | None:
+            return self.price_per_million_tokens
 
         @property
         def runs_weights(self) -> bool:
@@ -163,16 +169,32 @@ class Server(EngineKind):
                 warn(f"{error} The others are used.")
 
         def _trouble_at(self, url: str, field: str) -> ConfigError | None:
-            """Why this server can't be used."""
+            """Why this server can't be used now. Raises ConfigError for what the settings must change."""
             name = str(self.model)
             sender = make_sender(self, name, [url], SECONDS_BEFORE_A_RUN, CONNECT_SECONDS_BEFORE_A_RUN)
+            prompts = make_prompts(self, name, Weights(path="", name=name))
             asked = [Message(role="user", content="Say yes.")]
-            outcome = sender.send_one(Post("/chat/completions", chat_fields(name, asked, max_tokens=1)))
+            query = ReplyQuery(id="", messages=asked, reply="Yes.")
+            if self.prompts == "chat":
+                outcome = sender.send_one(Post("/chat/completions", chat_fields(name, asked, max_tokens=1)))
+            elif self.scores == "none":
+                request = Request(id="", messages=asked, seed=0, max_new_tokens=1, temperature=0.0)
+                outcome = sender.send_one(prompts.post(request))
+            else:
+                outcome = sender.send_one(prompts.post(query))
+                if isinstance(outcome, Reply) and prompts.logprobs(query, outcome) is None:
+                    raise ConfigError(
+                        f"{field}.scores is {self.scores!r}, but {url} returns no log-probabilities of a given reply; "
+                        f"start a server that does, or set {field}.scores=none."
+                    )
             if isinstance(outcome, ServerError):
-                return ConfigError(_explained(self, url, field, outcome))
+                trouble = ConfigError(_explained(self, url, field, outcome))
+                if outcome.status in STOPS:
+                    raise trouble
+                return trouble
             # Models that think refuse so small a limit, but they have answered.
             if isinstance(outcome, RefusedError) and "max_tokens" not in str(outcome):
-                return ConfigError(f"{field}.model is {self.model!r}, and the server refuses it: {outcome}.")
+                raise ConfigError(f"{field}.model is {self.model!r}, and the server refuses it: {outcome}.")
             return None
 
     @staticmethod
@@ -187,6 +209,7 @@ class Server(EngineKind):
             serving=serving,
             max_failed_share=config.max_failed_share,
             key_variable=config.api_key_variable,
+            price=config.price,
         )
         return VotingEngine(engine, config.votes) if config.votes else engine
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pipeline.core.errors import StageError
 from pipeline.engines.addresses import NoServerError
-from pipeline.engines.base import Answer, Ask, Completion, Failure, Finish, ReplyQuery, Request, StreamingEngine
+from pipeline.engines.base import Answer, Ask, Completion, Failure, Finish, Price, ReplyQuery, Request, StreamingEngine
 from pipeline.engines.chat_server import RefusedError, Reply, ServerError
 from pipeline.engines.prompts import Prompts
 from pipeline.engines.sender import Sender
@@ -37,8 +37,9 @@ class ServerEngine(StreamingEngine):
         serving: Serving | None = None,
         max_failed_share: float = 0.0,
         key_variable: str = "",
+        price: Price | None = None,
     ) -> None:
-        self.name, self.max_failed_share = name, max_failed_share
+        self.name, self.max_failed_share, self.price = name, max_failed_share, price
         self.asks_from_one_rank = serving is not None
         self._sender, self._prompts, self._serving, self._key_variable = sender, prompts, serving, key_variable
         self._has_answered = self._has_scored = False
@@ -79,10 +80,10 @@ class ServerEngine(StreamingEngine):
             if isinstance(outcome, RefusedError):
                 finish: Finish = "too_long" if outcome.is_too_long else "refused"
                 return Completion(id=ask.id, text="", num_tokens=0, finish=finish)
-            return Completion(id=ask.id, text=outcome.text, num_tokens=outcome.num_tokens, finish=outcome.finish)
+            return Completion(id=ask.id, text=outcome.text, finish=outcome.finish, **_counted(outcome))
         if isinstance(outcome, RefusedError):
             return Answer(id=ask.id, logprobs=[], refused=not outcome.is_too_long)
-        return Answer(id=ask.id, logprobs=self._prompts.logprobs(ask, outcome) or [])
+        return Answer(id=ask.id, logprobs=self._prompts.logprobs(ask, outcome) or [], **_counted(outcome))
 
     def _no_server(self, error: ServerError) -> str:
         if self._serving is not None and self._serving.has_ended:
@@ -127,6 +128,10 @@ def _emptied(items: list[ItemT]) -> list[ItemT]:
     taken = list(items)
     items.clear()
     return taken
+
+
+def _counted(reply: Reply) -> Any:
+    return {"num_tokens": reply.num_tokens, "num_prompt_tokens": reply.num_prompt_tokens}
 
 
 def _reason(error: ServerError) -> str:

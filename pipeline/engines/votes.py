@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from pipeline.engines.base import (
     Answer,
@@ -30,6 +31,7 @@ class VotingEngine(StreamingEngine):
 
     def __init__(self, engine: StreamingEngine, num_votes: int) -> None:
         self.name, self.num_votes = engine.name, num_votes
+        self.price = engine.price
         self.max_failed_share, self.asks_from_one_rank = engine.max_failed_share, engine.asks_from_one_rank
         self._engine = engine
 
@@ -66,13 +68,17 @@ def _counted(query: ChoiceQuery, results: Sequence[Completion | Answer | Failure
     if failures:
         return Failure(id=query.id, reason=failures[0].reason)
     completions = [result for result in results if isinstance(result, Completion)]
-    named = [
-        choice for completion in completions if (choice := named_choice(completion.text, query.choices)) is not None
-    ]
-    if not named:
-        return Answer(id=query.id, logprobs=[], refused=all(c.finish == "refused" for c in completions))
+    counted: Any = {
+        "num_tokens": sum(completion.num_tokens for completion in completions),
+        "num_prompt_tokens": sum(completion.num_prompt_tokens for completion in completions),
+    }
+    named = [named_choice(completion.text, query.choices) for completion in completions]
+    if not any(named):
+        refused = all(completion.finish == "refused" for completion in completions)
+        return Answer(id=query.id, logprobs=[], refused=refused, **counted)
     total = len(results) + len(query.choices)
-    return Answer(id=query.id, logprobs=[math.log((named.count(choice) + 1) / total) for choice in query.choices])
+    logprobs = [math.log((named.count(choice) + 1) / total) for choice in query.choices]
+    return Answer(id=query.id, logprobs=logprobs, **counted)
 
 
 def named_choice(text: str, choices: Sequence[str]) -> str | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from pipeline.core import distributed
 from pipeline.core.cache import RecordLog
 from pipeline.core.errors import StageError
-from pipeline.core.log import Bar, Meter
+from pipeline.core.log import Bar, Meter, Usage
 from pipeline.engines.base import (
     Answer,
     ChoiceQuery,
@@ -98,7 +98,19 @@ def stream(
     _judge_failures(failures, len(ids), engine)
     found = {row_id: parse.unanswered(row_id) if row_id in failures else parse(**log[row_id]) for row_id in ids}
     _count(meter, found)
+    count_usage(meter, engine, found.values())
     return found
+
+
+def count_usage(meter: Meter, engine: StreamingEngine, results: Iterable[Completion | Answer]) -> None:
+    """Add what a server counted to ``meter.usage``."""
+    used = meter.usage.setdefault(engine.name, Usage(money=0.0 if engine.price else None))
+    for result in results:
+        used.num_requests += 1
+        used.num_tokens_read += result.num_prompt_tokens
+        used.num_tokens_written += result.num_tokens
+    if engine.price is not None:
+        used.money = engine.price.of(used.num_tokens_read, used.num_tokens_written)
 
 
 def _share_of_rank(engine: StreamingEngine, asks: Sequence[Any]) -> list[Any]:
@@ -117,7 +129,7 @@ def _gather(log: RecordLog) -> None:
 
 def _count(meter: Meter, found: Mapping[str, Completion | Answer | Scored]) -> None:
     meter.num_calls += len(found)
-    meter.num_tokens_written += sum(getattr(result, "num_tokens", 0) for result in found.values())
+    meter.num_tokens_written += sum(r.num_tokens for r in found.values() if isinstance(r, Completion))
 
 
 def _judge_failures(failures: Mapping[str, str], num_asked: int, engine: StreamingEngine) -> None:
@@ -160,7 +172,7 @@ def score_all(engine: Engine, label: str, queries: Sequence[Any], logbook: Logbo
     return work.run(label, [*choices, *replies], engine.score)
 
 
-def score_now(engine: Engine, queries: Sequence[Query]) -> dict[str, Answer]:
+def score_now(engine: Engine, queries: Sequence[Query], meter: Meter) -> dict[str, Answer]:
     """Return query id → answer, without a log: for rewards of replies that no later run will ask about again.
 
     Raises:
@@ -176,6 +188,7 @@ def score_now(engine: Engine, queries: Sequence[Query]) -> dict[str, Answer]:
         elif isinstance(result, Answer):
             found[result.id] = result
     _judge_failures(failures, len(queries), engine)
+    count_usage(meter, engine, found.values())
     return found
 
 

@@ -152,6 +152,12 @@ def num_steps(num_rows: int, config: TrainConfig) -> int:
     return math.ceil(math.ceil(num_rows / config.global_batch_size) * config.num_epochs)
 
 
+def judge_role(prepared: Prepared, num_calls: int, tokens: int) -> dict[str, Cost]:
+    """The share of the constitution's judge in the cost; ``tokens``: read for one call."""
+    [field] = prepared.config.feedback_engines("preferences")
+    return {field: Cost(num_calls=num_calls, num_tokens_read=num_calls * tokens)} if num_calls else {}
+
+
 def num_judge_calls(
     judge: LabellerConfig | None, prompts: Sequence[Prompt], constitution: Constitution, seed: int
 ) -> int:

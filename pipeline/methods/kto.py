@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -49,7 +50,7 @@ class KTO(PairMethod):
     def cost(self, config: Any, prepared: Prepared) -> Cost:
         pairs = super().cost(config, prepared)
         steps = num_steps(2 * len(prepared.config.preferences.compared_prompts(prepared)), config)
-        return Cost(num_calls=pairs.num_calls, num_tokens_read=pairs.num_tokens_read, num_steps=steps)
+        return replace(pairs, num_steps=steps)
 
     def train_on(
         self, rows: Sequence[dict[str, Any]], base_path: str, config: Any, context: Context

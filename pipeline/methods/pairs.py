@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pipeline.core.errors import StageError
 from pipeline.core.stage import Context, Cost, Metrics, Prepared
-from pipeline.methods.base import AlignConfig, History, Method, num_judge_calls, num_steps
+from pipeline.methods.base import AlignConfig, History, Method, judge_role, num_judge_calls, num_steps
 from pipeline.records import Preference, read_records
 
 if TYPE_CHECKING:
@@ -47,10 +47,12 @@ class PairMethod(Method):
         settings = prepared.config.preferences
         prompts = settings.compared_prompts(prepared)
         num_pairs, tokens = len(prompts), 2 * (TOKENS_PER_TURN + settings.max_reply_tokens)
+        judged = 2 * num_judge_calls(config.reward_judge, prompts, prepared.constitution, prepared.config.seed)
         return Cost(
-            num_calls=2 * num_judge_calls(config.reward_judge, prompts, prepared.constitution, prepared.config.seed),
+            num_calls=judged,
             num_tokens_read=round(num_pairs * tokens * config.num_epochs),
             num_steps=num_steps(num_pairs, config),
+            roles=judge_role(prepared, judged, tokens),
         )
 
     def train(self, config: Any, context: Context) -> tuple[Metrics, History]:

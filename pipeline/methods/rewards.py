@@ -178,7 +178,7 @@ class ConstitutionReward:
             asked.append([self._labeller.ask(str(row), "reply", prompt, reply, rule) for rule in principles])
         queries: dict[str, Any] = {query.id: query for row in asked for some in row for query in some}
         self._meter.num_calls += len(queries)
-        answers = score_now(self._engine, list(queries.values()))
+        answers = score_now(self._engine, list(queries.values()), self._meter)
         means = [_mean([self._labeller.reply_logit(some, answers) for some in row]) for row in asked]
         self.unreadable = [mean is None for mean in means]
         return [self._config.logit_scale * (mean or 0.0) for mean in means]

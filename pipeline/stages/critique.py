@@ -109,12 +109,18 @@ class Critique(Stage):
         num_replies = sum(counts.values())
         num_rounds = sum(counts[pool] for pool in constitution.revise) * config.num_rounds
         context = 6 * TOKENS_PER_TURN * (1 + min(config.num_few_shot, len(constitution.worked_examples)))
-        return Cost(
-            num_calls=num_replies + 2 * num_rounds,
-            num_tokens_written=num_replies * config.max_reply_tokens
-            + num_rounds * (config.max_critique_tokens + config.max_revision_tokens),
-            num_tokens_read=num_replies * TOKENS_PER_TURN + 2 * num_rounds * context,
+        policy = Cost(
+            num_calls=num_replies,
+            num_tokens_written=num_replies * config.max_reply_tokens,
+            num_tokens_read=num_replies * TOKENS_PER_TURN,
         )
+        critic = Cost(
+            num_calls=2 * num_rounds,
+            num_tokens_written=num_rounds * (config.max_critique_tokens + config.max_revision_tokens),
+            num_tokens_read=2 * num_rounds * context,
+        )
+        [field] = prepared.config.feedback_engines("critique")
+        return Cost.of_roles({"policy_engine": policy, field: critic})
 
     def run(self, config: CritiqueConfig, context: Context) -> Metrics:
         prompts = read_records(context.folder("prompts") / "prompts.jsonl", Prompt)

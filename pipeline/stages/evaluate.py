@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import comb
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,21 +153,36 @@ class Evaluate(Stage):
         num_duels = comb(len(models), 2) * sum(map(is_compared, cases))
         has_reward_model = "reward" in prepared.stages
         num_labels, num_rewards = 0, has_reward_model * len(models) * len(rewarded_cases(cases))
+        labeller = whole.preferences.labeller
         for name, pairs in build_comparisons(config, []).items():
-            labeller = whole.preferences.labeller
             num_labels += label.num_calls(pairs, labeller, prepared.constitution, whole.seed, name)
             num_rewards += 2 * len(pairs) * (has_reward_model + (config.reward_model is not None))
             num_duels += len(pairs)
         num_preferred = pair_judge.num_calls(num_duels)
         read = sum(len(turn["content"]) for case in cases for turn in case.messages) // CHARS_PER_TOKEN
-        return Cost(
-            num_calls=num_answers + num_judged + num_preferred + num_labels + num_rewards,
-            num_tokens_written=len(items) * config.max_reply_tokens
-            + num_judged * judge.max_answer_tokens
-            + num_preferred * pair_judge.max_answer_tokens
-            + num_labels * getattr(whole.preferences.labeller, "max_reasoning_tokens", 0),
-            num_tokens_read=len(models) * read,
-        )
+        asked = read // len(cases) + 2 * config.max_reply_tokens  # by one question of a judge or of the labeller
+        [field] = whole.feedback_engines("preferences")
+        answers, reasoning = len(items) * config.max_reply_tokens, getattr(labeller, "max_reasoning_tokens", 0)
+        roles = {
+            "policy_engine": Cost(
+                num_calls=num_answers, num_tokens_written=answers, num_tokens_read=len(models) * read
+            ),
+            "evaluate.judge.engine": Cost(
+                num_calls=num_judged,
+                num_tokens_written=num_judged * judge.max_answer_tokens,
+                num_tokens_read=num_judged * asked,
+            ),
+            "evaluate.pair_judge.engine": Cost(
+                num_calls=num_preferred,
+                num_tokens_written=num_preferred * pair_judge.max_answer_tokens,
+                num_tokens_read=num_preferred * asked,
+            ),
+            field: Cost(
+                num_calls=num_labels, num_tokens_written=num_labels * reasoning, num_tokens_read=num_labels * asked
+            ),
+        }
+        cost = Cost.of_roles(roles)
+        return replace(cost, num_calls=cost.num_calls + num_rewards)
 
     def run(self, config: EvaluateConfig, context: Context) -> Metrics:
         prompts = read_records(context.folder("prompts") / "prompts.jsonl", Prompt)

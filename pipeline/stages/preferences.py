@@ -16,7 +16,7 @@ from pipeline.core.log import warn
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage, Use
 from pipeline.data.drawing import PoolSizes
-from pipeline.engines.base import ENGINES, EngineConfig, Request
+from pipeline.engines.base import ENGINES, Engine, EngineConfig, Request
 from pipeline.engines.roles import BASE, feedback_engine, policy_engine
 from pipeline.engines.worklist import generate_all
 from pipeline.labellers.base import LABELLERS, TEMPLATE, LabellerConfig, binary_entropy_bits, constitution_fields
@@ -123,12 +123,14 @@ class Preferences(Stage):
         ]
         num_asked = num_calls(placeholders, config.labeller, prepared.constitution, seed, PURPOSE)
         num_replies = 2 * len(labelled) + len(written)
-        return Cost(
-            num_calls=num_replies + num_asked,
-            num_tokens_written=num_replies * config.max_reply_tokens
-            + num_asked * getattr(config.labeller, "max_reasoning_tokens", 0),
+        policy = Cost(num_calls=num_replies, num_tokens_written=num_replies * config.max_reply_tokens)
+        labeller = Cost(
+            num_calls=num_asked,
+            num_tokens_written=num_asked * getattr(config.labeller, "max_reasoning_tokens", 0),
             num_tokens_read=num_asked * (4 * TOKENS_PER_TURN + config.max_reply_tokens),
         )
+        [field] = prepared.config.feedback_engines("preferences")
+        return Cost.of_roles({"policy_engine": policy, field: labeller})
 
     def run(self, config: PreferencesConfig, context: Context) -> Metrics:
         prompts = read_records(context.folder("prompts") / "prompts.jsonl", Prompt)
@@ -140,7 +142,7 @@ class Preferences(Stage):
             comparisons = sampler.sampled_pairs(chosen)
         written = sampler.worked_pairs() if config.num_contrasts else []
         sampler.warn_of_losses(len(comparisons) + len(written))
-        labeller, constitution = feedback_engine(context), context.constitution
+        labeller, constitution = feedback_engine(context, sampler.release()), context.constitution
         preferences = label(comparisons, labeller, config.labeller, constitution, context.seed, context, PURPOSE)
         refused, failed = num_refused(context, PURPOSE), num_failed(context, PURPOSE)
         _warn_of_unreadable_answers(preferences, labeller.name, refused, failed, context)
@@ -175,6 +177,7 @@ class _Sampler:
         self._config, self._context = config, context
         self.num_empty = self.num_identical = self.num_unanswered = 0
         self._unanswered = set[str]()  # prompts without one of the two replies
+        self._open: tuple[str, Engine] | None = None  # the model that is loaded, or has a server
 
     def sampled_pairs(self, prompts: Sequence[Prompt]) -> list[Comparison]:
         """Two samples of the SFT model (Bai et al. 2022, section 4.1)."""
@@ -212,7 +215,10 @@ class _Sampler:
             )
             for prompt in prompts
         ]
-        engine = policy_engine(self._context, path, who)
+        if self._open is None or self._open[0] != who:
+            self._open = None  # it needs room for the next one
+            self._open = (who, policy_engine(self._context, path, who))
+        engine = self._open[1]
         label = f"replies of {who}" + (" that decline" if begun else "")
         done = generate_all(engine, label, requests, self._context, "replies")
         kept = {request.id.rpartition("/")[0]: done[request.id] for request in requests}
@@ -221,6 +227,12 @@ class _Sampler:
             prompt_id: tidy(f"{begun} {reply.text}".strip(), cut_off=reply.finish == "length") if reply.text else ""
             for prompt_id, reply in kept.items()
         }
+
+    def release(self) -> Engine | None:
+        """Let go of the open model. Returns its engine if it is the base model."""
+        who, engine = self._open or ("", None)
+        self._open = None
+        return engine if who == BASE else None
 
     def warn_of_losses(self, num_kept: int) -> None:
         """Warn if many pairs are left out. Raises StageError if all are."""

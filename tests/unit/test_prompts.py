@@ -1,6 +1,6 @@
 """Prompts that are rendered here and sent to servers as token ids: the numbers are those of the model in this process.
 
-The servers compute with the same tiny model and answer in the layouts of vLLM and SGLang.
+The server computes with the same tiny model, and answers in the layouts of vLLM and SGLang (``tests/model_server.py``).
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -23,71 +23,7 @@ from pipeline.engines.chat_server import read_reply
 from pipeline.engines.hf import HFEngine
 from pipeline.engines.models import load_model, load_tokenizer
 from pipeline.records import Message
-
-LOCK = threading.Lock()
-
-
-class Server(BaseHTTPRequestHandler):
-    """vLLM's /v1/completions and SGLang's /generate."""
-
-    model: ClassVar[Any]
-    tokenizer: ClassVar[Any]
-    seen: ClassVar[list[tuple[str, dict[str, Any]]]] = []
-    scores = True
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        Server.seen.append((self.path, body))
-        answer = {"/v1/completions": self._complete, "/generate": self._generate}[self.path](body)
-        data = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    @torch.inference_mode()
-    def _logprobs(self, ids: list[int]) -> torch.Tensor:
-        with LOCK:
-            logits: torch.Tensor = Server.model(torch.tensor([ids])).logits[0]
-        return logits.float().log_softmax(-1)
-
-    def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        ids = body["prompt"]
-        found = self._logprobs(ids)
-        choice: dict[str, Any] = {"text": " ok", "finish_reason": "length", "logprobs": None}
-        if "logprobs" in body:
-            shown = body.get("logprob_token_ids") or found[-1].topk(body["logprobs"]).indices.tolist()
-            pairs = zip(shown, found[-1, shown].tolist(), strict=True)
-            choice["logprobs"] = {"top_logprobs": [{f"token_id:{token}": value for token, value in pairs}]}
-        if "prompt_logprobs" in body and Server.scores:
-            choice["prompt_logprobs"] = [None] + [
-                {str(token): {"logprob": float(found[place, token]), "rank": 1, "decoded_token": "x"}}
-                for place, token in enumerate(ids[1:])
-            ]
-        if body["max_tokens"] > 1:
-            choice["text"] = self._greedy(ids, body)
-        return {"choices": [choice], "usage": {"prompt_tokens": len(ids), "completion_tokens": 1}}
-
-    def _greedy(self, ids: list[int], body: dict[str, Any]) -> str:
-        reply: list[int] = []
-        while len(reply) < body["max_tokens"]:
-            token = int(self._logprobs(ids + reply)[-1].argmax())
-            if token in body["stop_token_ids"]:
-                break
-            reply.append(token)
-        return str(Server.tokenizer.decode(reply))
-
-    def _generate(self, body: dict[str, Any]) -> dict[str, Any]:
-        ids, about = body["input_ids"], dict[str, Any](prompt_tokens=len(body["input_ids"]))
-        found = self._logprobs(ids)
-        if (start := body.get("logprob_start_len")) is not None:
-            scored = [[float(found[place - 1, ids[place]]), ids[place], None] for place in range(start + 1, len(ids))]
-            about["input_token_logprobs"] = [[None, ids[start], None], *scored]
-        if tokens := body.get("token_ids_logprob"):
-            about["output_token_ids_logprobs"] = [[[float(found[-1, token]), token, None] for token in tokens]]
-        return {"text": "", "meta_info": about}
-
-    def log_message(self, *_: object) -> None: ...
+from tests.model_server import Server
 
 
 @pytest.fixture
@@ -169,6 +105,19 @@ def test_a_server_that_scores_no_prompts_is_named_after_a_few_queries(url: str, 
         answers(url, random_model, many, "vllm")
     [one] = answers(url, random_model, many[:1], "vllm").values()
     assert isinstance(one, Answer) and not one.is_readable
+
+
+@pytest.mark.parametrize("scores", ["none", "vllm", "sglang"])
+def test_a_server_is_asked_before_a_run_in_the_way_of_the_run(url: str, random_model: Path, scores: str):
+    options = ["engine=server", "engine.model=m", f"engine.base_url={url}", "preferences=ab", "engine.prompts=tokens"]
+    config = compose_config([*options, f"engine.tokenizer={random_model}", f"engine.scores={scores}"]).engine
+    config.reach("engine")
+    [(path, _)] = Server.seen
+    assert path == ("/generate" if scores == "sglang" else "/v1/completions")
+    if scores == "vllm":
+        Server.scores = False
+        with pytest.raises(ConfigError, match=r"^engine\.scores is 'vllm', but http.* no log-probabilities of a given"):
+            config.reach("engine")
 
 
 @pytest.mark.parametrize(

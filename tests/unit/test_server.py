@@ -23,6 +23,7 @@ from pipeline.chain.compose import compose_config
 from pipeline.core.cache import RecordLog
 from pipeline.core.distributed import LaunchConfig
 from pipeline.core.errors import ConfigError, StageError
+from pipeline.core.log import Usage
 from pipeline.engines.base import NEVER, ChoiceQuery, Completion, Failure, Request, Weights, open_engine
 from pipeline.engines.chat_server import RefusedError, ServerError, error_of, read_reply, seconds_to_wait
 from pipeline.engines.prompts import choice_logprobs
@@ -212,7 +213,8 @@ REPLIES: dict[str, tuple[Change, str, str, int]] = {
 def test_every_reply_is_read(url: str, kind: str):
     Server.change, text, finish, num_tokens = REPLIES[kind]
     question = ask(1, Message(role="user", content="half \ud83d"))  # it is sent, too
-    assert answers(engine(url), question) == [Completion(id="1", text=text, num_tokens=num_tokens, finish=finish)]  # type: ignore[arg-type]
+    [done] = answers(engine(url), question)
+    assert (done.text, done.finish, done.num_tokens) == (text, finish, num_tokens)
     assert len(Server.seen) == 1
 
 
@@ -359,6 +361,18 @@ def test_retry_after_is_read_as_seconds_or_as_a_date(value: str, seconds: float 
     now = datetime(2026, 11, 28, 10, tzinfo=UTC)
     assert seconds_to_wait({"retry-after": value}, now) == seconds
     assert seconds_to_wait({}, now) is None
+
+
+def test_tokens_and_money_are_counted(url: str, tmp_path: Path):
+    logbook, price = FakeLogbook(tmp_path), "engine.price_per_million_tokens={input: 2, output: 10}"
+    tested = engine(url, price)
+    generate_all(tested, "", [ask(i) for i in range(4)], logbook, "log")
+    score_all(tested, "", [which(i) for i in range(2)], logbook, "choices")
+    assert logbook.meter.usage == {"m": Usage(6, 6, 12, pytest.approx(6 * 2e-6 + 12 * 10e-6))}  # type: ignore[arg-type]
+    other = FakeLogbook(tmp_path)
+    generate_all(engine(url), "", [ask(i) for i in range(4)], other, "log")
+    assert other.meter.usage == {"m": Usage(4, 4, 8, None)}, "what an earlier run was answered counts, too"
+    assert config(url, price).key() == config(url).key()
 
 
 # --- Choices -------------------------------------------------------------------------------------------------------
@@ -651,6 +665,18 @@ def test_before_a_run_one_of_several_servers_must_answer(url: str, monkeypatch: 
         assert [dead in text and "Connection refused" in text for text in warnings] == [True]
         with pytest.raises(ConfigError, match="Connection refused"):
             config(several(dead, f"{dead}/")).reach("engine")
+
+
+def test_before_a_run_no_server_may_lack_the_model(url: str, other_url: str):
+    """Otherwise its requests would fail one after the other."""
+    Server.change = lambda body, answer: (404, {"error": {"message": "no m"}}) if Server.ports[1:] else answer
+    with pytest.raises(ConfigError, match=rf"base_url is '{other_url}' and engine\.model is 'm'.*no m"):
+        config(several(url, other_url)).reach("engine")
+
+
+def test_the_name_of_a_model_may_have_slashes(url: str):
+    assert answers(engine(url, "engine.model=org/model:8b"), ask(1))[0].text == "echo q1"
+    assert Server.seen[0]["model"] == "org/model:8b"
 
 
 def test_the_address_is_in_no_record_and_no_cache_key(url: str):

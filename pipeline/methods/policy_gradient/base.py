@@ -14,7 +14,7 @@ from pipeline.core.stage import Context, Cost, Metrics, Prepared
 from pipeline.data.drawing import held_out_prompts, rollout_prompts
 from pipeline.engines.base import ENGINES
 from pipeline.engines.models import context_length, load_tokenizer, resolve_path
-from pipeline.methods.base import History, Method, num_judge_calls
+from pipeline.methods.base import History, Method, judge_role, num_judge_calls
 from pipeline.records import Prompt, derived_rng
 
 if TYPE_CHECKING:
@@ -79,12 +79,14 @@ class PolicyGradient(Method):
         num_replies = len(asked) + len(measured)
         num_models = 2 if self.uses_value_model else 1  # only trained ones
         tokens = TOKENS_PER_TURN + config.rollout.max_reply_tokens
+        judged = _num_judge_calls(config, prepared, [*asked, *measured])
         return Cost(
-            num_calls=num_replies + _num_judge_calls(config, prepared, [*asked, *measured]),
+            num_calls=num_replies + judged,
             num_tokens_written=num_replies * config.rollout.max_reply_tokens,
             # One pass to sample, one of the reference; each trained model: one to measure, one per PPO epoch.
             num_tokens_read=len(asked) * (2 + num_models * (1 + config.num_ppo_epochs)) * tokens,
             num_steps=num_steps,
+            roles=judge_role(prepared, judged, 3 * tokens),
         )
 
     def train(self, config: Any, context: Context) -> tuple[Metrics, History]:

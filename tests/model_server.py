@@ -1,0 +1,98 @@
+"""A server of a model folder in the layouts of vLLM and SGLang: ``model_server.py --port 8000 --model FOLDER``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+LOCK = threading.Lock()
+
+
+class Server(BaseHTTPRequestHandler):
+    """vLLM's /v1/completions and SGLang's /generate."""
+
+    model: ClassVar[Any]
+    tokenizer: ClassVar[Any]
+    seen: ClassVar[list[tuple[str, dict[str, Any]]]] = []
+    scores = True
+
+    def do_GET(self) -> None:
+        self._send({})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        Server.seen.append((self.path, body))
+        answer = {"/v1/completions": self._complete, "/generate": self._generate}[self.path](body)
+        self._send(answer)
+
+    def _send(self, answer: Any) -> None:
+        data = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    @torch.inference_mode()
+    def _logprobs(self, ids: list[int]) -> torch.Tensor:
+        with LOCK:
+            logits: torch.Tensor = Server.model(torch.tensor([ids])).logits[0]
+        return logits.float().log_softmax(-1)
+
+    def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        ids = body["prompt"]
+        found = self._logprobs(ids)
+        choice: dict[str, Any] = {"text": " ok", "finish_reason": "length", "logprobs": None}
+        if "logprobs" in body:
+            shown = body.get("logprob_token_ids") or found[-1].topk(body["logprobs"]).indices.tolist()
+            pairs = zip(shown, found[-1, shown].tolist(), strict=True)
+            choice["logprobs"] = {"top_logprobs": [{f"token_id:{token}": value for token, value in pairs}]}
+        if "prompt_logprobs" in body and Server.scores:
+            choice["prompt_logprobs"] = [None] + [
+                {str(token): {"logprob": float(found[place, token]), "rank": 1, "decoded_token": "x"}}
+                for place, token in enumerate(ids[1:])
+            ]
+        if body["max_tokens"] > 1:
+            choice["text"] = self._write(ids, body)
+        return {"choices": [choice], "usage": {"prompt_tokens": len(ids), "completion_tokens": 1}}
+
+    def _write(self, ids: list[int], body: dict[str, Any]) -> str:
+        reply: list[int] = []
+        generator = torch.Generator().manual_seed(body["seed"])
+        while len(reply) < body["max_tokens"]:
+            last = self._logprobs(ids + reply)[-1]
+            if temperature := body["temperature"]:
+                token = int(torch.multinomial((last / temperature).softmax(-1), 1, generator=generator))
+            else:
+                token = int(last.argmax())
+            if token in body["stop_token_ids"]:
+                break
+            reply.append(token)
+        return str(Server.tokenizer.decode(reply))
+
+    def _generate(self, body: dict[str, Any]) -> dict[str, Any]:
+        ids, about = body["input_ids"], dict[str, Any](prompt_tokens=len(body["input_ids"]))
+        found = self._logprobs(ids)
+        if (start := body.get("logprob_start_len")) is not None:
+            scored = [[float(found[place - 1, ids[place]]), ids[place], None] for place in range(start + 1, len(ids))]
+            about["input_token_logprobs"] = [[None, ids[start], None], *scored]
+        if tokens := body.get("token_ids_logprob"):
+            about["output_token_ids_logprobs"] = [[[float(found[-1, token]), token, None] for token in tokens]]
+        return {"text": "", "meta_info": about}
+
+    def log_message(self, *_: object) -> None: ...
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--model", required=True)
+    args = parser.parse_args()
+    Server.model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    Server.tokenizer = AutoTokenizer.from_pretrained(args.model)
+    ThreadingHTTPServer(("127.0.0.1", args.port), Server).serve_forever(0.05)

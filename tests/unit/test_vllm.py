@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
@@ -20,13 +20,15 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from pipeline.chain.config import Config
+from pipeline.chain.runner import run
 from pipeline.core.distributed import LaunchConfig
 from pipeline.core.errors import ConfigError, StageError
 from pipeline.engines import vllm
 from pipeline.engines.base import ENGINES, ChoiceQuery, Completion, Query, ReplyQuery, Request, Weights, open_engine
 from pipeline.engines.models import load_model
 from pipeline.engines.orphans import end_with_parent
-from pipeline.records import Message
+from pipeline.records import Message, Preference, read_records
 
 
 class SamplingParams:
@@ -82,9 +84,11 @@ class LLM:
         tokens, found = list(prompt), []
         logprobs = self.model(torch.tensor([tokens])).logits[0].log_softmax(-1)
         before = [None, *({t: _logprob(row[t])} for t, row in zip(prompt[1:], logprobs[:-1], strict=True))]
+        dice = torch.Generator().manual_seed(param.seed or 0)
         for _ in range(param.max_tokens):
             last = self.model(torch.tensor([tokens])).logits[0, -1].log_softmax(-1)
-            tokens.append(int(last.argmax()))
+            drawn = torch.multinomial((last / (param.temperature or 1)).exp(), 1, generator=dice)
+            tokens.append(int(drawn if param.temperature else last.argmax()))
             found.append({token: _logprob(last[token]) for token in [tokens[-1], *param.wanted]})
             if tokens[-1] in param.stop:
                 break
@@ -183,6 +187,15 @@ def test_one_model_is_held_and_the_end_of_a_stage_frees_it(random_model: Path, t
     assert not any(llm.is_open for llm in LLM.opened)
     one.generate(asks()[:1])
     assert len(LLM.opened) == 3
+
+
+def test_a_run_generates_and_labels_with_it(tiny: Callable[..., Config], tiny_model: Path):
+    done = run(tiny("policy_engine=vllm", "engine=vllm", "until=preferences"))
+    preferences = list(read_records(done.stages["preferences"].folder / "preferences.jsonl", Preference))
+    assert any(p.labeller == "likelihood:base" and p.probability_a != 0.5 for p in preferences)
+    assert [llm.is_open for llm in LLM.opened] == [
+        False
+    ] * 3  # the base model of critique, the SFT model and the base model of preferences
 
 
 def test_a_judge_beside_training_sleeps_between_batches(random_model: Path):

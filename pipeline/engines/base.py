@@ -263,6 +263,10 @@ class EngineKind(ABC):
         """Return an engine for a model in memory; its ``sample`` returns token ids. Only if ``runs_live_model``."""
         raise NotImplementedError
 
+    @staticmethod  # noqa: B027 (most engines hold nothing)
+    def release() -> None:
+        """Free what engines of this kind hold beyond the stage that opened them. Called at the end of each stage."""
+
 
 ENGINES: Registry[EngineKind] = Registry("engine", "kind")
 

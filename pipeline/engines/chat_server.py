@@ -80,7 +80,8 @@ def read_reply(body: str) -> Reply:
     if error := _get(answer, "error") or _get(choice, "error"):
         raise failure(_status_in(error), sentence_of(error))
     message = _get(choice, "message")
-    if message is None and isinstance(written := _get(choice, "text"), str):  # of /completions
+    is_chat = message is not None
+    if not is_chat and isinstance(written := _get(choice, "text"), str):  # of /completions
         message = {"content": written}
     if not isinstance(message, dict):
         raise ServerError(f"the answer has no reply: {shown(body)}")
@@ -99,7 +100,7 @@ def read_reply(body: str) -> Reply:
         num_tokens=_number(_get(usage, "completion_tokens")),
         num_prompt_tokens=_number(_get(usage, "prompt_tokens")),
         finish=_finish(reason, text, only_thoughts),
-        listed=_listed(_get(choice, "logprobs")),
+        listed=_listed(_get(choice, "logprobs"), is_chat),
         prompt=scored if isinstance(scored := _get(choice, "prompt_logprobs"), list) else None,
     )
 
@@ -128,13 +129,19 @@ def _finish(reason: Any, text: str, only_thoughts: bool) -> Finish:
     return "length" if reason in ("length", "max_tokens") or only_thoughts else "stop"
 
 
-def _listed(logprobs: Any) -> list[tuple[str, float]] | None:
-    """The likeliest first tokens, in the layout of chat or in the older one of completions; None if there are none."""
+def _listed(logprobs: Any, is_chat: bool) -> list[tuple[str, float]] | None:
+    """The likeliest first tokens, in the layout of chat or in the older one of completions; None if there are none.
+
+    llama.cpp has the layout of chat everywhere. Its completions name tokens by their id here, as those of others do.
+    """
     content, older = _get(logprobs, "content"), _get(logprobs, "top_logprobs")
     if isinstance(content, list) and content:
         entries = _get(content[0], "top_logprobs")
         entries = entries if isinstance(entries, list) else []
-        pairs = [(_get(entry, "token"), _get(entry, "logprob")) for entry in entries]
+        pairs = [
+            (_get(entry, "token") if is_chat else f"token_id:{_get(entry, 'id')}", _get(entry, "logprob"))
+            for entry in entries
+        ]
     elif isinstance(older, list) and older and isinstance(older[0], dict):
         pairs = list(older[0].items())
     else:

@@ -11,15 +11,14 @@ from typing import Any, Literal
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.chat import Renderer
 from pipeline.core.cache import cache_key
 from pipeline.core.errors import ConfigError
 from pipeline.engines.base import Answer, AskT, ChoiceQuery, Completion, Query, ReplyQuery, Request
 from pipeline.engines.decoding import decode
+from pipeline.engines.encoding import Encoding
 from pipeline.engines.models import context_of
 from pipeline.engines.prefix import common_length, prefill, reads_padding, shares_prefixes
 from pipeline.engines.sampling import SeededSampler
-from pipeline.engines.thoughts import without_thoughts
 
 SCORED_ROWS = 16  # at most so many replies are scored at once: logits need rows * reply tokens * vocabulary
 MIN_FILL = 0.5  # the length of the shortest ask in a batch is above this share of the longest
@@ -58,7 +57,7 @@ class HFEngine:
         share_prefix: bool = True,
     ) -> None:
         self.name = name
-        self._model, self._tokenizer = model.eval(), tokenizer
+        self._model = model.eval()
         self._batch_rows, self._batch_tokens = batch_rows, batch_tokens
         self._share_prefix = share_prefix and shares_prefixes(model)
         if not self._share_prefix and reads_padding(model):
@@ -67,7 +66,9 @@ class HFEngine:
                 "replies would change in a batch; give another model."
             )
         self._context = context_of(model.config)
-        self._chat = Renderer(tokenizer, model.generation_config.eos_token_id)
+        self._encoding = Encoding(tokenizer, model.generation_config.eos_token_id)
+        self._chat = self._encoding.chat
+        self.text_of = self._encoding.text_of
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
     # --- Batches ---------------------------------------------------------------------------------------------
@@ -98,12 +99,7 @@ class HFEngine:
 
     def _size(self, ask: Request | Query) -> int:
         extra = ask.max_new_tokens if isinstance(ask, Request) else 0
-        return len(self._encode(ask)) + extra
-
-    def _encode(self, ask: Request | Query) -> list[int]:
-        if isinstance(ask, ReplyQuery):
-            return self._chat.example(ask.messages, ask.reply).ids
-        return self._chat.prompt_ids(ask.messages, ask.opening if isinstance(ask, ChoiceQuery) else ask.prefix)
+        return len(self._encoding.ids(ask)) + extra
 
     def _num_shared(self, rows: list[list[int]]) -> int:
         """How many tokens all rows begin with, without the last token of any row; 0 if there are too few."""
@@ -131,15 +127,10 @@ class HFEngine:
         finish: Literal["stop", "length"] = "stop" if found.ended else "length"
         return Completion(id=request.id, text=self.text_of(kept), num_tokens=len(kept), finish=finish)
 
-    def text_of(self, tokens: list[int]) -> str:
-        """The text of a reply, without special tokens and without thoughts."""
-        # The tags around thoughts may be special tokens themselves, so these are removed last.
-        return self._chat.without_signs(without_thoughts(str(self._tokenizer.decode(tokens)))).strip()
-
     @torch.inference_mode()
     def sample(self, batch: Sequence[Request]) -> list[Sample | None]:
         """Return the token ids for each request, or None if the request does not fit the context."""
-        rows = [self._encode(request) for request in batch]
+        rows = [self._encoding.ids(request) for request in batch]
         fits = [len(row) + request.max_new_tokens <= self._context for row, request in zip(rows, batch, strict=True)]
         results: list[Sample | None] = [None] * len(batch)
         todo = [index for index, fit in enumerate(fits) if fit]
@@ -196,7 +187,7 @@ class HFEngine:
 
     @torch.inference_mode()
     def score(self, batch: Sequence[Query]) -> list[Answer]:
-        fitting = [query for query in batch if len(self._encode(query)) <= self._context]
+        fitting = [query for query in batch if len(self._encoding.ids(query)) <= self._context]
         choices = self._score_choices([query for query in fitting if isinstance(query, ChoiceQuery)])
         replies = self._score_replies([query for query in fitting if isinstance(query, ReplyQuery)])
         found = {answer.id: answer for answer in (*choices, *replies)}
@@ -205,20 +196,17 @@ class HFEngine:
     def _score_choices(self, batch: list[ChoiceQuery]) -> list[Answer]:
         if not batch:
             return []
-        rows = [self._encode(query) for query in batch]
+        rows = [self._encoding.ids(query) for query in batch]
         logprobs = self._logits(rows, self._num_shared(rows), 1)[:, -1].float().log_softmax(-1)
         return [
-            Answer(
-                id=query.id,
-                logprobs=[float(row[self._chat.next_id(query.opening, choice)]) for choice in query.choices],
-            )
+            Answer(id=query.id, logprobs=row[self._encoding.choice_ids(query)].tolist())
             for query, row in zip(batch, logprobs, strict=True)
         ]
 
     def _score_replies(self, batch: list[ReplyQuery]) -> list[Answer]:
         if not batch:
             return []
-        rows = [self._encode(query) for query in batch]
+        rows = [self._encoding.ids(query) for query in batch]
         replies = [self._chat.reply_ids(query.reply) for query in batch]
         longest = max(map(len, replies))
         # The shared prefix must end before the position that predicts the first token of any reply. All rows end in

@@ -80,8 +80,10 @@ def model_identity(path: str, revision: str | None) -> str:
 
     if path == EMBEDDED:
         return f"gguf:{hash_file(embedded_gguf())}"
-    folder = Path(path).expanduser()
-    return f"folder:{hash_model(folder)}" if folder.is_dir() else f"hub:{path}@{revision or 'main'}"
+    local = Path(path).expanduser()
+    if local.is_file():  # a GGUF file, for a server
+        return f"file:{hash_file(local)}"
+    return f"folder:{hash_model(local)}" if local.is_dir() else f"hub:{path}@{revision or 'main'}"
 
 
 def hash_model(folder: Path) -> str:
@@ -239,13 +241,14 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
 
 
 def generation_ends(path: str, revision: str | None = None) -> int | list[int] | None:
-    """The tokens that end a reply by the model's generation configuration, if it has one."""
-    from transformers import GenerationConfig
+    """The tokens that end a reply by the model's generation configuration, or without one by its configuration."""
+    from transformers import AutoConfig, GenerationConfig
 
     try:
-        ends: int | list[int] | None = GenerationConfig.from_pretrained(path, revision=revision).eos_token_id
-    except OSError:  # there is no such file
-        return None
+        config = GenerationConfig.from_pretrained(path, revision=revision)
+    except OSError:  # there is no such file; transformers then makes one from the configuration
+        config = GenerationConfig.from_model_config(AutoConfig.from_pretrained(path, revision=revision))
+    ends: int | list[int] | None = config.eos_token_id
     return ends
 
 

@@ -100,7 +100,9 @@ class TokenPrompts(Prompts):
             prompt = self._chat.prompt_ids(ask.messages, ask.opening)
             if self._scores == "sglang":
                 return self._generate(prompt, token_ids_logprob=self._choice_ids(ask))
-            listed = {"logprobs": MOST_LISTED, "return_tokens_as_token_ids": True}
+            listed: dict[str, Any] = {"logprobs": MOST_LISTED, "return_tokens_as_token_ids": True}
+            if self._scores == "vllm":  # exactly these, however unlikely; older releases list the likeliest
+                listed["logprob_token_ids"] = sorted(set(self._choice_ids(ask)))
             return self._complete(prompt, max_tokens=1, temperature=0.0, **listed)
         return self._complete(
             self._chat.prompt_ids(ask.messages, ask.prefix),

@@ -18,6 +18,7 @@ from pipeline.constitution.schema import Constitution
 from pipeline.core.errors import ConfigError
 from pipeline.core.settings import Part, Settings, UndeclaredReadError, fields_of, part
 from pipeline.core.stage import Context, key_fields
+from pipeline.engines.base import ENGINES
 from pipeline.stages import STAGES
 
 CONSTITUTION = load_constitution(shipped_constitutions()["default"])
@@ -284,6 +285,15 @@ PRINCIPLE_EDITS: dict[str, tuple[Any, dict[str, set[str]]]] = {
     "revision_request": ("Put it right.", {"likelihood": {"critique"}, "ab": {"critique"}}),
     "preference_question": ("Which is kinder?", {"likelihood": set(), "ab": {"preferences", "evaluate"}}),
 }
+
+
+def test_a_gguf_file_that_a_server_gets_counts_by_content(tmp_path: Path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"one")
+    engine = ENGINES.parse({"kind": "server", "model": str(path), "serve": "cat {model} {port}"})
+    before = engine.key()
+    path.write_bytes(b"two")
+    assert engine.key() != before
 
 
 def test_the_tables_name_every_part_of_a_constitution():

@@ -252,6 +252,7 @@ def _plan(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     from pipeline.chain.compose import compose_config
+    from pipeline.chain.estimates import memory_table, time_and_money
     from pipeline.chain.plan import COUNTED, plan, usage
     from pipeline.chain.preflight import preflight
     from pipeline.chain.rendering import table as rendering_table
@@ -270,9 +271,8 @@ def _plan(args: argparse.Namespace) -> int:
     table.add_row("total", "", "", *(f"{n:,}" for n in totals))
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
-    for line in usage(config, steps):
-        console.print(line, markup=False, highlight=False)
-    for line in rendering_table(prepared.rendering):
+    lines = [*time_and_money(steps, config.launch), *memory_table(prepared), *usage(config, steps)]
+    for line in [*lines, *rendering_table(prepared.rendering)]:
         console.print(line, markup=False, highlight=False)
     for note in prepared.notes:
         console.print(f"warning: {note}", markup=False)

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from pipeline.chain.config import Config
+from pipeline.chain.estimates import check_memory
 from pipeline.chain.order import stages_of
 from pipeline.chain.rendering import check_rendering
 from pipeline.constitution.files import find_constitution, load_constitution
@@ -51,7 +52,7 @@ def preflight(config: Config) -> Prepared:
         prepared.notes.extend(stage.check(prepared))
     rendering, notes = check_rendering(prepared, [use for stage in stages for use in stage.uses(prepared)])
     prepared.rendering.extend(rendering)
-    prepared.notes.extend(notes)
+    prepared.notes.extend([*notes, *check_memory(prepared)])
     return prepared
 
 

@@ -76,7 +76,7 @@ def _row(use: Use, lengths: Sequence[int], context: int) -> Rendering:
             "lower the length of replies, or use shorter prompts."
         )
     why = f"longer than {limit}" if num_shortened or num_left_out else ""
-    longest = min(max(lengths, default=0) + use.reply_tokens, most)
+    longest = max((length for length in lengths if length < most), default=0)
     return Rendering(use.what, len(lengths), num_shortened, num_left_out, why, longest)
 
 

@@ -23,6 +23,19 @@ _OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK
 Sharding = Literal["none", "fsdp2", "zero3"]
 
 
+class RatesConfig(Settings):
+    """Rates of one device, from which ``cai plan`` computes hours and money."""
+
+    written: Annotated[float | None, RUNTIME] = Field(default=None, gt=0)
+    """Tokens that it generates per second."""
+    read: Annotated[float | None, RUNTIME] = Field(default=None, gt=0)
+    """Tokens of prompts that it reads per second."""
+    trained: Annotated[float | None, RUNTIME] = Field(default=None, gt=0)
+    """Tokens that it trains on per second."""
+    price_per_hour: Annotated[float | None, RUNTIME] = Field(default=None, gt=0)
+    """What it costs per hour."""
+
+
 class LaunchConfig(Settings):
     """Where a stage runs, and on how many processes. These settings don't change its result and are in no cache key."""
 
@@ -47,6 +60,10 @@ class LaunchConfig(Settings):
     """The most rows that one device trains on at once; null: chosen from the hardware."""
     gradient_checkpointing: Annotated[bool | None, RUNTIME] = None
     """Recompute activations in the backward pass to save memory; null: only on a GPU."""
+    device_memory_gib: Annotated[float | None, RUNTIME] = Field(default=None, gt=0)
+    """Memory of a device, in GiB, for ``cai plan`` and the check before a run; null: what this machine has."""
+    rates: Annotated[RatesConfig, RUNTIME] = RatesConfig()
+    """Rates of one device, for ``cai plan``."""
 
     @model_validator(mode="before")
     @classmethod

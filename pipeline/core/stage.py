@@ -98,7 +98,7 @@ class Rendering:
     num_left_out: int
     why: str
     longest: int
-    """Tokens of the longest prompt with a reply of full length, cut to what is allowed."""
+    """Tokens of the longest prompt that fits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +115,8 @@ class Prepared:
     rendering: list[Rendering] = field(default_factory=list)
     """What happens to the prompts of each use."""
 
-    def longest(self, stage: str) -> int:
-        """Tokens of the longest prompt of a stage with its reply; 0 if it has none."""
+    def longest_prompt(self, stage: str) -> int:
+        """Tokens of the longest prompt of a stage; 0 if it has none."""
         return max((row.longest for row in self.rendering if row.what.startswith(f"{stage}:")), default=0)
 
 

@@ -58,8 +58,9 @@ class PairMethod(Method):
     def memory(self, config: Any, prepared: Prepared) -> Memory:
         from pipeline.training.footprint import of_training
 
-        longest, rows = prepared.config.preferences.max_reply_tokens, 4 if config.num_reply_tokens is None else 8
-        return of_training("align", prepared, config, config.num_reply_tokens or longest, 2, rows)
+        kept = getattr(config, "num_reply_tokens", None)  # KTO trains on whole replies
+        longest = kept or prepared.config.preferences.max_reply_tokens
+        return of_training("align", prepared, config, longest, num_replies=2, on_cpu=8 if kept else 4)
 
     def train(self, config: Any, context: Context) -> tuple[Metrics, History]:
         from pipeline.training.pairs import trainable

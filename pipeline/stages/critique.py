@@ -125,7 +125,7 @@ class Critique(Stage):
     def memory(self, prepared: Prepared) -> Memory:
         from pipeline.training.footprint import of_generation
 
-        return of_generation(self.name, prepared, num_reply_tokens=0)
+        return of_generation(prepared)
 
     def run(self, config: CritiqueConfig, context: Context) -> Metrics:
         prompts = read_records(context.folder("prompts") / "prompts.jsonl", Prompt)

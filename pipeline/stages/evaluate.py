@@ -187,7 +187,7 @@ class Evaluate(Stage):
     def memory(self, prepared: Prepared) -> Memory:
         from pipeline.training.footprint import of_generation
 
-        return of_generation(self.name, prepared, prepared.config.evaluate.max_reply_tokens)
+        return of_generation(prepared, prepared.config.evaluate.max_reply_tokens)
 
     def run(self, config: EvaluateConfig, context: Context) -> Metrics:
         prompts = read_records(context.folder("prompts") / "prompts.jsonl", Prompt)

@@ -135,7 +135,7 @@ class Preferences(Stage):
     def memory(self, prepared: Prepared) -> Memory:
         from pipeline.training.footprint import of_generation
 
-        return of_generation(self.name, prepared, prepared.config.preferences.max_reply_tokens)
+        return of_generation(prepared, prepared.config.preferences.max_reply_tokens)
 
     def run(self, config: PreferencesConfig, context: Context) -> Metrics:
         prompts = read_records(context.folder("prompts") / "prompts.jsonl", Prompt)

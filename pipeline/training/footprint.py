@@ -57,37 +57,32 @@ class Shape:
 # --- Of stages -----------------------------------------------------------------------------------------------------
 
 
-def of_generation(stage: str, prepared: Prepared, num_reply_tokens: int, shows_examples: bool = True) -> Memory:
-    """A stage that generates with the model to align, and scores replies of so many tokens.
+def of_generation(prepared: Prepared, num_scored_tokens: int = 0) -> Memory:
+    """A stage that generates with the model to align, in batches as large as they may be.
 
     Args:
-        shows_examples: it also reads prompts with examples, which may fill a batch to its limit of tokens.
+        num_scored_tokens: of a reply that it also scores.
     """
     config = prepared.config
     if config.policy_engine.kind != "hf":
         return Memory()
-    num_rows, most = batch_limits(config.launch)
-    longest = prepared.longest(stage)
-    num_tokens = most if shows_examples else min(most, num_rows * longest)
-    return generation(shape_of(config.model), num_rows, num_tokens, num_reply_tokens)
+    return generation(shape_of(config.model), *batch_limits(config.launch), num_scored_tokens)
 
 
 def of_training(
-    stage: str,
-    prepared: Prepared,
-    config: TrainConfig,
-    num_reply_tokens: int,
-    num_replies: int = 1,
-    rows_on_cpu: int = 4,
+    stage: str, prepared: Prepared, config: TrainConfig, num_reply_tokens: int, num_replies: int = 1, on_cpu: int = 4
 ) -> Memory:
     """A stage that trains the model on rows with ``num_replies`` replies each (2: pairs)."""
     launch = prepared.config.launch
-    num_rows = largest_divisor(config.global_batch_size // launch.world_size, rows_a_device_holds(launch, rows_on_cpu))
+    num_rows = largest_divisor(config.global_batch_size // launch.world_size, rows_a_device_holds(launch, on_cpu))
+    longest = prepared.longest_prompt(stage) or config.max_length_tokens - num_reply_tokens
+    num_prompts = num_replies if torch.cuda.is_available() else 1  # on a CPU, a pair's prompt is computed once
+    prompt = min(longest, config.max_length_tokens - num_reply_tokens)
     return training(
         shape_of(prepared.config.model),
-        num_replies * num_rows,
-        prepared.longest(stage) or config.max_length_tokens,
-        num_reply_tokens,
+        num_rows,
+        num_prompts * prompt + num_replies * num_reply_tokens,
+        num_replies * num_reply_tokens,
         num_shards=num_shards(launch),
         checkpointing=recomputes(launch),
     )

@@ -61,8 +61,8 @@ def _does_not_fit(stage: str, memory: Memory, available: float, model: ModelConf
     else:
         states, remedy = "", "policy_engine=vllm with tensor_parallel, model.precision=bf16"
     return (
-        f"model.path is {model.path!r} and model.tuning is {model.tuning!r}: {stage} needs {memory.weights:.1f} GiB for "
-        f"weights{states} on each device, which has {available:.1f} GiB; use {remedy}, or a smaller model."
+        f"model.path is {model.path!r} and model.tuning is {model.tuning!r}: {stage} needs {memory.weights:.1f} GiB "
+        f"for weights{states} on each device, which has {available:.1f} GiB; use {remedy}, or a smaller model."
     )
 
 

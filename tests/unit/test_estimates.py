@@ -15,7 +15,7 @@ from pipeline.chain.estimates import PROCESS_GIB, hours_of, memory_of, time_and_
 from pipeline.chain.plan import Step
 from pipeline.chain.preflight import preflight
 from pipeline.core.errors import ConfigError
-from pipeline.core.stage import Cost
+from pipeline.core.stage import Cost, Memory
 from pipeline.engines.models import load_model
 from pipeline.training.footprint import GIB, Shape, generation, layer_bytes_per_token, shape_of, training
 from pipeline.training.logprobs import reply_logprobs
@@ -105,10 +105,18 @@ def stored_bytes(model: nn.Module, forward, precision: str) -> int:  # type: ign
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def test_what_can_not_fit_is_refused_and_what_may_not_fit_is_said(random_model: Path, tmp_path: Path):
+def test_what_can_not_fit_is_refused_and_what_may_not_fit_is_said(
+    random_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     overrides = [*TINY, f"model.path={random_model}", f"output_dir={tmp_path}"]
-    with pytest.raises(ConfigError, match=r"needs .* GiB for weights and .*which has 0\.1 GiB; use model\.tuning=lora"):
+    with pytest.raises(
+        ConfigError, match=r"critique needs .* GiB for weights on each.*0\.1 GiB; use policy_engine=vllm"
+    ):
         preflight(compose_config([*overrides, "launch.device_memory_gib=0.1"]))
+    monkeypatch.setattr("pipeline.stages.critique.Critique.memory", lambda *_: Memory())
+    with pytest.raises(ConfigError, match=r"sft needs .* weights and .* states on each .* use model\.tuning=lora"):
+        preflight(compose_config([*overrides, "launch.device_memory_gib=0.1"]))
+    monkeypatch.undo()
     prepared = preflight(compose_config(overrides))
     assert not any("runs out of memory" in note for note in prepared.notes)
     needed = PROCESS_GIB + memory_of(prepared)["critique"].total

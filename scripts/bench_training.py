@@ -16,6 +16,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def ours(task: str, config: Config, rows: Sequence[Any], folder: Path) -> None:
 # --- TRL's trainers as they come -----------------------------------------------------------------------------------
 
 
-def theirs(task: str, config: Config, rows: Sequence[Any], folder: Path, batch: int, recompute: bool) -> None:
+def theirs(task: str, config: Config, rows: Sequence[Any], folder: Path, *, batch: int, recompute: bool) -> None:
     path = resolve_path(config.model.path)
     arguments: dict[str, Any] = {
         "output_dir": str(folder),
@@ -194,14 +195,12 @@ def main() -> None:
     for task in ("sft", "dpo", "reward"):
         rows: Sequence[Any] = sft_rows(args.rows) if task == "sft" else preferences(config, args.rows)
         tokens = num_tokens(rows, chat)
-        base, plain, mine = (
-            tokens / timed(work)
-            for work in (
-                lambda folder: theirs(task, config, rows, folder, args.batch, recompute=True),
-                lambda folder: theirs(task, config, rows, folder, args.batch, recompute=False),
-                lambda folder: ours(task, config, rows, folder),
-            )
+        variants = (
+            partial(theirs, task, config, rows, batch=args.batch, recompute=True),
+            partial(theirs, task, config, rows, batch=args.batch, recompute=False),
+            partial(ours, task, config, rows),
         )
+        base, plain, mine = (tokens / timed(variant) for variant in variants)
         ratios = f"{plain:.0f} ({plain / base:.1f} ×) | {mine:.0f} ({mine / base:.1f} ×)"
         lines.append(f"| {task} | {len(rows)} | {base:.0f} | {ratios} |")
         print(lines[-1], flush=True)

@@ -252,7 +252,7 @@ def test_rollouts_are_made_of_the_same_tokens(asked: tuple[HFEngine, list[list[i
     config = compose_config(["launch.batch_rows=1"])
     reads = {"policy_engine": config.policy_engine}
     context = Context(stage="align", reads=reads, folders={}, out=tmp_path, launch=config.launch)
-    actors: Any = SimpleNamespace(policy=policy, tokenizer=engine._tokenizer)
+    actors: Any = SimpleNamespace(policy=policy, tokenizer=engine._encoding._tokenizer)
     rollouts = draw(actors, [prompt_of(name) for name in DIALOGUES], [0, 1], RolloutConfig(), context)
     assert [rollout.prompt_tokens for rollout in rollouts] == [expected.prompts[name] for name in DIALOGUES]
     assert all(rollout.reply_tokens == expected.reply and rollout.text == REPLY for rollout in rollouts)

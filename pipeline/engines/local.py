@@ -10,6 +10,39 @@ from pipeline.engines.base import ENGINES, Engine, EngineConfig, EngineKind, Wei
 from pipeline.engines.models import check_model, load_model, load_tokenizer, model_identity, resolve_path, short_name
 
 
+class LocalConfig(EngineConfig):
+    """Settings of an engine that runs a model in the stage's process."""
+
+    path: str | None = None
+    """A folder or a hub id; null: the model that is aligned."""
+
+    @property
+    def model_name(self) -> str | None:
+        return None if self.path is None else short_name(self.path)
+
+    @property
+    def runs_weights(self) -> bool:
+        return self.path is None
+
+    @property
+    def scores_replies(self) -> bool:
+        return True
+
+    def key_of(self, name: str) -> Any:
+        """In the cache key the weights count by content, not by path."""
+        return model_identity(self.path, None) if name == "path" and self.path else super().key_of(name)
+
+    def weights_of(self, weights: Weights) -> Weights:
+        """The engine's own model in the same number format, or ``weights`` if it has none."""
+        if self.path is None:
+            return weights
+        return Weights(path=self.path, precision=weights.precision, name=short_name(self.path))
+
+    def check(self, field: str) -> None:
+        if self.path:
+            check_model(self.path, None, f"{field}.path")
+
+
 @ENGINES.add
 class HF(EngineKind):
     """Generates and scores with transformers."""
@@ -17,41 +50,18 @@ class HF(EngineKind):
     name = "hf"
     runs_live_model = True
 
-    class Config(EngineConfig):
+    class Config(LocalConfig):
         """A local model."""
 
         kind: Literal["hf"] = "hf"
         """A local model through transformers."""
-        path: str | None = None
-        """A folder or a hub id; null: the model that is aligned."""
-
-        @property
-        def model_name(self) -> str | None:
-            return None if self.path is None else short_name(self.path)
-
-        @property
-        def runs_weights(self) -> bool:
-            return self.path is None
-
-        @property
-        def scores_replies(self) -> bool:
-            return True
-
-        def key_of(self, name: str) -> Any:
-            """In the cache key the weights count by content, not by path."""
-            return model_identity(self.path, None) if name == "path" and self.path else super().key_of(name)
-
-        def check(self, field: str) -> None:
-            if self.path:
-                check_model(self.path, None, f"{field}.path")
 
     @staticmethod
     def open(config: EngineConfig, weights: Weights, launch: LaunchConfig) -> Engine:
         from pipeline.engines.hf import HFEngine
 
         assert isinstance(config, HF.Config)
-        if config.path is not None:
-            weights = Weights(path=config.path, precision=weights.precision, name=short_name(config.path))
+        weights = config.weights_of(weights)
         path = resolve_path(weights.path)
         revision = None if Path(path).is_dir() else weights.revision
         rows, tokens = batch_limits(launch)

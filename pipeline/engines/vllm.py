@@ -13,7 +13,8 @@ from pipeline.core.distributed import LaunchConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.settings import RUNTIME
 from pipeline.engines.base import ENGINES, Engine, EngineConfig, EngineKind, Weights
-from pipeline.engines.models import check_model, model_identity, resolve_path, resolve_precision, short_name
+from pipeline.engines.local import LocalConfig
+from pipeline.engines.models import resolve_path, resolve_precision
 
 OLDEST = (0, 22)  # older releases of vLLM can't return the log-probabilities of given tokens
 
@@ -24,13 +25,11 @@ class VLLM(EngineKind):
 
     name = "vllm"
 
-    class Config(EngineConfig):
+    class Config(LocalConfig):
         """A local model through vLLM."""
 
         kind: Literal["vllm"] = "vllm"
         """A local model through vLLM."""
-        path: str | None = None
-        """A folder or a hub id; null: the model that is aligned."""
         precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None
         """Number format of weights and arithmetic; null: that of ``model.precision``."""
         quantization: str | None = None
@@ -46,25 +45,9 @@ class VLLM(EngineKind):
         sleep: Annotated[bool, RUNTIME] = False
         """Move the weights out of the GPU after each batch, for a model that judges while another one is trained."""
 
-        @property
-        def model_name(self) -> str | None:
-            return None if self.path is None else short_name(self.path)
-
-        @property
-        def runs_weights(self) -> bool:
-            return self.path is None
-
-        @property
-        def scores_replies(self) -> bool:
-            return True
-
         def key(self) -> dict[str, Any]:
             """Its results differ between versions of vLLM."""
             return super().key() | {"version": installed_version()}
-
-        def key_of(self, name: str) -> Any:
-            """In the cache key the weights count by content, not by path."""
-            return model_identity(self.path, None) if name == "path" and self.path else super().key_of(name)
 
         def check(self, field: str) -> None:
             _check_installed(field)
@@ -72,16 +55,14 @@ class VLLM(EngineKind):
                 raise ConfigError(
                     f"{field}.sleep is true, but vLLM can do this only on a GPU; set {field}.sleep=false."
                 )
-            if self.path:
-                check_model(self.path, None, f"{field}.path")
+            super().check(field)
 
     @staticmethod
     def open(config: EngineConfig, weights: Weights, launch: LaunchConfig) -> Engine:
         from pipeline.engines.vllm_engine import VLLMEngine
 
         assert isinstance(config, VLLM.Config)
-        if config.path is not None:
-            weights = Weights(path=config.path, precision=weights.precision, name=short_name(config.path))
+        weights = config.weights_of(weights)
         return VLLMEngine(weights, _arguments(config, weights), launch.batch_rows or (512 if _has_gpu() else 64))
 
     @staticmethod

@@ -15,8 +15,10 @@ from pipeline.chat import Renderer
 from pipeline.core.errors import ConfigError
 from pipeline.core.stage import Context
 from pipeline.engines.base import ReplyQuery, Request
+from pipeline.engines.classifiers import check_can_classify
 from pipeline.engines.hf import HFEngine
-from pipeline.engines.models import check_can_classify, check_model, load_model, load_tokenizer
+from pipeline.engines.model_checks import check_model
+from pipeline.engines.models import load_model, load_tokenizer
 from pipeline.engines.prefix import shares_prefixes
 from pipeline.methods.base import method_of
 from pipeline.methods.policy_gradient.rollouts import Rollout, collate, logprobs_and_entropy

@@ -9,7 +9,8 @@ import pytest
 from pipeline.chain.compose import compose_config
 from pipeline.engines.base import ReplyQuery, Request, Weights, open_engine
 from pipeline.engines.embedded import embedded_model
-from pipeline.engines.models import check_model, load_model
+from pipeline.engines.model_checks import check_model
+from pipeline.engines.models import load_model
 from pipeline.engines.prefix import reads_padding, shares_prefixes
 from pipeline.records import Message
 

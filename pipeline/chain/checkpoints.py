@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.chain.config import Config, to_config
 from pipeline.chain.order import runs_folder
 from pipeline.core.errors import ArtifactError, ConfigError, did_you_mean
-from pipeline.engines.models import check_model
+from pipeline.engines.model_checks import check_model
 
 _GENERIC = {"checkpoint", "model", "adapter", "final"}  # folder names that don't describe the model
 

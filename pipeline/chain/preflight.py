@@ -15,7 +15,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.stage import Prepared
 from pipeline.core.tracking import check_tracking
 from pipeline.data.loading import load_prompts
-from pipeline.engines.models import check_model
+from pipeline.engines.model_checks import check_model
 from pipeline.methods.base import METHODS
 
 

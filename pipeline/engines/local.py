@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from pipeline.core.distributed import LaunchConfig
 from pipeline.engines.base import ENGINES, Engine, EngineConfig, EngineKind, Weights
-from pipeline.engines.models import check_model, load_model, load_tokenizer, model_identity, resolve_path, short_name
+from pipeline.engines.model_checks import check_model
+from pipeline.engines.models import load_model, load_tokenizer, model_identity, resolve_path, short_name
 
 
 class LocalConfig(EngineConfig):

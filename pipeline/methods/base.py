@@ -14,7 +14,8 @@ from pipeline.core.errors import ConfigError, StageError
 from pipeline.core.settings import Registry
 from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared
 from pipeline.core.user_functions import function_identity, load_function
-from pipeline.engines.models import check_reward_model, model_identity
+from pipeline.engines.classifiers import check_reward_model
+from pipeline.engines.models import model_identity
 from pipeline.labellers.base import LABELLERS, LabellerConfig, ReplyLabeller
 from pipeline.records import Message, Prompt, derived_rng
 from pipeline.training.config import TrainConfig

@@ -18,7 +18,9 @@ from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared, Stage, Use
 from pipeline.data.splits import refuse_overlap
 from pipeline.engines.base import EngineConfig, ReplyQuery, chooser
-from pipeline.engines.models import check_model, check_reward_model, model_identity, resolve_path, short_name
+from pipeline.engines.classifiers import check_reward_model
+from pipeline.engines.model_checks import check_model
+from pipeline.engines.models import model_identity, resolve_path, short_name
 from pipeline.engines.roles import BASE, feedback_engine, policy_engine
 from pipeline.evals import answering
 from pipeline.evals.accuracy import BASELINES, as_items, judge_card, labelled_replies, pair_accuracy, shuffled

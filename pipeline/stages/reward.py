@@ -19,7 +19,7 @@ from pipeline.core.stage import WEIGHTS, Context, Cost, Memory, Metrics, Prepare
 from pipeline.core.text import words
 from pipeline.data.splits import refuse_overlap
 from pipeline.engines.base import ReplyQuery, Scored
-from pipeline.engines.models import check_can_classify
+from pipeline.engines.classifiers import check_can_classify
 from pipeline.engines.worklist import Worklist
 from pipeline.evals.calibration import held_out_metrics
 from pipeline.evals.cases import build_cases, build_comparisons

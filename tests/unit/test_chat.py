@@ -20,7 +20,8 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.stage import Context
 from pipeline.engines.base import ChoiceQuery, ReplyQuery, Request
 from pipeline.engines.hf import HFEngine
-from pipeline.engines.models import check_model, load_model, load_tokenizer
+from pipeline.engines.model_checks import check_model
+from pipeline.engines.models import load_model, load_tokenizer
 from pipeline.engines.reward_model import RewardModel
 from pipeline.methods.base import method_of
 from pipeline.methods.policy_gradient.config import RolloutConfig

@@ -19,7 +19,7 @@ from pipeline.chat import Renderer
 from pipeline.core.errors import ConfigError
 from pipeline.core.stage import Context
 from pipeline.engines.base import ReplyQuery
-from pipeline.engines.models import check_can_classify, check_reward_model
+from pipeline.engines.classifiers import check_can_classify, check_reward_model
 from pipeline.engines.reward_model import (
     RewardModel,
     last_real,

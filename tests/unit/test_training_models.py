@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.chain.compose import compose_config
 from pipeline.core.errors import ConfigError, StageError
-from pipeline.engines.models import check_model
+from pipeline.engines.model_checks import check_model
 from pipeline.training.models import check_training, merge
 
 

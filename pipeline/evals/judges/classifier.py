@@ -13,14 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.core.errors import ConfigError
 from pipeline.engines.base import Scored
-from pipeline.engines.models import (
-    ModelConfig,
-    check_classifier,
-    check_model,
-    load_classifier,
-    model_identity,
-    short_name,
-)
+from pipeline.engines.classifiers import check_classifier, load_classifier
+from pipeline.engines.model_checks import check_model
+from pipeline.engines.models import ModelConfig, model_identity, short_name
 from pipeline.engines.roles import policy_engine
 from pipeline.engines.worklist import Worklist
 from pipeline.evals.judges import refusal

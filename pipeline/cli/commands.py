@@ -1,153 +1,19 @@
-"""The command line, ``cai``. Heavy packages are imported only by the commands that need them."""
+"""What each command of ``cai`` does. Heavy packages are imported only by the commands that need them."""
 
 from __future__ import annotations
 
 import argparse
-import io
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import __version__
-from pipeline.core.errors import CaiError, ConfigError, did_you_mean
+from pipeline.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.constitution.schema import Principle
 
 GATE_FAILED = 3
-_FLAGS = "--multirun --cfg --markdown --config-dir --output-dir --help --output --base --full --garak --guidelines"
-
-_EPILOG = """\
-overrides use Hydra's syntax: group=option or key=value; with -m, comma-separated values are swept.
-  cai run                                        the default run, on the embedded SmolLM2-135M-Instruct
-  cai run constitution=plain_speech              the same run with another constitution
-  cai run model.path=./my-model until=sft        another model, up to supervised fine-tuning
-  cai run -m constitution=default,plain_speech   two runs that share equal stages, then a comparison
-  cai evaluate outputs/runs/latest/checkpoint --base embedded    any model, compared with another
-exit codes: 0 done, 1 a stage failed, 2 wrong input (the message says what to change), 3 a guideline failed
-"""
-
-
-def parser() -> argparse.ArgumentParser:
-    root = argparse.ArgumentParser(
-        prog="cai",
-        description="From a written constitution to an aligned, evaluated checkpoint.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    root.add_argument("-q", "--quiet", action="store_true", help="show warnings and errors only")
-    root.add_argument("--version", action="version", version=f"cai {__version__}")
-    commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
-
-    run = commands.add_parser("run", help="run the chain; finished stages are reused")
-    run.add_argument("-m", "--multirun", action="store_true", help="sweep over comma-separated values, then compare")
-    run.add_argument("--cfg", action="store_true", help="print the composed configuration and stop")
-    plan = commands.add_parser("plan", help="list what would run, what is cached, and the calls and tokens")
-    for command in (run, plan):
-        command.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=option or key=value")
-        command.add_argument("--config-dir", type=Path, help="a folder with your own groups, laid out like configs/")
-
-    evaluate = commands.add_parser("evaluate", help="run the suites on any model and check the guidelines")
-    redteam = commands.add_parser("redteam", help="run only the red-team suite, every request under every attack")
-    for command in (evaluate, redteam):
-        command.add_argument("checkpoint", metavar="CHECKPOINT", help="a model folder, a hub id, a run, or 'embedded'")
-        command.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=option or key=value")
-        command.add_argument("--base", metavar="MODEL", help="compare with this model, prompt by prompt")
-        command.add_argument("--config-dir", type=Path, help="a folder with your own groups, laid out like configs/")
-    evaluate.add_argument("--full", action="store_true", help="use every request, attack, template and pair")
-    redteam.add_argument("--garak", action="store_true", help="also run garak's probes (pip install garak)")
-
-    report = commands.add_parser("report", help="write a finished run's report again and print the gate's verdict")
-    report.add_argument("run", nargs="?", default="latest", metavar="RUN", help="name or folder (default: latest)")
-    report.add_argument("--output-dir", default="outputs")
-    report.add_argument("--guidelines", help="check against this guideline file")
-
-    status = commands.add_parser("status", help="show which stages of a run are finished")
-    status.add_argument("run", nargs="?", default="latest", metavar="RUN", help="name or folder (default: latest)")
-    status.add_argument("--output-dir", default="outputs")
-    compare = commands.add_parser("compare", help="compare two or more finished runs in one table")
-    compare.add_argument("runs", nargs="+", metavar="RUN", help="name or folder")
-    compare.add_argument("--output-dir", default="outputs")
-    compare.add_argument("--guidelines", default="default", help="check each run against this guideline file")
-
-    config = commands.add_parser("config", help="list every setting: its type, default and meaning")
-    config.add_argument("group", nargs="?", metavar="GROUP", help="only this group, for example align")
-    config.add_argument("--markdown", action="store_true", help="print Markdown (docs/configuration.md)")
-
-    constitution = commands.add_parser("constitution", help="check, list or import a constitution")
-    actions = constitution.add_subparsers(dest="action", metavar="ACTION", required=True)
-    actions.add_parser("list", help="list the constitutions that ship with the project")
-    check = actions.add_parser("check", help="check a file; a mistake is printed with its line and column")
-    check.add_argument("file", metavar="FILE")
-    imported = actions.add_parser("import", help="convert a published JSON constitution to YAML")
-    imported.add_argument("file", metavar="FILE", type=Path)
-    imported.add_argument("-o", "--output", type=Path, help="where to write (default: FILE with .yaml)")
-    return root
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. A ``CaiError`` is printed, not raised."""
-    _print_anywhere()
-    args, extra = parser().parse_known_args(arguments)
-    try:
-        _refuse_bytes(sys.argv[1:] if arguments is None else arguments)
-        _refuse_unknown(args, extra)
-        _quiet_libraries()
-        if args.quiet:
-            from pipeline.core.log import quiet
-
-            quiet()
-        return _COMMANDS[args.command](args)
-    except CaiError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except PermissionError as error:
-        print(f"error: {error.filename} can't be read or written (permission denied).", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to continue.", file=sys.stderr)
-        return 130
-
-
-def _print_anywhere() -> None:
-    """Print "?" for a character that the terminal's encoding does not have, instead of failing."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-
-
-def _refuse_bytes(words: Sequence[str]) -> None:
-    """Refuse an argument that is not text: Python reads its bytes as half characters, which can't be written."""
-    from pipeline.core.text import whole_characters
-
-    for word in words:
-        if whole_characters(word) != word:
-            raise ConfigError(f"argument {word!r} is not text in the terminal's encoding; write it in UTF-8.")
-
-
-def _refuse_unknown(args: argparse.Namespace, extra: Sequence[str]) -> None:
-    flags = [word for word in extra if word.startswith("-")]
-    if flags:
-        raise ConfigError(f"unknown option {flags[0]!r}{did_you_mean(flags[0], _FLAGS.split())}.")
-    if extra and not hasattr(args, "overrides"):
-        raise ConfigError(f"unexpected argument {extra[0]!r}; see `cai {args.command} --help`.")
-    if extra:
-        args.overrides.extend(extra)  # overrides may come before or after an option
-
-
-def _quiet_libraries() -> None:
-    """Turn off progress bars and warnings of the libraries."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    import warnings
-
-    warnings.filterwarnings("ignore")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -340,7 +206,7 @@ def _refuse_twins(principles: Sequence[Principle]) -> None:
         raise ConfigError(f"FILE: two principles would have the id {twins[0]!r}; rename one of them in the file.")
 
 
-_COMMANDS = {
+COMMANDS = {
     "run": _run,
     "evaluate": _evaluate,
     "redteam": _redteam,
@@ -351,7 +217,3 @@ _COMMANDS = {
     "config": _config,
     "constitution": _constitution,
 }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

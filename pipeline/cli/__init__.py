@@ -1,0 +1,76 @@
+"""The command line, ``cai``: the only file that prints errors and sets the exit code of an error."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+from pipeline.cli.commands import COMMANDS
+from pipeline.cli.parser import FLAGS, parser
+from pipeline.core.errors import CaiError, ConfigError, did_you_mean
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. A ``CaiError`` is printed, not raised."""
+    _print_anywhere()
+    args, extra = parser().parse_known_args(arguments)
+    try:
+        _refuse_bytes(sys.argv[1:] if arguments is None else arguments)
+        _refuse_unknown(args, extra)
+        _quiet_libraries()
+        if args.quiet:
+            from pipeline.core.log import quiet
+
+            quiet()
+        return COMMANDS[args.command](args)
+    except CaiError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except PermissionError as error:
+        print(f"error: {error.filename} can't be read or written (permission denied).", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to continue.", file=sys.stderr)
+        return 130
+
+
+def _print_anywhere() -> None:
+    """Print "?" for a character that the terminal's encoding does not have, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _refuse_bytes(words: Sequence[str]) -> None:
+    """Refuse an argument that is not text: Python reads its bytes as half characters, which can't be written."""
+    from pipeline.core.text import whole_characters
+
+    for word in words:
+        if whole_characters(word) != word:
+            raise ConfigError(f"argument {word!r} is not text in the terminal's encoding; write it in UTF-8.")
+
+
+def _refuse_unknown(args: argparse.Namespace, extra: Sequence[str]) -> None:
+    flags = [word for word in extra if word.startswith("-")]
+    if flags:
+        raise ConfigError(f"unknown option {flags[0]!r}{did_you_mean(flags[0], FLAGS)}.")
+    if extra and not hasattr(args, "overrides"):
+        raise ConfigError(f"unexpected argument {extra[0]!r}; see `cai {args.command} --help`.")
+    if extra:
+        args.overrides.extend(extra)  # overrides may come before or after an option
+
+
+def _quiet_libraries() -> None:
+    """Turn off progress bars and warnings of the libraries."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    import warnings
+
+    warnings.filterwarnings("ignore")

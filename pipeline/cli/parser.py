@@ -1,0 +1,80 @@
+"""The commands of ``cai`` and their options."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pipeline import __version__
+
+FLAGS = (
+    *("--multirun", "--cfg", "--markdown", "--config-dir", "--output-dir", "--help"),
+    *("--output", "--base", "--full", "--garak", "--guidelines"),
+)
+
+_EPILOG = """\
+overrides use Hydra's syntax: group=option or key=value; with -m, comma-separated values are swept.
+  cai run                                        the default run, on the embedded SmolLM2-135M-Instruct
+  cai run constitution=plain_speech              the same run with another constitution
+  cai run model.path=./my-model until=sft        another model, up to supervised fine-tuning
+  cai run -m constitution=default,plain_speech   two runs that share equal stages, then a comparison
+  cai evaluate outputs/runs/latest/checkpoint --base embedded    any model, compared with another
+exit codes: 0 done, 1 a stage failed, 2 wrong input (the message says what to change), 3 a guideline failed
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(
+        prog="cai",
+        description="From a written constitution to an aligned, evaluated checkpoint.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    root.add_argument("-q", "--quiet", action="store_true", help="show warnings and errors only")
+    root.add_argument("--version", action="version", version=f"cai {__version__}")
+    commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    run = commands.add_parser("run", help="run the chain; finished stages are reused")
+    run.add_argument("-m", "--multirun", action="store_true", help="sweep over comma-separated values, then compare")
+    run.add_argument("--cfg", action="store_true", help="print the composed configuration and stop")
+    plan = commands.add_parser("plan", help="list what would run, what is cached, and the calls and tokens")
+    for command in (run, plan):
+        command.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=option or key=value")
+        command.add_argument("--config-dir", type=Path, help="a folder with your own groups, laid out like configs/")
+
+    evaluate = commands.add_parser("evaluate", help="run the suites on any model and check the guidelines")
+    redteam = commands.add_parser("redteam", help="run only the red-team suite, every request under every attack")
+    for command in (evaluate, redteam):
+        command.add_argument("checkpoint", metavar="CHECKPOINT", help="a model folder, a hub id, a run, or 'embedded'")
+        command.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=option or key=value")
+        command.add_argument("--base", metavar="MODEL", help="compare with this model, prompt by prompt")
+        command.add_argument("--config-dir", type=Path, help="a folder with your own groups, laid out like configs/")
+    evaluate.add_argument("--full", action="store_true", help="use every request, attack, template and pair")
+    redteam.add_argument("--garak", action="store_true", help="also run garak's probes (pip install garak)")
+
+    report = commands.add_parser("report", help="write a finished run's report again and print the gate's verdict")
+    report.add_argument("run", nargs="?", default="latest", metavar="RUN", help="name or folder (default: latest)")
+    report.add_argument("--output-dir", default="outputs")
+    report.add_argument("--guidelines", help="check against this guideline file")
+
+    status = commands.add_parser("status", help="show which stages of a run are finished")
+    status.add_argument("run", nargs="?", default="latest", metavar="RUN", help="name or folder (default: latest)")
+    status.add_argument("--output-dir", default="outputs")
+    compare = commands.add_parser("compare", help="compare two or more finished runs in one table")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="name or folder")
+    compare.add_argument("--output-dir", default="outputs")
+    compare.add_argument("--guidelines", default="default", help="check each run against this guideline file")
+
+    config = commands.add_parser("config", help="list every setting: its type, default and meaning")
+    config.add_argument("group", nargs="?", metavar="GROUP", help="only this group, for example align")
+    config.add_argument("--markdown", action="store_true", help="print Markdown (docs/configuration.md)")
+
+    constitution = commands.add_parser("constitution", help="check, list or import a constitution")
+    actions = constitution.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions.add_parser("list", help="list the constitutions that ship with the project")
+    check = actions.add_parser("check", help="check a file; a mistake is printed with its line and column")
+    check.add_argument("file", metavar="FILE")
+    imported = actions.add_parser("import", help="convert a published JSON constitution to YAML")
+    imported.add_argument("file", metavar="FILE", type=Path)
+    imported.add_argument("-o", "--output", type=Path, help="where to write (default: FILE with .yaml)")
+    return root

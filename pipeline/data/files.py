@@ -63,6 +63,14 @@ def mended_note(field: str, number: int) -> list[str]:
     return [f"{field}: {number} rows held half characters or NUL; replaced by U+FFFD."] if number else []
 
 
+def text_of(row: Row, column: str) -> str:
+    """The text in a column of a row. Raises KeyError without the column, ValueError without text."""
+    value = row[column]
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"column {column!r} is empty or not text")
+    return value.strip()
+
+
 def _clean(value: Any) -> Any:
     if isinstance(value, str):
         return whole_characters(value)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.public_sets import ChoiceRow, SentencePair
+from pipeline.data.layouts.bias import ChoiceRow, SentencePair
 from pipeline.evals.results import Disparity, Estimate
 from pipeline.evals.statistics import bootstrap, holm, newcombe, resampled, spread_test, wilson
 from pipeline.records import Verdict

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.core.log import Meter
-from pipeline.data.public_sets import ChoiceRow, SentencePair
+from pipeline.data.layouts.bias import ChoiceRow, SentencePair
 from pipeline.evals.accuracy import BASELINES, pair_accuracy, shuffled
 from pipeline.evals.answering import KeptAnswers
 from pipeline.evals.bias import bbq_scores, crows_score, disparities, lowest_to_highest

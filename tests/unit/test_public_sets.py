@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import ConfigError
-from pipeline.data.public_sets import ChoiceRow, PairRow, RequestRow, SentencePair
+from pipeline.data.layouts.bias import ChoiceRow, SentencePair
+from pipeline.data.layouts.pairs import PairRow
+from pipeline.data.layouts.requests import RequestRow
 from pipeline.evals.suites.bias import Bias
 from pipeline.evals.suites.over_refusal import OverRefusal
 from pipeline.evals.suites.pairs import Pairs

@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 
 from pipeline.core.settings import Registry, Settings, not_one_of
 from pipeline.data.files import source_content
-from pipeline.data.public_sets import Read, RequestRow, RowT, read_set
+from pipeline.data.layouts.requests import RequestRow
+from pipeline.data.public_sets import Read, RowT, read_set
 from pipeline.data.sources import SourceConfig
 from pipeline.engines.base import Answer, ChoiceQuery, ReplyQuery
 from pipeline.evals.results import Estimate

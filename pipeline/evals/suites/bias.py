@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.core.yaml_files import load_yaml
-from pipeline.data.public_sets import ChoiceRow, SentencePair
+from pipeline.data.layouts.bias import ChoiceRow, SentencePair
 from pipeline.engines.base import Answer, ChoiceQuery, ReplyQuery
 from pipeline.evals.bias import bbq_scores, crows_score, disparities, worst_difference
 from pipeline.evals.results import Estimate

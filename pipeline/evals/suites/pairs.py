@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.data.public_sets import PairRow
+from pipeline.data.layouts.pairs import PairRow
 from pipeline.engines.models import short_name
 from pipeline.evals.judges import refusal
 from pipeline.evals.suites.base import SUITES, RowsConfig, Suite

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import comb
@@ -11,61 +10,40 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
-from pipeline.core.counts import warn_of_many, warn_of_share
 from pipeline.core.errors import ConfigError
 from pipeline.core.log import say
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared, Stage, Use
 from pipeline.data.splits import refuse_overlap
-from pipeline.engines.base import EngineConfig, ReplyQuery, chooser
+from pipeline.engines.base import EngineConfig, ReplyQuery
 from pipeline.engines.classifiers import check_reward_model
 from pipeline.engines.model_checks import check_model
-from pipeline.engines.models import model_identity, resolve_path, short_name
-from pipeline.engines.roles import BASE, feedback_engine, policy_engine
+from pipeline.engines.models import model_identity, resolve_path
+from pipeline.engines.roles import policy_engine
 from pipeline.evals import answering
-from pipeline.evals.accuracy import BASELINES, as_items, judge_card, labelled_replies, pair_accuracy, shuffled
-from pipeline.evals.answering import Answered, Identity, answer_all, asked_turns, kept_answers, whole_reply
+from pipeline.evals.accuracy import as_items, labelled_replies
+from pipeline.evals.answering import Answered, Identity, answer_all, asked_turns, kept_answers
 from pipeline.evals.cases import build_cases, build_comparisons, build_questions
+from pipeline.evals.checkpoints import MODELS, checkpoints, trained_keys
 from pipeline.evals.config import EvaluateConfig
 from pipeline.evals.duels import duel, is_compared
 from pipeline.evals.garak import check_garak, run_garak
-from pipeline.evals.judges.base import (
-    JUDGES,
-    PAIR_JUDGES,
-    AnswerLog,
-    EngineJudgeConfig,
-    Item,
-    Judged,
-    PairJudge,
-    Scores,
-    by_rank,
-)
-from pipeline.evals.judges.sharing import check_judges, is_shared, shared_judges
-from pipeline.evals.labellers import labeller_scores, reward_scores, reward_verdicts, rewarded_cases
-from pipeline.evals.results import JudgeCard, PairAccuracy, Probe, Results, Role
+from pipeline.evals.judges.base import JUDGES, PAIR_JUDGES, EngineJudgeConfig
+from pipeline.evals.judges.sharing import check_judges, shared_judges
+from pipeline.evals.judging import item_of, judge_replies, open_pair_judge
+from pipeline.evals.labelled_pairs import accuracies, own_reward_model
+from pipeline.evals.labellers import reward_verdicts, rewarded_cases
+from pipeline.evals.results import Probe, Results
 from pipeline.evals.suites.base import Questions
 from pipeline.evals.summary import summarise
 from pipeline.labellers import label
 from pipeline.labellers.base import constitution_fields
-from pipeline.records import (
-    POOLS,
-    Case,
-    Comparison,
-    Preference,
-    Prompt,
-    TrainingRow,
-    Verdict,
-    dialogue_key,
-    read_records,
-    write_records,
-)
+from pipeline.records import POOLS, Case, Prompt, Verdict, dialogue_key, read_records, write_records
 
 if TYPE_CHECKING:
     from pipeline.chain.config import Config
-    from pipeline.engines.reward_model import RewardModel
 
 VERSION = 6
-MODELS = (BASE, "sft", "aligned")
 CHARS_PER_TOKEN = 4  # for estimates of tokens read
 
 
@@ -150,7 +128,7 @@ class Evaluate(Stage):
         cases = self._cases(prepared, [])
         models = list(config.checkpoints or MODELS)
         num_answers = len(models) * answering.num_calls(cases, build_questions(config, []))
-        items = [_item(model, case, "A reply.") for model in models for case in cases]
+        items = [item_of(model, case, "A reply.") for model in models for case in cases]
         num_judged = judge.num_calls(config.judge, [*items, *as_items(labelled_replies())])
         num_duels = comb(len(models), 2) * sum(map(is_compared, cases))
         has_reward_model = "reward" in prepared.stages
@@ -206,15 +184,15 @@ class Evaluate(Stage):
                 engine = policy_engine(context, path, name)
                 answered[name] = answer_all(engine, cases, questions, config, context.seed, kept)
                 del engine
-        verdicts, card = _judge(config, context, cases, answered, notes)
-        verdicts, wins, num_unreadable = duel(verdicts, _pair_judge(config, context, "pair-judge", "pair judge"))
-        reward_model = _own_reward_model(context)
+        verdicts, card = judge_replies(config, context, cases, answered, notes)
+        verdicts, wins, num_unreadable = duel(verdicts, open_pair_judge(config, context, "pair-judge", "pair judge"))
+        reward_model = own_reward_model(context)
         if reward_model is not None:
             verdicts = reward_verdicts(reward_model, cases, verdicts, context, "rewards")
         pairs = [
             accuracy
             for name, comparisons in build_comparisons(config, notes).items()
-            for accuracy in _accuracies(name, comparisons, config, context, reward_model)
+            for accuracy in accuracies(name, comparisons, config, context, reward_model)
         ]
 
         if distributed.is_main():
@@ -266,150 +244,6 @@ def _asked(
         "cases": [case.model_dump(mode="json") for case in cases],
         "questions": [repr(query) for asked in questions.values() for query in asked.queries],
     }
-
-
-def checkpoints(config: EvaluateConfig, context: Context) -> dict[str, str]:
-    """Name → path of each model. The others are compared with the first one."""
-    if config.checkpoints:
-        return dict(config.checkpoints)
-    trained = [str(context.folder(stage) / "model") for stage in ("sft", "align")]
-    return dict(zip(MODELS, [context.model.path, *trained], strict=True))
-
-
-def trained_keys(config: EvaluateConfig, folders: Mapping[str, Path]) -> dict[str, str]:
-    """Dialogue key → where it was trained on. (``check`` already refuses requests of the constitution.)"""
-    keys: dict[str, str] = {}
-    folders = dict(folders)
-    if config.run is not None:  # the run that made the checkpoint
-        own = Path(config.run).glob("[0-9]*-*")
-        folders |= {folder.name.split("-", 1)[1]: folder for folder in own}
-    if "sft" in folders:
-        for row in read_records(folders["sft"] / "rows.jsonl", TrainingRow):
-            keys[dialogue_key(row.messages)] = "the SFT rows"
-    if "preferences" in folders:
-        for preference in read_records(folders["preferences"] / "preferences.jsonl", Preference):
-            keys[preference.comparison.prompt.key] = "the preferences"
-    if "reward" in folders:
-        for preference in read_records(folders["reward"] / "rows.jsonl", Preference):
-            keys.setdefault(preference.comparison.prompt.key, "the reward model's pairs")
-    if "align" in folders and (folders["align"] / "prompts.jsonl").exists():  # only online methods have it
-        for prompt in read_records(folders["align"] / "prompts.jsonl", Prompt):
-            keys.setdefault(prompt.key, "alignment")
-    return keys
-
-
-def _judge(
-    config: EvaluateConfig, context: Context, cases: Sequence[Case], answered: dict[str, Answered], notes: list[str]
-) -> tuple[list[Verdict], JudgeCard]:
-    """Judge every reply, and measure the judge on labelled replies."""
-    log = AnswerLog(logbook=context, name="judge", label="judge")
-    judge = JUDGES[config.judge.kind].open(config.judge, context, log)
-    items = {
-        (model, case.id): _item(model, case, whole_reply(case, said.replies[case.id]))
-        for model, said in answered.items()
-        for case in cases
-    }
-    # No reply is not an empty reply: it says nothing about the model, so no rate may count it.
-    missing = {
-        items[model, case.id].id: Judged(outcome="unjudged", evidence=reason)
-        for model, said in answered.items()
-        for case in cases
-        if (reason := said.replies[case.id].why_unanswered)
-    }
-    _note_missing(missing, len(items), notes)
-    labelled = labelled_replies()
-    given = [item for item in items.values() if item.id not in missing]
-    judged = missing | judge.judge([*given, *as_items(labelled)])
-    warn_of_many(  # no error, even for all: the measures without a judge are left
-        sum(judged[item.id].outcome == "unjudged" for item in given),
-        len(given),
-        f"replies could not be judged by {judge.who}, and no rate counts them",
-        "use another judge (evaluate.judge)",
-    )
-    verdicts = [
-        Verdict(
-            case=case,
-            model=model,
-            reply=items[model, case.id].reply,
-            num_tokens=said.replies[case.id].num_tokens,
-            seed=said.seeds[case.id],
-            outcome=judged[items[model, case.id].id].outcome,
-            evidence=judged[items[model, case.id].id].evidence,
-            judge=judge.who,
-            replied=items[model, case.id].id not in missing,
-            reference_logprob=said.reference_logprobs.get(case.id),
-        )
-        for model, said in answered.items()
-        for case in cases
-    ]
-    num_unjudged = sum(verdict.outcome == "unjudged" for verdict in verdicts)
-    shared = is_shared(config.judge, config, [context.engine, context.critic], context.model)
-    return verdicts, judge_card(judge, labelled, judged, num_unjudged, shared, config.confidence)
-
-
-def _note_missing(missing: Mapping[str, Judged], num_requests: int, notes: list[str]) -> None:
-    """Add a note for the report, and warn above 5 %. Raises StageError if no request was answered."""
-    for reason, number in Counter(judged.evidence for judged in missing.values()).items():
-        notes.append(f"{number} of {num_requests} requests have no reply, and no rate counts them: {reason}.")
-    reasons = " or ".join(sorted({judged.evidence for judged in missing.values()}))
-    what = f"requests of the evaluation have no reply, and no rate counts them ({reasons})"
-    warn_of_share(len(missing), num_requests, what, "lower evaluate.max_reply_tokens, or leave these requests out")
-
-
-def _item(model: str, case: Case, reply: str) -> Item:
-    harmful = case.prompt.pool == "red_team"
-    return Item(id=f"{model}|{case.id}", request=case.prompt.request, reply=reply, harmful=harmful)
-
-
-def _pair_judge(config: EvaluateConfig, context: Context, log: str, label: str) -> PairJudge:
-    answers = AnswerLog(logbook=context, name=log, label=label)
-    return PAIR_JUDGES[config.pair_judge.kind].open(config.pair_judge, context, answers)
-
-
-def _own_reward_model(context: Context) -> RewardModel | None:
-    """The reward model of this run, or None."""
-    from pipeline.engines.reward_model import load_reward_model
-
-    folder = context.folders.get("reward")
-    if folder is None:
-        return None
-    return load_reward_model(str(folder / "model"), name="reward-stage", batch_rows=context.launch.batch_rows)
-
-
-def _accuracies(
-    suite: str,
-    pairs: Sequence[Comparison],
-    config: EvaluateConfig,
-    context: Context,
-    own_reward_model: RewardModel | None,
-) -> list[PairAccuracy]:
-    """Accuracy of labeller, reward models, pair judge and baselines on pairs with human choices."""
-    from pipeline.engines.reward_model import load_reward_model
-
-    shown, turned = shuffled(pairs)
-    dataset = config.suite(suite).dataset
-    found: list[PairAccuracy] = []
-
-    def add(who: str, role: Role, scores: Scores) -> None:
-        found.extend(pair_accuracy(who, role, dataset, pairs, scores, turned, config.confidence))
-
-    engine = feedback_engine(context)
-    scores = labeller_scores(context.labeller, context.constitution, engine, shown, context.seed, context, suite)
-    add(f"{context.labeller.kind}:{chooser(engine)}", "labeller", scores)
-    del engine
-    if own_reward_model is not None:
-        scores = reward_scores(own_reward_model, shown, context, f"{suite}-own-reward")
-        add(own_reward_model.name, "reward model", scores)
-    if config.reward_model is not None:
-        rows = context.launch.batch_rows
-        given = load_reward_model(config.reward_model, name=short_name(config.reward_model), batch_rows=rows)
-        add(given.name, "reward model", reward_scores(given, shown, context, f"{suite}-reward"))
-        del given
-    judge = _pair_judge(config, context, f"{suite}-judge", "pair judge on labelled pairs")
-    add(judge.who, "judge", judge.prefer(shown))
-    for name, rank in BASELINES.items():
-        add(name, "baseline", by_rank(shown, rank))
-    return found
 
 
 def _garak(config: EvaluateConfig, context: Context) -> list[Probe]:

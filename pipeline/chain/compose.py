@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.chain.config import Config, to_config
-from pipeline.core.errors import ConfigError, did_you_mean
+from pipeline.core.errors import ConfigError, did_you_mean, first_line
 from pipeline.core.settings import types_at
 from pipeline.core.text import whole_characters
 
@@ -165,13 +165,13 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
         parsed = OverridesParser.create().parse_overrides([_readable(override) for override in overrides])
         batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except HydraException as error:
-        raise ConfigError(f"override: {_first_line(error)}.") from None
+        raise ConfigError(f"override: {first_line(error)}.") from None
     return [list(job) for batch in batches for job in batch]
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
     """A sentence with the wrong override and the nearest existing key or option."""
-    message = _first_line(error).replace("'++", "'")  # what _as_addition adds
+    message = first_line(error).replace("'++", "'")  # what _as_addition adds
     if message.startswith("Error merging override") and "${" in message:
         what = message.removeprefix("Error merging override ").removeprefix("++")
         return (
@@ -191,7 +191,3 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
             options = [path.stem for path in group.glob("*.yaml") if not path.stem.startswith("_")]
             return f"{key}={value}: there is no such option{did_you_mean(value, options)}."
     return f"{message}."
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")

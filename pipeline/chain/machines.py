@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.chain.launch import RunRanks, run_ranks, started, stop
 from pipeline.core.distributed import LaunchConfig
-from pipeline.core.errors import StageError
+from pipeline.core.errors import StageError, first_line
 from pipeline.core.log import say
 
 if TYPE_CHECKING:
@@ -114,8 +114,9 @@ def lend(launch: LaunchConfig) -> None:
         why = _lend(store, launch)
         store.add("left", 1)
     except (DistError, ConnectionError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise StageError(f"machine {machine} lost machine 0 at {launch.main_process_ip} ({reason}).") from None
+        raise StageError(
+            f"machine {machine} lost machine 0 at {launch.main_process_ip} ({first_line(error)})."
+        ) from None
     if why:
         raise StageError("the run on machine 0 failed (see its log).")
 

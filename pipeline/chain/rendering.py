@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from pipeline.chat import Renderer
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, first_line
 from pipeline.core.stage import Prepared, Rendering, Use
 from pipeline.engines.models import context_length, generation_ends, load_tokenizer, resolve_path
 from pipeline.records import Message, Prompt
@@ -52,7 +52,7 @@ def _lengths(chat: Renderer, dialogues: Iterable[Sequence[Message]], path: str) 
             chat.check(messages)
             lengths[key] = len(chat.prompt_ids(messages))
         except ValueError as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            reason = first_line(error)
             problems[reason] += 1
             first.setdefault(reason, messages[-1]["content"][:60])
     if problems:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.core.errors import ArtifactError
+from pipeline.core.errors import ArtifactError, first_line
 from pipeline.core.log import Usage
 from pipeline.core.text import whole_characters
 
@@ -91,9 +91,7 @@ class Manifest(BaseModel):
         except FileNotFoundError:
             return None
         except (ValidationError, UnicodeDecodeError) as error:
-            raise ArtifactError(
-                f"{path} is damaged ({str(error).splitlines()[0]}); delete {folder} and run again."
-            ) from error
+            raise ArtifactError(f"{path} is damaged ({first_line(error)}); delete {folder} and run again.") from error
         if lost := [name for name in manifest.outputs if not (folder / name).exists()]:
             raise ArtifactError(f"{folder / lost[0]} is missing; delete {folder} and run again.")
         return manifest

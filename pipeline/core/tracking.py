@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, first_line
 from pipeline.core.log import warn
 from pipeline.core.settings import RUNTIME, Settings
 
@@ -91,9 +91,8 @@ class WandbTracker:
                 raise
             # Later stages, and the processes that they start, read the variable and don't wait again.
             os.environ["WANDB_MODE"] = "offline"
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             warn(
-                f"wandb can't be reached ({reason}); the run is logged offline. Upload it later with "
+                f"wandb can't be reached ({first_line(error)}); the run is logged offline. Upload it later with "
                 f"`wandb sync {folder}/wandb/offline-run-*`."
             )
             self._run = start("offline")
@@ -193,8 +192,7 @@ class _Careful:
             failed, self._inner = self._inner, NoTracker()
             with suppress(Exception):
                 failed.finish()  # what was logged before is written, and its threads and processes end
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            warn(f"tracking.kind={self._kind} stopped working ({reason}); the run continues without it.")
+            warn(f"tracking.kind={self._kind} stopped working ({first_line(error)}); the run continues without it.")
 
     def log(self, values: dict[str, float], step: int | None = None) -> None:
         numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}

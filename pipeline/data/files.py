@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.core.cache import hash_file, hash_folder
-from pipeline.core.errors import ConfigError, did_you_mean
+from pipeline.core.errors import ConfigError, did_you_mean, first_line
 from pipeline.core.json_text import NotJsonError, parse_json
 from pipeline.core.text import whole_characters
 from pipeline.data.sources import SourceConfig
@@ -168,8 +168,7 @@ def _parquet_rows(field: str, path: Path) -> Iterator[tuple[str, Row]]:
         _refuse_repeated(parquet.read_schema(path).names, str(path))
         rows = parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{field}.path: {path} is not a readable Parquet file ({reason}).") from None
+        raise ConfigError(f"{field}.path: {path} is not a readable Parquet file ({first_line(error)}).") from None
     yield from ((f"{path}, row {i + 1}", row) for i, row in enumerate(rows))
 
 
@@ -205,9 +204,8 @@ def _hub_rows(field: str, source: SourceConfig) -> Iterator[tuple[str, Row]]:
             source.path, name=source.hub_name, data_dir=source.hub_dir, split=source.hub_split, revision=source.revision
         )
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"{field}.path: data set {source.path!r} could not be loaded ({reason}); check the id, go online, or "
-            f"download it and use {field}.source=path."
+            f"{field}.path: data set {source.path!r} could not be loaded ({first_line(error)}); check the id, go "
+            f"online, or download it and use {field}.source=path."
         ) from None
     yield from ((f"{source.path}, row {i + 1}", row) for i, row in enumerate(dataset))

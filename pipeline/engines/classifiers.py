@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, first_line
 from pipeline.engines.model_checks import check_weights
-from pipeline.engines.models import EMBEDDED, load_tokenizer, resolve_path
+from pipeline.engines.models import EMBEDDED, can_only_be_local, load_tokenizer, resolve_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,13 +22,14 @@ def check_classifier(path: str, field: str, num_labels: int | None = None) -> di
     from transformers import AutoConfig
 
     folder = Path(path).expanduser()
-    if not folder.is_dir() and (folder.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1):
+    if not folder.is_dir() and can_only_be_local(path):
         raise ConfigError(f"{field}: there is no model folder {path}; give a folder or a hub id.")
     try:
         config = AutoConfig.from_pretrained(str(folder) if folder.is_dir() else path)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{field}: {path!r} could not be read ({reason}); give a complete model.") from None
+        raise ConfigError(
+            f"{field}: {path!r} could not be read ({first_line(error)}); give a complete model."
+        ) from None
     if not any("SequenceClassification" in name for name in config.architectures or ()):
         if num_labels is not None:
             raise ConfigError(f"{field}: {path!r} is not a sequence classifier; give one with {num_labels} output.")
@@ -52,18 +53,12 @@ def check_reward_model(path: str, field: str) -> None:
     try:
         load_tokenizer(str(folder) if folder.is_dir() else path)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"{field}: {path!r} has no tokenizer that can be read ({reason}); save it in the same folder."
+            f"{field}: {path!r} has no tokenizer that can be read ({first_line(error)}); save it in the same folder."
         ) from None
     if not folder.is_dir():
         return
-    files = sorted(folder.glob("*.safetensors"))
-    if not files and not any(folder.glob("*.bin")):
-        raise ConfigError(f"{field}: {folder} has no weights (*.safetensors); give a folder with a complete model.")
-    for weights in files:
-        check_weights(weights, field)
-    for weights in files:
+    for weights in check_weights(folder, field):
         _check_finite(weights, field)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pipeline.core.errors import ConfigError
-from pipeline.engines.models import EMBEDDED, generation_ends, load_tokenizer
+from pipeline.core.errors import ConfigError, first_line
+from pipeline.engines.models import EMBEDDED, can_only_be_local, generation_ends, load_tokenizer
 from pipeline.records import Message
 
 
@@ -25,7 +25,7 @@ def check_model(path: str, revision: str | None, field: str = "model.path") -> N
     folder = Path(path).expanduser()
     if folder.is_dir():
         _check_folder(folder, field)
-    elif folder.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
+    elif can_only_be_local(path):
         raise ConfigError(f"{field}: there is no model folder {path}; give a folder, a hub id or 'embedded'.")
     else:
         _check_hub(path, revision, field)
@@ -38,8 +38,6 @@ def _check_folder(folder: Path, field: str) -> None:
     ):
         if not (folder / name).is_file():
             raise ConfigError(f"{field}: {folder} has no {name}; {remedy}.")
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        raise ConfigError(f"{field}: {folder} has no weights (*.safetensors); give a folder with a complete model.")
     try:
         tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -52,20 +50,31 @@ def _check_folder(folder: Path, field: str) -> None:
             f"{field}: the tokenizer in {folder} has no chat template; use an instruct model, or add "
             "chat_template.jinja to the folder."
         )
-    for weights in folder.glob("*.safetensors"):
-        check_weights(weights, field)
+    check_weights(folder, field)
     _check_dialogue(str(folder), None, field)
 
 
-def check_weights(path: Path, field: str) -> None:
-    """Read the header of a weights file; it shows whether the file is damaged or incomplete."""
+def check_weights(folder: Path, field: str) -> list[Path]:
+    """Read the headers of the weights' files; they show whether a file is damaged or incomplete.
+
+    Returns:
+        The files (none if the weights are in PyTorch's own format, whose headers aren't read).
+
+    Raises:
+        ConfigError: there are no weights, or a file is damaged.
+    """
     from safetensors import SafetensorError, safe_open
 
-    try:
-        with safe_open(path, framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{field}: {path} is damaged ({error}); copy or download it again.") from None
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and not any(folder.glob("*.bin")):
+        raise ConfigError(f"{field}: {folder} has no weights (*.safetensors); give a folder with a complete model.")
+    for path in files:
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(f"{field}: {path} is damaged ({error}); copy or download it again.") from None
+    return files
 
 
 def _check_dialogue(path: str, revision: str | None, field: str) -> None:
@@ -85,9 +94,9 @@ def _check_dialogue(path: str, revision: str | None, field: str) -> None:
             if not all(turn["content"] in text for turn in dialogue):
                 raise ValueError("its chat template leaves out a turn")
     except (OSError, ValueError, TemplateError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"{field}: the tokenizer of {path} can't render a dialogue ({reason}); correct its chat template."
+            f"{field}: the tokenizer of {path} can't render a dialogue ({first_line(error)}); correct its chat "
+            "template."
         ) from None
     if not chat.end_ids:
         raise ConfigError(
@@ -108,10 +117,9 @@ def _check_hub(path: str, revision: str | None, field: str) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"{field}: {path!r} is not a folder, and it could not be loaded from the hub ({reason}); check the id, go "
-            "online, or download it and give the folder."
+            f"{field}: {path!r} is not a folder, and it could not be loaded from the hub ({first_line(error)}); check "
+            "the id, go online, or download it and give the folder."
         ) from None
     if not tokenizer.chat_template:
         raise ConfigError(f"{field}: the tokenizer of {path!r} has no chat template; use an instruct model.")

@@ -88,6 +88,11 @@ def hash_model(folder: Path) -> str:
     return hash_folder(folder, ["additional_chat_templates"])
 
 
+def can_only_be_local(path: str) -> bool:
+    """Whether a path is no id on the hub."""
+    return Path(path).expanduser().exists() or path.startswith((".", "/", "~")) or path.count("/") > 1
+
+
 def short_name(path: str) -> str:
     """A hub id as it is; of a local path only the last part, so that reports do not show private folders."""
     return Path(path).name if Path(path).expanduser().exists() else path

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from pipeline.chat import Renderer
 from pipeline.core import distributed
 from pipeline.core.cache import write_text_atomically
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, first_line
 from pipeline.engines.base import ReplyQuery, Scored
 from pipeline.engines.models import load_tokenizer, resolve_path, resolve_precision
 from pipeline.records import Message
@@ -132,9 +132,8 @@ def check_scoring(path: str, revision: str | None, field: str) -> None:
     try:
         pad_token(load_tokenizer(folder, revision if folder == path else None))
     except (TemplateError, KeyError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"{field}: the tokenizer of {path} can't render a reply ({reason}); correct its chat template."
+            f"{field}: the tokenizer of {path} can't render a reply ({first_line(error)}); correct its chat template."
         ) from None
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from pipeline.core import distributed
-from pipeline.core.errors import StageError
+from pipeline.core.errors import StageError, first_line
 from pipeline.engines.base import Answer, AskT, ChoiceQuery, Completion, Query, Request, Weights
 from pipeline.engines.encoding import Encoding
 from pipeline.engines.models import generation_ends, load_tokenizer, short_name
@@ -51,10 +51,9 @@ def _start(arguments: dict[str, Any]) -> Any:
         with _own_gpus(arguments["tensor_parallel_size"]):
             return vllm.LLM(**arguments)
     except (ValueError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise StageError(
-            f"vLLM can't start {short_name(arguments['model'])} ({reason}); its lines above give the cause: if memory "
-            "is short, lower gpu_memory_utilization or max_model_len of this engine."
+            f"vLLM can't start {short_name(arguments['model'])} ({first_line(error)}); its lines above give the cause: "
+            "if memory is short, lower gpu_memory_utilization or max_model_len of this engine."
         ) from error
 
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from pipeline.core import distributed
 from pipeline.core.distributed import LaunchConfig
-from pipeline.core.errors import ConfigError, StageError
+from pipeline.core.errors import ConfigError, StageError, first_line
 from pipeline.engines.models import LoraConfig, ModelConfig, load_model, load_tokenizer, resolve_path, resolve_precision
 from pipeline.training.sharding import is_sharded, shard, whole_weights
 
@@ -136,7 +136,7 @@ def check_training(config: ModelConfig) -> None:
     try:
         adapted = peft.get_peft_model(model, lora_config(config, model))
     except (ValueError, re.error) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error)
         known = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "weight")})
         raise ConfigError(
             f"{wanted}, which fits no module of {config.path} ({reason}); use 'all-linear' or a regular expression for "

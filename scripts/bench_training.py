@@ -83,6 +83,13 @@ def ours(task: str, config: Config, rows: Sequence[Any], folder: Path) -> None:
 
 # --- TRL's trainers as they come -----------------------------------------------------------------------------------
 
+# task → TRL's trainer, its settings and PEFT's type of task
+TRAINERS: dict[str, tuple[Any, Any, str]] = {
+    "sft": (trl.SFTTrainer, trl.SFTConfig, "CAUSAL_LM"),
+    "dpo": (trl.DPOTrainer, trl.DPOConfig, "CAUSAL_LM"),
+    "reward": (trl.RewardTrainer, trl.RewardConfig, "SEQ_CLS"),
+}
+
 
 def theirs(task: str, config: Config, rows: Sequence[Any], folder: Path, *, batch: int, recompute: bool) -> None:
     path = resolve_path(config.model.path)
@@ -97,43 +104,24 @@ def theirs(task: str, config: Config, rows: Sequence[Any], folder: Path, *, batc
         "save_strategy": "no",
         "disable_tqdm": True,
     }
-    tokenizer = load_tokenizer(path)
+    trainer, settings, task_type = TRAINERS[task]
     model = load_model(path, "fp32")
-    if task == "sft":
-        data = [{"prompt": row.messages, "completion": answer(row.reply)} for row in rows]
-        trainer: Any = trl.SFTTrainer(
-            model=model,
-            args=trl.SFTConfig(**arguments),
-            train_dataset=Dataset.from_list(data),
-            processing_class=tokenizer,
-            peft_config=lora_config(config.model, model),
-        )
-    else:
-        data = [
-            {
-                "prompt": row.comparison.prompt.messages,
-                "chosen": answer(row.comparison.reply_a),
-                "rejected": answer(row.comparison.reply_b),
-            }
-            for row in rows
-        ]
-        if task == "dpo":
-            trainer = trl.DPOTrainer(
-                model=model,
-                args=trl.DPOConfig(**arguments),
-                train_dataset=Dataset.from_list(data),
-                processing_class=tokenizer,
-                peft_config=lora_config(config.model, model),
-            )
-        else:
-            trainer = trl.RewardTrainer(
-                model=path,
-                args=trl.RewardConfig(**arguments, model_init_kwargs={"dtype": torch.float32}),
-                train_dataset=Dataset.from_list(data),
-                processing_class=tokenizer,
-                peft_config=lora_config(config.model, model, "SEQ_CLS"),
-            )
-    trainer.train()
+    if task == "reward":
+        arguments["model_init_kwargs"] = {"dtype": torch.float32}
+    trainer(
+        model=path if task == "reward" else model,  # TRL itself gives it a head
+        args=settings(**arguments),
+        train_dataset=Dataset.from_list([trl_row(row) for row in rows]),
+        processing_class=load_tokenizer(path),
+        peft_config=lora_config(config.model, model, task_type),
+    ).train()
+
+
+def trl_row(row: TrainingRow | Preference) -> dict[str, list[Message]]:
+    if isinstance(row, TrainingRow):
+        return {"prompt": row.messages, "completion": answer(row.reply)}
+    pair = row.comparison
+    return {"prompt": pair.prompt.messages, "chosen": answer(pair.reply_a), "rejected": answer(pair.reply_b)}
 
 
 def answer(text: str) -> list[Message]:
@@ -166,15 +154,13 @@ def main() -> None:
     arguments.add_argument("--batch", type=int, default=16)
     arguments.add_argument("--output", type=Path, default=Path("docs/bench_training.md"))
     args = arguments.parse_args()
-    sections = [f"{name}.{key}" for name in ("sft", "reward", "align") for key in (f"global_batch_size={args.batch}",)]
+    each = (f"global_batch_size={args.batch}", "num_epochs=1", "save_every_steps=1000")
     config = compose_config(
         [
             f"model.path={args.model}",
             "model.lora.upper_share=1",
             "align.num_reply_tokens=null",
-            *sections,
-            *(f"{name}.num_epochs=1" for name in ("sft", "reward", "align")),
-            *(f"{name}.save_every_steps=1000" for name in ("sft", "reward", "align")),
+            *(f"{section}.{setting}" for section in ("sft", "reward", "align") for setting in each),
         ]
     )
     path = resolve_path(args.model)
@@ -192,7 +178,7 @@ def main() -> None:
         "| task | rows | TRL as it comes | TRL without recomputation | ours |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for task in ("sft", "dpo", "reward"):
+    for task in TRAINERS:
         rows: Sequence[Any] = sft_rows(args.rows) if task == "sft" else preferences(config, args.rows)
         tokens = num_tokens(rows, chat)
         variants = (

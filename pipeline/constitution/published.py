@@ -12,7 +12,7 @@ from pipeline.constitution.schema import Constitution, Principle, WorkedExample
 from pipeline.core.errors import ConfigError
 from pipeline.core.json_text import NotJsonError, parse_json
 from pipeline.core.text import whole_characters
-from pipeline.core.yaml_files import field_path
+from pipeline.core.yaml_mistakes import field_path
 
 
 def import_constitution(path: Path) -> Constitution:

@@ -20,7 +20,8 @@ from pipeline.training.sharding import is_sharded, shard, whole_weights
 if TYPE_CHECKING:
     from transformers import Trainer
 
-MERGE_ERROR = 0.1  # the largest relative change of logits when an adapter is merged; in 16 bits it is about 0.01
+MERGE_ERROR = 0.1  # the largest relative change of logits when an adapter is merged; in 16 bits it is about 0.02
+CHECK_TEXT = "Here is how to bake bread at home: mix flour, water, salt and yeast, and wait until the dough has risen."
 
 
 def load_policy(path: str, config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -190,19 +191,24 @@ def save_adapter(
         model.save_pretrained(out / "adapter", state_dict=weights)
         path = resolve_path(base_path)
         apart = config.tuning == "qlora" or distributed.sharding() != "none"
-        merged = _merge(path, config, out / "adapter") if apart else merge(model)
-        _write_model(merged, load_tokenizer(path, revision_of(path, config)), out)
+        tokenizer = load_tokenizer(path, revision_of(path, config))
+        model = _on_plain_weights(path, config, out / "adapter") if apart else model
+        _write_model(merge(model, tokenizer(CHECK_TEXT)["input_ids"]), tokenizer, out)
     distributed.barrier()
 
 
 @torch.no_grad()
-def merge(model: peft.PeftModel) -> PreTrainedModel:
+def merge(model: peft.PeftModel, token_ids: list[int]) -> PreTrainedModel:
     """Merge the adapter into the weights, in place.
+
+    Args:
+        token_ids: a text on which the model is compared before and after. Tokens that a model has hardly seen won't
+            do: their logits move by half in 16 bits.
 
     Raises:
         StageError: the merged model computes something else.
     """
-    ids = torch.arange(1, 17, device=model.device)[None] % model.config.get_text_config().vocab_size
+    ids = torch.tensor([token_ids], device=model.device)
     model.eval()
     before = model(input_ids=ids, use_cache=False).logits.float()
     merged: PreTrainedModel = model.merge_and_unload()
@@ -233,11 +239,11 @@ def _write_model(
     tokenizer.save_pretrained(out / "model")
 
 
-def _merge(base_path: str, config: ModelConfig, adapter: Path) -> PreTrainedModel:
-    """Merge the adapter into weights from the disk that are neither quantised nor divided: in 4 bits it would be
+def _on_plain_weights(base_path: str, config: ModelConfig, adapter: Path) -> peft.PeftModel:
+    """The adapter on weights from the disk that are neither quantised nor divided: merged into 4 bits, it would be
     rounded away."""
     base = load_model(base_path, config.precision, revision_of(base_path, config), loading_device())
-    return merge(peft.PeftModel.from_pretrained(base, str(adapter)))
+    return peft.PeftModel.from_pretrained(base, str(adapter))
 
 
 def per_device_batch(global_batch: int, launch: LaunchConfig, on_cpu: int = 4) -> tuple[int, int]:

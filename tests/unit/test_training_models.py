@@ -17,6 +17,8 @@ from pipeline.core.errors import ConfigError, StageError
 from pipeline.engines.model_checks import check_model
 from pipeline.training.models import check_training, merge
 
+TOKEN_IDS = list(range(1, 17))
+
 
 def copy(tiny_model: Path, folder: Path, **changes: Any) -> Path:
     """The tiny model with changes in its configuration."""
@@ -60,9 +62,9 @@ def test_a_merge_that_changes_the_model_is_refused(tiny_model: Path):
         adapted = peft.get_peft_model(model, lora)
         if tied:
             with pytest.raises(StageError, match="merged model's logits differ"):
-                merge(adapted)
+                merge(adapted, TOKEN_IDS)
         else:
-            merge(adapted)
+            merge(adapted, TOKEN_IDS)
 
 
 def test_a_tokenizer_larger_than_the_embeddings_is_refused(tiny_model: Path, tmp_path: Path):
@@ -89,4 +91,4 @@ def test_a_model_without_any_end_token_is_refused(tiny_model: Path, tmp_path: Pa
 def test_a_merge_in_16_bits_is_accepted(tiny_model: Path):
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16)
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", init_lora_weights=False))
-    assert merge(adapted).dtype == torch.bfloat16
+    assert merge(adapted, TOKEN_IDS).dtype == torch.bfloat16

@@ -64,6 +64,7 @@ def test_two_machines_equal_one(tiny: Callable[..., Config], tiny_model: Path, t
 def joined(monkeypatch: pytest.MonkeyPatch, codes: dict[int, str]) -> Iterator[tuple[LaunchConfig, Future[None]]]:
     """Machine 1 in a thread. ``codes``: machine → the Python code that stands for its ranks."""
     monkeypatch.setattr(machines, "SILENT_SECONDS", 2)
+    monkeypatch.setattr(machines, "JOIN_SECONDS", 20)
 
     def started(job: dict[str, Any], launch: LaunchConfig, work: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-c", codes[launch.machine_rank]])
@@ -72,6 +73,10 @@ def joined(monkeypatch: pytest.MonkeyPatch, codes: dict[int, str]) -> Iterator[t
     common = {"num_machines": 2, "main_process_ip": "127.0.0.1", "main_process_port": free_port()}
     with ThreadPoolExecutor() as pool:
         yield LaunchConfig(**common), pool.submit(lend, LaunchConfig(**common, machine_rank=1))
+
+
+def of_machine_1(launch: LaunchConfig) -> LaunchConfig:
+    return launch.model_copy(update={"machine_rank": 1})
 
 
 LONG = "import time; time.sleep(60)"
@@ -112,6 +117,50 @@ def test_a_machine_that_falls_silent_is_given_up(
     with joined(monkeypatch, {0: LONG, 1: LONG}) as (launch, _), crew(launch) as run_ranks:
         assert run_ranks({"stage": "sft"}, launch, tmp_path) == 1
     assert "machine 1 has shown no sign of life" in capsys.readouterr().err
+
+
+def test_a_machine_that_is_early_for_the_next_run_gets_no_job_of_the_last(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """In a sweep, the store of the last run is still there while machine 0 waits for other machines to leave it."""
+    end, jobs = machines.Leader.end, list[str]()
+
+    def end_slowly(leader: machines.Leader, why: str) -> None:
+        end(leader, why)
+        time.sleep(2)
+
+    monkeypatch.setattr(machines.Leader, "end", end_slowly)
+    with joined(monkeypatch, {0: "", 1: ""}) as (launch, other), ThreadPoolExecutor() as pool:
+        started = machines.started
+        monkeypatch.setattr(machines, "started", lambda job, *rest: jobs.append(job["stage"]) or started(job, *rest))
+        again = list[Future[None]]()
+        other.add_done_callback(lambda _: again.append(pool.submit(lend, of_machine_1(launch))))
+        for stage in ("sft", "align"):
+            with crew(launch) as run_ranks:
+                assert run_ranks({"stage": stage}, launch, tmp_path) == 0
+            del run_ranks  # and with it the store
+        again[0].result(timeout=20)
+    assert jobs == ["sft", "sft", "align", "align"], "each machine runs each job once"
+
+
+def test_a_machine_that_joins_twice_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """It was started again, or two machines have the same number. It must not run the jobs from the start."""
+    sentence = r"launch.machine_rank=1 has joined this run before; give each machine a number of its own"
+    with joined(monkeypatch, {}) as (launch, other):
+        with crew(launch), pytest.raises(StageError, match=sentence):
+            lend(of_machine_1(launch))
+        other.result(timeout=20)
+
+
+def test_a_port_that_is_taken_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
+    port = free_port()
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", port + 1))
+        taken.listen()
+        launch = LaunchConfig(num_machines=2, main_process_ip="127.0.0.1", main_process_port=port)
+        sentence = rf"main_process_ip=127.0.0.1, port {port + 1} \(.*EADDRINUSE.*\); .* change launch.main_process_port"
+        with pytest.raises(StageError, match=sentence), crew(launch):
+            pass
 
 
 # --- Around a run --------------------------------------------------------------------------------------------------

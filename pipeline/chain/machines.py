@@ -49,12 +49,14 @@ class Leader:
 
     def __init__(self, launch: LaunchConfig) -> None:
         self._launch, self._num_jobs = launch, 0
-        self._store = _store(launch)
+        self._store = _joined(launch)
         self._signs: dict[int, tuple[bytes, float]] = {}
         """machine → its last sign of life, and when it changed"""
-        others = launch.num_machines - 1
-        say(f"waiting for {others} more machine(s) at port {launch.main_process_port + 1} …")
-        _until(lambda: self._store.add("joined", 0) >= others, "the other machines did not join")
+        say(f"waiting for {launch.num_machines - 1} more machine(s) at port {launch.main_process_port + 1} …")
+        machines = range(1, launch.num_machines)
+        _until(
+            lambda: self._store.check([f"alive {machine}" for machine in machines]), "the other machines did not join"
+        )
 
     def run_ranks(self, job: dict[str, Any], launch: LaunchConfig, work: Path) -> int:
         """Run a job on all machines; returns 0 if all ranks ended well. If a machine fails, the others are stopped."""
@@ -106,11 +108,10 @@ def lend(launch: LaunchConfig) -> None:
     from torch.distributed import DistError
 
     machine = launch.machine_rank
+    store = _joined(launch)
+    say(f"machine {machine} of {launch.num_machines}: waiting for jobs of {launch.main_process_ip}")
     try:
-        store = _store(launch)
         store.set(f"alive {machine}", "0")
-        store.add("joined", 1)
-        say(f"machine {machine} of {launch.num_machines}: waiting for jobs of {launch.main_process_ip}")
         why = _lend(store, launch)
         store.add("left", 1)
     except (DistError, ConnectionError, RuntimeError) as error:
@@ -146,6 +147,34 @@ def _sign(store: TCPStore, launch: LaunchConfig) -> None:
     time.sleep(POLL_SECONDS)
 
 
+def _joined(launch: LaunchConfig) -> TCPStore:
+    """The store of this run, which each machine joins once: the jobs of a run in progress are not for a newcomer.
+
+    Raises:
+        StageError: it can't be reached, or this machine has joined before.
+    """
+    from torch.distributed import DistError
+
+    machine = launch.machine_rank
+    try:
+        while _is_over(store := _store(launch)):  # the run before this one, in a sweep
+            del store
+            time.sleep(POLL_SECONDS)
+        times = store.add(f"joined {machine}", 1)
+    except (DistError, ConnectionError, RuntimeError) as error:
+        raise StageError(
+            f"machine {machine} can't meet the others at launch.main_process_ip={launch.main_process_ip}, port "
+            f"{launch.main_process_port + 1} ({first_line(error)}); give the address of machine 0, and change "
+            "launch.main_process_port if another program uses the port."
+        ) from None
+    if times > 1:
+        raise StageError(
+            f"a machine with launch.machine_rank={machine} has joined this run before; give each machine a number of "
+            "its own, or stop the run on all machines and start it again."
+        )
+    return store
+
+
 def _store(launch: LaunchConfig) -> TCPStore:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
@@ -156,6 +185,13 @@ def _store(launch: LaunchConfig) -> TCPStore:
         timeout=timedelta(seconds=JOIN_SECONDS),
         wait_for_workers=False,
     )
+
+
+def _is_over(store: TCPStore) -> bool:
+    try:
+        return bool(store.check([OVER]))
+    except RuntimeError:  # it has ended meanwhile
+        return True
 
 
 def _until(done: Any, trouble: str) -> None:

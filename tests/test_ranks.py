@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -67,3 +71,23 @@ def test_ranks_share_the_requests_to_a_server(tiny: Tiny, tmp_path):
     server.shutdown()
     server.server_close()
     assert found[0] == found[1]
+
+
+RELABELLED = """
+from pipeline.core import distributed
+from pipeline.methods import pairs, rewards
+asked = []
+rewards.make_rewards = lambda *given: asked.append(given)
+rewards.relabelled = lambda preferences, _: [f"of rank {distributed.rank()}"]
+told = pairs._relabelled([], None, None)
+print(f"{told[0]}, {len(asked)} asked", flush=True)
+"""
+
+
+def test_one_rank_asks_for_the_rewards_of_pairs(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(RELABELLED)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    path = str(Path(__file__).parents[1])
+    done = subprocess.run(launcher, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=200)
+    assert sorted(done.stdout.split("\n")[:2]) == ["of rank 0, 0 asked", "of rank 0, 1 asked"], done.stderr

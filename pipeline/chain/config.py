@@ -103,9 +103,9 @@ class Config(Settings):
                 "models of this chain; use policy_engine=hf, vllm or serve, and set no model there"
             )
         [(field, engine)] = self.feedback_engines("preferences").items()
-        if self.align.reward_judge and engine.starts_a_server and self.launch.num_processes > 1:
+        if self.align.reward_judge and engine.starts_a_server and self.launch.world_size > 1:
             raise ValueError(
-                f"align.rewards.constitution is set and launch.num_processes is {self.launch.num_processes}, so each "
+                f"align.rewards.constitution is set with {self.launch.ranks_in_words}, so each "
                 f"process would start the server of {field}.serve; start one yourself and give {field}.base_url"
             )
         single = [name for name in LABELLERS if issubclass(LABELLERS[name], ReplyLabeller)]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, cast
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 Sharding = Literal["none", "fsdp2", "zero3"]
+MadeT = TypeVar("MadeT")
 
 
 class RatesConfig(Settings):
@@ -44,8 +45,9 @@ class LaunchConfig(Settings):
     sharding: Annotated[Sharding, RUNTIME] = "none"
     """How the GPUs divide the weights in training: ``none`` (each has all), ``fsdp2``, or ``zero3`` (DeepSpeed)."""
     accelerate_config: Annotated[str | None, RUNTIME] = None
-    """A file that ``accelerate config`` wrote. It replaces the numbers of processes and machines, their address, and
-    ``sharding``; ``model.precision`` still decides the number format. null: these settings are used."""
+    """A file that ``accelerate config`` wrote. It replaces the numbers of processes and machines, their address,
+    ``sharding``, and a ``machine_rank`` of 0; ``model.precision`` still decides the number format. null: these settings
+    are used."""
     num_machines: Annotated[int, RUNTIME] = Field(default=1, ge=1)
     """Machines that share ``output_dir``; each runs the same command with its own ``machine_rank``."""
     machine_rank: Annotated[int, RUNTIME] = Field(default=0, ge=0)
@@ -70,7 +72,9 @@ class LaunchConfig(Settings):
     def _read_file(cls, values: Any) -> Any:
         if not isinstance(values, dict) or not values.get("accelerate_config"):
             return values
-        return {**values, **launch_settings(str(values["accelerate_config"]))}
+        settings = launch_settings(str(values["accelerate_config"]))
+        given = values.get("machine_rank")  # machines may share one file
+        return {**values, **settings, "machine_rank": given or settings["machine_rank"]}
 
     @model_validator(mode="after")
     def _check_machines(self) -> Self:
@@ -151,6 +155,18 @@ def is_main() -> bool:
 def barrier() -> None:
     if world_size() > 1:
         state().wait_for_everyone()
+
+
+def from_main(make: Callable[[], MadeT]) -> MadeT:
+    """What the main rank makes, on every rank: for what must be asked or paid only once."""
+    if world_size() == 1:
+        return make()
+    from accelerate.utils import broadcast_object_list
+
+    state()
+    made: list[Any] = [make() if is_main() else None]
+    broadcast_object_list(made)
+    return cast(MadeT, made[0])
 
 
 def default_device() -> device:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from pipeline.core import distributed
 from pipeline.core.errors import StageError
 from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared
 from pipeline.methods.base import AlignConfig, History, Method, judge_role, num_judge_calls, num_steps
@@ -97,8 +98,9 @@ class PairMethod(Method):
 
 
 def _relabelled(preferences: list[Preference], config: AlignConfig, context: Context) -> list[Preference]:
-    """The same comparisons with labels from the rewards instead of the labeller."""
+    """The same comparisons with labels from the rewards instead of the labeller. One rank asks: a server may answer
+    each of them differently."""
     from pipeline.methods.rewards import make_rewards, relabelled
 
     prompts = [preference.comparison.prompt for preference in preferences]
-    return relabelled(preferences, make_rewards(config, prompts, context))
+    return distributed.from_main(lambda: relabelled(preferences, make_rewards(config, prompts, context)))

@@ -78,6 +78,12 @@ def test_a_given_file_decides_how_ranks_are_started(tmp_path: Path, monkeypatch:
     assert found["ACCELERATE_MIXED_PRECISION"] == "no", "model.precision decides"
 
 
+def test_machines_may_share_one_file(tmp_path: Path):
+    path = given(tmp_path, num_machines=2, machine_rank=0, main_process_ip="10.0.0.1")
+    found = compose_config([f"launch.accelerate_config={path}", "launch.machine_rank=1"]).launch
+    assert (found.machine_rank, found.world_size) == (1, 4)
+
+
 def test_a_file_for_cpus_starts_ranks_on_gpus_where_there_are_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     launch = LaunchConfig(accelerate_config=given(tmp_path, distributed_type="MULTI_CPU", use_cpu=True))
     as_launched(launch, tmp_path, monkeypatch)

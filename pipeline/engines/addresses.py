@@ -45,22 +45,23 @@ class Address:
 
 
 def trouble_with_url(url: str) -> str:
-    """What is wrong with an address; empty if nothing is."""
+    """What is wrong with an address; empty if nothing is. A name and password in it are not shown."""
+    if "@" in url or "?" in url:
+        return "has more than an address in it; put a key into the variable of api_key_variable"
+    shown = f"is {url!r}, which"
     try:
         parts = urlsplit(url)
         named = bool(parts.hostname) and parts.port != 0
     except ValueError as error:  # a port that is no number or out of range, half of an IPv6 address
-        return f"is no address ({error}); write it like http://localhost:8000/v1"
+        return f"{shown} is no address ({error}); write it like http://localhost:8000/v1"
     if not url.startswith(("http://", "https://")):
-        return "must begin with http:// or https://"
+        return f"{shown} must begin with http:// or https://"
     if any(character.isspace() or not character.isprintable() for character in url):
-        return "has a space or a control character in it; remove it"
+        return f"{shown} has a space or a control character in it; remove it"
     if not named:
-        return "names no host; write it like http://localhost:8000/v1"
-    if parts.username or parts.password or parts.query:
-        return "has more than an address in it; put a key into the variable of api_key_variable"
+        return f"{shown} names no host; write it like http://localhost:8000/v1"
     if url.rstrip("/").endswith("/completions"):
-        return "is too long; end it with /v1"
+        return f"{shown} is too long; end it with /v1"
     return ""
 
 

@@ -201,6 +201,11 @@ class EngineConfig(Settings):
         return None
 
     @property
+    def identity(self) -> str:
+        """What its own model is, in whatever way it runs: by content where the run has its weights."""
+        return str(self.key())
+
+    @property
     def price(self) -> Price | None:
         """What its tokens cost; None: nothing, or it is not known."""
         return None

@@ -22,6 +22,10 @@ class LocalConfig(EngineConfig):
         return None if self.path is None else short_name(self.path)
 
     @property
+    def identity(self) -> str:
+        return str(self.key_of("path"))
+
+    @property
     def runs_weights(self) -> bool:
         return self.path is None
 

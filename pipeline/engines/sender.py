@@ -133,7 +133,7 @@ class Sender:
     def _client(self) -> httpx.AsyncClient:
         hosts = {urlsplit(address.url).hostname for address in self.addresses.all}
         return httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {self._key}"},
+            headers={"Authorization": f"Bearer {self._key or 'none'}"},
             timeout=httpx.Timeout(self._timeout_seconds, connect=self._connect_seconds, pool=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=self.addresses.num_slots),
             trust_env=not hosts <= {"localhost", "127.0.0.1", "::1"},  # a proxy does not know this machine's servers
@@ -177,7 +177,7 @@ class Sender:
         while True:
             body = adapted(post.body, lessons)
             try:
-                reply = post.read(await self._post(client, address, post, body))
+                reply = self._read(post, await self._post(client, address, post, body))
             except RefusedError as refusal:
                 lesson = lesson_of(str(refusal), body)
                 if lesson is None or lesson in lessons:
@@ -187,12 +187,24 @@ class Sender:
                 self._remember(lessons)
                 return reply
 
+    def _read(self, post: Post, text: str) -> Reply:
+        try:
+            return post.read(text)
+        except (RefusedError, ServerError):
+            return post.read(self._without_key(text))
+
+    def _without_key(self, text: str) -> str:
+        """An error in which the server may repeat the key."""
+        return text.replace(self._key, "***") if self._key else text
+
     def _remember(self, lessons: frozenset[str]) -> None:
         new = sorted(lessons - self._lessons)
         self._lessons |= lessons
         for name in new:
             if name in ("temperature", "top_p"):
                 warn(f"the server of {self._name} does not take {name}: it is left out, and its own value holds.")
+            elif name == "system":
+                say(f"the server of {self._name} takes no system turn: its text is put before the user's turn.")
             elif name == "seed":
                 warn(f"the server of {self._name} does not take a seed: another run would get other replies.")
 
@@ -229,6 +241,7 @@ class Sender:
         text = response.content.decode("utf-8-sig", "replace")
         if response.is_success:
             return text
+        text = self._without_key(text)
         raise error_of(response.status_code, text, seconds_to_wait(response.headers, datetime.now(UTC)))
 
 

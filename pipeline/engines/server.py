@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+from jinja2 import TemplateError
 from pydantic import Field, model_validator
 
 from pipeline.chat import Renderer
@@ -26,6 +27,13 @@ from pipeline.engines.votes import VotingEngine
 from pipeline.records import Message
 
 OWN_URL = "https://api.openai.com/v1"  # OpenAI's own server
+_GREETING = Request(
+    id="",
+    messages=[Message(role="user", content="Say yes.")],
+    seed=0,
+    max_new_tokens=1,
+    temperature=0.0,
+)
 SECONDS_BEFORE_A_RUN, CONNECT_SECONDS_BEFORE_A_RUN = 30.0, 5.0  # limits of the one request of ``reach``
 
 
@@ -79,6 +87,10 @@ class Server(EngineKind):
             return self.model and short_name(self.model)
 
         @property
+        def identity(self) -> str:
+            return str(self.key_of("model")) if self.serve else super().identity
+
+        @property
         def price(self) -> Price | None:
             return self.price_per_million_tokens
 
@@ -99,7 +111,9 @@ class Server(EngineKind):
             """The addresses of running servers."""
             if self.serve:
                 return []
-            return self.base_url if isinstance(self.base_url, list) else [self.base_url or OWN_URL]
+            if self.base_url is None:
+                return [OWN_URL]
+            return self.base_url if isinstance(self.base_url, list) else [self.base_url]
 
         def key_of(self, name: str) -> Any:
             """Weights that the run itself serves count by content."""
@@ -118,7 +132,7 @@ class Server(EngineKind):
             if self.base_url is not None:
                 raise ValueError("{here}.serve and {here}.base_url are both set; leave one of them out")
             if trouble := trouble_with_command(self.serve):
-                raise ValueError(f"{{here}}.serve is {self.serve!r}, which {trouble}")
+                raise ValueError(f"{{here}}.serve {trouble}")
             if self.model is None and "{model}" not in self.serve:
                 raise ValueError(
                     f"{{here}}.serve is {self.serve!r}, which has no {{model}} in it; write it where the command takes "
@@ -145,7 +159,7 @@ class Server(EngineKind):
                 raise ValueError("{here}.base_url is an empty list; give at least one address")
             for url in self.urls:
                 if trouble := trouble_with_url(url):
-                    raise ValueError(f"{{here}}.base_url is {url!r}, which {trouble}")
+                    raise ValueError(f"{{here}}.base_url {trouble}")
             if len(set(self.urls)) < len(self.urls):
                 raise ValueError("{here}.base_url names an address twice; name each once")
             return self
@@ -156,6 +170,21 @@ class Server(EngineKind):
                     f"{field}.serve is {self.serve!r}, but its first word is no program here; install it, or give its "
                     "whole path."
                 )
+            if self.serve and self.model and self.model[0] in "./~" and not Path(self.model).expanduser().exists():
+                raise ConfigError(f"{field}.model is {self.model!r}, but there is no such file or folder; correct it.")
+            if self.prompts == "tokens" and (self.tokenizer or self.model):
+                self._check_tokenizer(field)
+
+        def _check_tokenizer(self, field: str) -> None:
+            """Render a prompt, as the run will."""
+            try:
+                make_prompts(self, "", Weights(path="", name="")).post(_GREETING)
+            except (OSError, ValueError, TemplateError) as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
+                raise ConfigError(
+                    f"{field}.tokenizer is {(self.tokenizer or self.model)!r}, which can't render a prompt ({reason}); "
+                    "give a folder or hub id with tokenizer, chat template and config.json."
+                ) from None
 
         def reach(self, field: str) -> None:
             """Ask each server for one token. Each kind of failure is a sentence of its own."""
@@ -173,13 +202,12 @@ class Server(EngineKind):
             name = str(self.model)
             sender = make_sender(self, name, [url], SECONDS_BEFORE_A_RUN, CONNECT_SECONDS_BEFORE_A_RUN)
             prompts = make_prompts(self, name, Weights(path="", name=name))
-            asked = [Message(role="user", content="Say yes.")]
+            asked = _GREETING.messages
             query = ReplyQuery(id="", messages=asked, reply="Yes.")
             if self.prompts == "chat":
                 outcome = sender.send_one(Post("/chat/completions", chat_fields(name, asked, max_tokens=1)))
             elif self.scores == "none":
-                request = Request(id="", messages=asked, seed=0, max_new_tokens=1, temperature=0.0)
-                outcome = sender.send_one(prompts.post(request))
+                outcome = sender.send_one(prompts.post(_GREETING))
             else:
                 outcome = sender.send_one(prompts.post(query))
                 if isinstance(outcome, Reply) and prompts.logprobs(query, outcome) is None:
@@ -263,7 +291,7 @@ def make_sender(
     return Sender(
         Addresses(urls, config.max_parallel, config.patience_seconds),
         name=name,
-        key=os.environ.get(config.api_key_variable) or "none",
+        key=os.environ.get(config.api_key_variable, ""),
         max_retries=config.max_retries,
         timeout_seconds=min(config.timeout_seconds, seconds),
         connect_seconds=min(config.timeout_seconds, connect_seconds),

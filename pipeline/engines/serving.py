@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -21,6 +22,7 @@ from pipeline.core.text import whole_characters
 SECONDS_BETWEEN_TRIES = 0.5
 SECONDS_TO_STOP = 20.0
 SHOWN_LINES, SHOWN_CHARACTERS = 5, 600  # of a server's output, in a message
+_KEY = re.compile(r"--api[-_]key(?![-\w])|(KEY|TOKEN|SECRET)=[\"']?[^\s$\"']")  # a value, not a variable with one
 GUARDIAN = Path(__file__).with_name("guardian.py")
 
 
@@ -154,17 +156,17 @@ def _free_port() -> int:
 
 
 def trouble_with_command(command: str) -> str:
-    """What is wrong with a command; empty if nothing is."""
+    """What is wrong with a command; empty if nothing is. A key is not shown."""
+    if _KEY.search(command):
+        return "has a key in it; put it into an environment variable, such as VLLM_API_KEY for vLLM"
     try:
         words = shlex.split(command)
     except ValueError as error:
-        return f"can't be read ({error}); write it as on a command line"
+        return f"is {command!r}, which can't be read ({error}); write it as on a command line"
     if not words:
         return "is empty; give a command"
     if "{port}" not in command:
-        return "has no {port} in it; write it where the command takes the port"
-    if any(word.split("=")[0] in ("--api-key", "--api_key") for word in words):
-        return "has a key in it; put it into an environment variable, such as VLLM_API_KEY for vLLM"
+        return f"is {command!r}, which has no {{port}} in it; write it where the command takes the port"
     return ""
 
 

@@ -49,6 +49,12 @@ class VLLM(EngineKind):
             """Its results differ between versions of vLLM."""
             return super().key() | {"version": installed_version()}
 
+        def key_of(self, name: str) -> Any:
+            """``auto`` counts as what it is on this hardware."""
+            if name == "precision" and self.precision:
+                return str(resolve_precision(self.precision)).removeprefix("torch.")
+            return super().key_of(name)
+
         def check(self, field: str) -> None:
             _check_installed(field)
             if self.sleep and not _has_gpu():

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.chain.compose import compose_config
 from pipeline.constitution.files import load_constitution, shipped_constitutions
 from pipeline.core.errors import ConfigError
 from pipeline.core.log import Meter
-from pipeline.engines.base import Query, Request
+from pipeline.engines.base import ENGINES, Query, Request
 from pipeline.evals.accuracy import as_items, judge_card, labelled_replies
 from pipeline.evals.answering import KeptAnswers
 from pipeline.evals.judges import endpoint, model
@@ -22,6 +23,7 @@ from pipeline.evals.judges.endpoint import EndpointJudge, EndpointPairJudge, rea
 from pipeline.evals.judges.model import ModelJudge, ModelPairJudge
 from pipeline.evals.judges.patterns import PatternsJudge
 from pipeline.evals.judges.refusal import judge_reply
+from pipeline.evals.judges.sharing import is_shared
 from pipeline.records import Comparison, Message, Prompt
 from tests.fakes import FakeEngine
 
@@ -345,3 +347,25 @@ def test_the_wording_belongs_to_its_version():
         "endpoint-pair-judge-1": "a8b0d03ef0b1",
         "attacks-1": "bbc04b7bde80",
     }
+
+
+@pytest.mark.parametrize(
+    ("teacher", "judge", "shared"),
+    [
+        ({"kind": "hf", "path": "{tiny}"}, {"kind": "server", "model": "{tiny}", "serve": "x {port}"}, True),
+        ({"kind": "server", "model": "{tiny}", "serve": "x {port}"}, {"kind": "vllm", "path": "{tiny}"}, True),
+        ({"kind": "server", "model": "org/m"}, {"kind": "hf", "path": "org/m"}, True),
+        ({"kind": "server", "model": "org/m"}, {"kind": "hf", "path": "org/n"}, False),
+        ({"kind": "hf", "path": "{tiny}"}, {"kind": "server", "model": "org/m", "serve": "x {port}"}, False),
+    ],
+)
+def test_a_model_that_labelled_is_recognised_in_another_engine(
+    tiny_model: Path, teacher: dict[str, str], judge: dict[str, str], shared: bool
+):
+    taught, asked = (
+        ENGINES.parse({name: value.replace("{tiny}", str(tiny_model)) for name, value in engine.items()})
+        for engine in (teacher, judge)
+    )
+    config = compose_config(["evaluate/judge=model", "evaluate.judge.engine.path=org/x"])
+    judging = config.evaluate.judge.model_copy(update={"engine": asked})
+    assert is_shared(judging, config.evaluate, [taught], config.model) == shared

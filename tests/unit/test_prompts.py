@@ -6,6 +6,7 @@ The server computes with the same tiny model, and answers in the layouts of vLLM
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
@@ -145,3 +146,15 @@ def test_llama_cpp_lists_tokens_in_the_layout_of_chat_for_completions_too():
     entry = {"id": 49, "token": "A", "logprob": -0.5}
     choice = {"text": "A", "finish_reason": "length", "logprobs": {"content": [{**entry, "top_logprobs": [entry]}]}}
     assert read_reply(json.dumps({"choices": [choice]})).listed == [("token_id:49", -0.5)]
+
+
+@pytest.mark.parametrize("lost", ["tokenizer.json", "chat_template.jinja", "config.json"])
+def test_a_tokenizer_that_can_t_render_is_named_before_a_run(random_model: Path, tmp_path: Path, lost: str):
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(random_model, folder, ignore=shutil.ignore_patterns(lost, "generation_config.json"))
+    options = ["engine=server", "preferences=ab", "engine.model=m", "engine.prompts=tokens"]
+    with pytest.raises(
+        ConfigError, match=r"^engine\.tokenizer is '.*/tokenizer', which can't render a prompt \(.+\); give"
+    ):
+        compose_config([*options, f"engine.tokenizer={folder}"]).engine.check("engine")
+    compose_config([*options, f"engine.tokenizer={random_model}"]).engine.check("engine")

@@ -561,11 +561,31 @@ def test_the_hosted_server_needs_a_key(url: str, monkeypatch: pytest.MonkeyPatch
         config("null").reach("engine")
 
 
+@pytest.mark.parametrize("status", [200, 400, 401, 500])
+def test_a_key_that_the_server_repeats_is_not_shown(url: str, status: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    answer = {"error": {"message": "no key sk-secret", "code": 500 if status == 200 else status}}
+    Server.change = lambda body, _: (status, answer)
+    with pytest.raises(ConfigError, match=r"no key \*\*\*") as refused:
+        config(url).reach("engine")
+    assert "sk-secret" not in str(refused.value)
+    if status in (200, 500):
+        [failure] = answers(engine(url, "engine.max_retries=0"), ask(1))
+        assert failure.reason == "HTTP 500: no key ***"
+
+
+def test_a_password_in_an_address_is_not_shown():
+    with pytest.raises(ConfigError, match=r"^engine\.base_url has more than an address in it; put a key") as raised:
+        config("http://user:sk-secret@h/v1")
+    assert "sk-secret" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
-    "address", ["http://h:99999/v1", "http://h:x/v1", "http:///v1", "'http://h h/v1'", "http://h/v1/chat/completions"]
+    "address",
+    ["", "http://h:99999/v1", "http://h:x/v1", "http:///v1", "'http://h h/v1'", "http://h/v1/chat/completions"],
 )
 def test_odd_addresses_are_one_sentence(address: str):
-    with pytest.raises(ConfigError, match=r"^engine\.base_url is 'http:.*, which .*;? ?.*\.$"):
+    with pytest.raises(ConfigError, match=r"^engine\.base_url is '.*', which .*;? ?.*\.$"):
         config(address)
 
 

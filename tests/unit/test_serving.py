@@ -22,6 +22,7 @@ from pipeline.chain.runner import run
 from pipeline.core.distributed import LaunchConfig
 from pipeline.core.errors import ConfigError, StageError
 from pipeline.engines.base import Engine, Request, StreamingEngine, Weights, open_engine
+from pipeline.engines.serving import trouble_with_command
 from pipeline.records import Exchange, Message, read_records
 
 SERVER = Path(__file__).parents[1] / "tiny_server.py"
@@ -127,7 +128,6 @@ def test_no_server_is_left_after_a_signal(tmp_path: Path, number: int):
     [
         ("policy_engine=serve policy_engine.serve='x {model}'", "serve is 'x {model}', which has no {port}"),
         ("policy_engine=serve policy_engine.serve='vllm --port {port}'", "which has no {model} in it"),
-        ("policy_engine=serve policy_engine.serve='x {model} {port} --api-key sk'", "has a key in it"),
         ("policy_engine=serve policy_engine.model=x", "policy_engine.kind is 'server' with the model 'x'"),
         ("policy_engine=serve policy_engine.base_url=http://a", "are both set"),
         ("policy_engine.kind=server", "policy_engine.model must be set"),
@@ -168,3 +168,27 @@ def test_first_replies_of_a_run_come_from_a_server_that_it_starts(tiny: Callable
     exchanges = read_records(done.stages["critique"].folder / "exchanges.jsonl", Exchange)
     assert exchanges and all(e.policy == "base" and e.reply.startswith("base of tiny-model") for e in exchanges)
     assert (done.folder / "server-base.log").exists() and all_ended(pids)
+
+
+@pytest.mark.parametrize(
+    ("command", "has_key"),
+    [
+        ("x {model} {port} --api-key sk-secret", True),
+        ("sh -c 'x {model} {port} --api-key=sk-secret'", True),
+        ("env VLLM_API_KEY=sk-secret x {model} {port}", True),
+        ('sh -c \'HF_TOKEN="sk-secret" x {model} {port}', True),
+        ("sh -c 'VLLM_API_KEY=$KEY x {model} {port}'", False),
+        ("x {model} {port} --api-key-file keys.txt", False),
+    ],
+)
+def test_a_command_with_a_key_is_refused_without_showing_it(command: str, has_key: bool):
+    trouble = trouble_with_command(command)
+    assert bool(trouble) == has_key and "sk-secret" not in trouble
+
+
+def test_weights_that_are_not_there_are_named_before_a_run(tmp_path: Path):
+    serving = compose_config(
+        ["engine=serve", "preferences=ab", f"engine.model={tmp_path}/x", "engine.serve='sh {port}'"]
+    )
+    with pytest.raises(ConfigError, match=r"^engine.model is '.*/x', but there is no such file or folder"):
+        serving.engine.check("engine")

@@ -293,3 +293,12 @@ if __name__ == "__main__":
     process.start()
     process.join()
 """
+
+
+def test_the_key_has_the_number_format_of_this_hardware(monkeypatch: pytest.MonkeyPatch):
+    found = set()
+    for native in (True, False):
+        monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda native=native: native)
+        monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda native=native: native)
+        found.add(str(ENGINES.parse({"kind": "vllm", "path": "org/m", "precision": "auto"}).key()))
+    assert len(found) == 2

@@ -79,8 +79,7 @@ def answering_model(engine: EngineConfig, aligned: ModelConfig) -> AskedModel:
     """The engine's model, or ``aligned`` if the engine names none."""
     if engine.model_name is None:
         return AskedModel(engine.kind, aligned.path, model_identity(aligned.path, aligned.revision))
-    key = engine.key()
-    return AskedModel(engine.kind, engine.model_name, str(key.get("path") or key))
+    return AskedModel(engine.kind, engine.model_name, engine.identity)
 
 
 @dataclass(frozen=True, kw_only=True)

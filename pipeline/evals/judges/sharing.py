@@ -21,8 +21,9 @@ def is_shared(judge: JudgeConfig, config: EvaluateConfig, teachers: Sequence[Eng
     if not isinstance(judge, ModelJudgeConfig):
         return False
     asked, taught = judge.asked(model), [answering_model(engine, model) for engine in teachers]
-    if any((asked.kind, asked.name) == (teacher.kind, teacher.name) for teacher in taught):
-        return True  # the same model, even if it runs in another way
+    same_name = [teacher for teacher in taught if teacher.name == asked.name]
+    if any(teacher.kind == asked.kind or "/" in asked.name for teacher in same_name):
+        return True  # the same model, even if it runs in another way: a hub id means one model everywhere
     evaluated = {model_identity(path, None) for path in config.checkpoints.values()}
     return asked.identity in {*(teacher.identity for teacher in taught), *evaluated}
 

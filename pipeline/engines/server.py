@@ -180,7 +180,7 @@ class Server(EngineKind):
             try:
                 make_prompts(self, "", Weights(path="", name="")).post(_GREETING)
             except (OSError, ValueError, TemplateError) as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
+                reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(" .:")
                 raise ConfigError(
                     f"{field}.tokenizer is {(self.tokenizer or self.model)!r}, which can't render a prompt ({reason}); "
                     "give a folder or hub id with tokenizer, chat template and config.json."

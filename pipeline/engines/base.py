@@ -277,4 +277,8 @@ ENGINES: Registry[EngineKind] = Registry("engine", "kind")
 
 
 def open_engine(config: EngineConfig, weights: Weights, launch: LaunchConfig) -> Engine:
+    """Open an engine. What engines of other kinds hold, such as most of a GPU, is freed; they take it again if used."""
+    for other in ENGINES:
+        if other != config.kind:
+            ENGINES[other].release()
     return ENGINES[config.kind].open(config, weights, launch)

@@ -33,4 +33,5 @@ def feedback_engine(context: Context, policy: Engine | None = None) -> Engine:
     """
     if policy is not None and context.engine == context.policy_engine:
         return policy
+    del policy  # the next model needs its room
     return open_engine(context.engine, base_weights(context), context.launch)

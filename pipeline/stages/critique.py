@@ -131,11 +131,12 @@ class Critique(Stage):
         prompts = read_records(context.folder("prompts") / "prompts.jsonl", Prompt)
         everyone = config.training_prompts(prompts, "critique")
         policy = policy_engine(context, context.model.path, "base")
-        critic = feedback_engine(context, policy)
-        rounds = _Rounds(config, context, critic)
+        shared = policy if context.engine == context.policy_engine else None
+        rounds = _Rounds(config, context)
         replies = rounds.first_replies(policy, everyone)
         policy_name = policy.name
         del policy  # another critic needs the room that its model takes
+        rounds.critic = critic = feedback_engine(context, shared)
         _warn_of_missing_replies(everyone, replies, context)
         revisions: dict[str, list[Revision]] = {prompt.id: [] for prompt in everyone}
         revised_pools = context.constitution.revise
@@ -189,8 +190,11 @@ class Critique(Stage):
 class _Rounds:
     """The steps of the method over all prompts at once. Each prompt and step has its own seed."""
 
-    def __init__(self, config: CritiqueConfig, context: Context, critic: Engine) -> None:
-        self._config, self._context, self._critic = config, context, critic
+    critic: Engine
+    """Set after the first replies: its model may need the room of the policy's."""
+
+    def __init__(self, config: CritiqueConfig, context: Context) -> None:
+        self._config, self._context = config, context
         constitution, number = context.constitution, config.num_few_shot
         self._critique_examples = {pool: critique_examples(constitution, pool, number) for pool in constitution.revise}
         self._revision_examples = {pool: revision_examples(constitution, pool, number) for pool in constitution.revise}
@@ -216,7 +220,7 @@ class _Rounds:
             for p in prompts
         }
         label = f"critiques, round {number}"
-        critiques = self._ask(self._critic, label, prompts, asks, number, "critique", self._config.max_critique_tokens)
+        critiques = self._ask(self.critic, label, prompts, asks, number, "critique", self._config.max_critique_tokens)
         self._count(critiques)
         prompts = [prompt for prompt in prompts if critiques[prompt.id].text]
         asks = {
@@ -227,7 +231,7 @@ class _Rounds:
             for p in prompts
         }
         label = f"revisions, round {number}"
-        revised = self._ask(self._critic, label, prompts, asks, number, "revision", self._config.max_revision_tokens)
+        revised = self._ask(self.critic, label, prompts, asks, number, "revision", self._config.max_revision_tokens)
         self._count(revised)
         return {
             prompt.id: Revision(
@@ -254,7 +258,7 @@ class _Rounds:
         warn_of_share(
             self.unusable.total(),
             self.num_asked,
-            f"answers of the critic {self._critic.name} can't be used ({reasons})",
+            f"answers of the critic {self.critic.name} can't be used ({reasons})",
             "use another critic (engine) or, where answers are cut, raise critique.max_critique_tokens and "
             "critique.max_revision_tokens",
             kept=self._context.work,

@@ -302,3 +302,11 @@ def test_the_key_has_the_number_format_of_this_hardware(monkeypatch: pytest.Monk
         monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda native=native: native)
         found.add(str(ENGINES.parse({"kind": "vllm", "path": "org/m", "precision": "auto"}).key()))
     assert len(found) == 2
+
+
+def test_an_engine_of_another_kind_gets_the_room_of_vllm(tiny_model: Path):
+    first = opened("vllm", tiny_model)
+    before = first.generate(asks())
+    opened("hf", tiny_model)
+    assert [llm.is_open for llm in LLM.opened] == [False]
+    assert first.generate(asks()) == before, "it starts again when it is used again"

@@ -55,6 +55,9 @@ def embedded_model() -> Path:
                 _convert(source, draft)
                 draft.chmod(0o755)
                 draft.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another machine made it: over a network, the lock may lock nothing
+                    raise
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
     return folder

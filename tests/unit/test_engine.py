@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from pipeline.engines import embedded
 from pipeline.engines.base import ChoiceQuery, ReplyQuery, Request
 from pipeline.engines.decoding import make_room
 from pipeline.engines.hf import HFEngine
@@ -262,3 +263,23 @@ def test_replies_that_follow_the_same_examples_are_scored_together(random_model:
     lone = ReplyQuery(id="lone", messages=[*shown["no"], *shown["yes"], {"role": "user", "content": "x"}], reply="so")
     batches = [{ask.id.rstrip("12345") for ask in batch} for batch in scorer.batches([*queries, lone])]
     assert sorted(batches, key=str) == [{"lone"}, {"no"}, {"yes"}]
+
+
+def test_another_machine_may_convert_the_embedded_model_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    source = tmp_path / "model.gguf"
+    source.touch()
+
+    def convert(_: Path, draft: Path) -> None:
+        [folder] = [Path(lock.removesuffix(".lock")) for lock in map(str, draft.parent.glob("*.lock"))]
+        for place in (draft, folder):
+            place.mkdir(exist_ok=True)
+            (place / "config.json").touch()
+
+    monkeypatch.setattr(embedded, "embedded_gguf", lambda: source)
+    monkeypatch.setattr(embedded, "cache_home", lambda: tmp_path / "cache")
+    monkeypatch.setattr(embedded, "_convert", convert)
+    folder = embedded.embedded_model()
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    assert not [*folder.parent.glob("convert-*")]

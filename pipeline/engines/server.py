@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from pipeline.chat import Renderer
 from pipeline.core.distributed import LaunchConfig
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, first_line
 from pipeline.core.log import warn
 from pipeline.core.settings import RUNTIME
 from pipeline.engines.addresses import Addresses, trouble_with_url
@@ -180,10 +180,9 @@ class Server(EngineKind):
             try:
                 make_prompts(self, "", Weights(path="", name="")).post(_GREETING)
             except (OSError, ValueError, TemplateError) as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(" .:")
                 raise ConfigError(
-                    f"{field}.tokenizer is {(self.tokenizer or self.model)!r}, which can't render a prompt ({reason}); "
-                    "give a folder or hub id with tokenizer, chat template and config.json."
+                    f"{field}.tokenizer is {(self.tokenizer or self.model)!r}, which can't render a prompt "
+                    f"({first_line(error)}); give a folder or hub id with tokenizer, chat template and config.json."
                 ) from None
 
         def reach(self, field: str) -> None:

@@ -96,8 +96,8 @@ def theirs(task: str, config: Config, rows: Sequence[Any], folder: Path, *, batc
     arguments: dict[str, Any] = {
         "output_dir": str(folder),
         "num_train_epochs": 1,
-        "per_device_train_batch_size": 8,
-        "gradient_accumulation_steps": batch // 8,
+        "per_device_train_batch_size": min(8, batch),
+        "gradient_accumulation_steps": max(1, batch // 8),
         "gradient_checkpointing": recompute,
         "use_cpu": not torch.cuda.is_available(),
         "report_to": "none",

@@ -199,13 +199,9 @@ def _leave_with_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def run_rank(job_file: Path) -> int:
-    """Do this rank's part of a job, and return the exit code."""
-    data = json.loads(job_file.read_text(encoding="utf-8"))
-    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # it leaves models empty on other ranks, also for generating
-    _leave_with_parent(data["parent"])
-    out = Path(data["out"])
-    job = Job(
+def _job(data: dict[str, Any]) -> Job:
+    """The job of a file; its configuration is checked again, for this machine may lack a file that it names."""
+    return Job(
         stage=data["stage"],
         run_name=data["run_name"],
         config=to_config(data["config"]),
@@ -213,18 +209,26 @@ def run_rank(job_file: Path) -> int:
         folders={name: Path(path) for name, path in data["folders"].items()},
         cache_key=data["cache_key"],
         input_keys=data["input_keys"],
-        out=out,
+        out=Path(data["out"]),
     )
+
+
+def run_rank(job_file: Path) -> int:
+    """Do this rank's part of a job, and return the exit code."""
+    data = json.loads(job_file.read_text(encoding="utf-8"))
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # it leaves models empty on other ranks, also for generating
+    _leave_with_parent(data["parent"])
     distributed.state()
-    log = logged_to(runs_folder(job.config.output_dir) / job.run_name) if distributed.is_main() else nullcontext()
     try:
-        with log:
+        job = _job(data)
+        folder = runs_folder(job.config.output_dir) / job.run_name
+        with logged_to(folder) if distributed.is_main() else nullcontext():
             result = execute(job)
     except CaiError as error:
         logger.error(f"rank {distributed.rank()}: {error}")
         return error.exit_code
     if distributed.is_main():
-        (out / WORK / RESULT).write_text(json.dumps(asdict(result)), encoding="utf-8")
+        (job.out / WORK / RESULT).write_text(json.dumps(asdict(result)), encoding="utf-8")
     distributed.barrier()
     return 0
 

@@ -68,6 +68,8 @@ def _problem(config: Any) -> str:
         return f"with num_processes {num_processes} on {num_machines} machines; give a multiple of the machines"
     if kind == "FSDP" and int(config.fsdp_config.get("fsdp_version", 1)) != 2:
         return "with the old FSDP; set fsdp_version: 2 in its fsdp_config"
+    if config.fsdp_config.get("fsdp_activation_checkpointing"):
+        return "with fsdp_activation_checkpointing; leave it out and set launch.gradient_checkpointing=true"
     if any(
         isinstance(size, int) and size > 1 and "dp_" not in name for name, size in config.parallelism_config.items()
     ):

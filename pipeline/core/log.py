@@ -94,6 +94,13 @@ class Usage:
     num_tokens_written: int = 0
     money: float | None = None
 
+    def add(self, other: Usage) -> None:
+        self.num_requests += other.num_requests
+        self.num_tokens_read += other.num_tokens_read
+        self.num_tokens_written += other.num_tokens_written
+        if other.money is not None:
+            self.money = (self.money or 0.0) + other.money
+
     def __str__(self) -> str:
         money = "" if self.money is None else f", {self.money:,.2f} by the prices in the settings"
         return (

@@ -32,6 +32,11 @@ def check_model(path: str, revision: str | None, field: str = "model.path") -> N
 
 
 def _check_folder(folder: Path, field: str) -> None:
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"{field}: {folder} has only an adapter; merge it into its base model (merge_and_unload in peft) and give "
+            "that folder."
+        )
     for name, remedy in (
         ("config.json", "give a folder written by save_pretrained"),
         ("tokenizer_config.json", "save the tokenizer in the same folder"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -72,7 +73,7 @@ class ModelConfig(Settings):
 
 
 def model_identity(path: str, revision: str | None) -> str:
-    """Identify a model in cache keys: a local model by its content, a hub model by id and revision."""
+    """Identify a model in cache keys: a local model by its content, a hub model by id and commit."""
     from pipeline.engines.embedded import embedded_gguf
 
     if path == EMBEDDED:
@@ -80,7 +81,21 @@ def model_identity(path: str, revision: str | None) -> str:
     local = Path(path).expanduser()
     if local.is_file():  # a GGUF file, for a server
         return f"file:{hash_file(local)}"
-    return f"folder:{hash_model(local)}" if local.is_dir() else f"hub:{path}@{revision or 'main'}"
+    return f"folder:{hash_model(local)}" if local.is_dir() else f"hub:{path}@{commit_of(path, revision or 'main')}"
+
+
+@cache
+def commit_of(path: str, revision: str) -> str:
+    """The commit of a branch or tag on the hub, from the hub's folder on this disk if the hub can't be reached; the
+    revision itself if neither knows it."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        config = Path(hf_hub_download(path, "config.json", revision=revision))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
+        return revision  # ``check_model`` says why
+    return config.parent.name
 
 
 def hash_model(folder: Path) -> str:

@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from pipeline.core.cache import Manifest, RecordLog, cache_key, commit, hash_folder, link
 from pipeline.core.errors import ArtifactError
-from pipeline.engines.models import model_identity
+from pipeline.engines.models import commit_of, model_identity
 
 
 def test_the_cache_key_is_frozen():
@@ -48,6 +49,21 @@ def test_the_hash_of_a_model_is_of_what_it_is_made_of(tmp_path: Path, name: str,
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("x")
     assert (model_identity(str(tmp_path), None) != before) == counts
+
+
+def test_a_hub_model_counts_by_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Here the hub can't be reached; its folder on the disk says which commit will be loaded."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    folder = tmp_path / "models--someone--model"
+    for head in ("a" * 40, "b" * 40):
+        for path, text in ((f"snapshots/{head}/config.json", "{}"), ("refs/main", head)):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text)
+        commit_of.cache_clear()
+        assert model_identity("someone/model", None) == f"hub:someone/model@{head}"
+    assert model_identity("someone/unknown", "v2") == "hub:someone/unknown@v2"
+    assert model_identity("no such name", None) == "hub:no such name@main"
 
 
 def test_log_survives_a_line_cut_short(tmp_path: Path):

@@ -76,6 +76,12 @@ def test_a_tokenizer_larger_than_the_embeddings_is_refused(tiny_model: Path, tmp
         check_model(str(folder), None)
 
 
+def test_a_bare_adapter_is_no_model(tmp_path: Path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"^model\.path: .* has only an adapter; merge it"):
+        check_model(str(tmp_path), None)
+
+
 def test_a_model_without_any_end_token_is_refused(tiny_model: Path, tmp_path: Path):
     folder = copy(tiny_model, tmp_path / "m", eos_token_id=None)
     (folder / "generation_config.json").unlink()

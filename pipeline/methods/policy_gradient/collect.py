@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from pipeline.core.log import Usage
 from pipeline.core.stage import Context
 from pipeline.methods.base import CONSTITUTION
 from pipeline.methods.policy_gradient.actors import Actors
@@ -73,7 +74,7 @@ class Collector:
 
     def _score(self, mine: Sequence[Rollout]) -> None:
         meter = self._context.meter
-        num_calls = meter.num_calls
+        num_calls, usage, meter.usage = meter.num_calls, meter.usage, {}
         rewarded = self._rewards([rollout.prompt.messages for rollout in mine], [rollout.text for rollout in mine])
         for row, rollout in enumerate(mine):
             rollout.score = rewarded.totals[row]
@@ -81,6 +82,10 @@ class Collector:
             rollout.unreadable = rewarded.unreadable[row]
         # The judge counted only the calls of this rank.
         meter.num_calls = num_calls + sum(gather([meter.num_calls - num_calls]))
+        for of_a_rank in gather([meter.usage]):
+            for name, used in of_a_rank.items():
+                usage.setdefault(name, Usage()).add(used)
+        meter.usage = usage
 
     def _estimate_advantages(self, rollouts: Sequence[Rollout], kl_coefficient: float) -> None:
         logprobs, references, values = (

@@ -79,11 +79,17 @@ def memory_table(prepared: Prepared) -> list[str]:
 
 
 def hours_of(cost: Cost, launch: LaunchConfig) -> float | None:
-    """Hours of a stage at the stated rates; None if a rate that it needs is not stated."""
+    """Hours of a stage at the stated rates; None if a rate that it needs is not stated.
+
+    Beginnings that prompts share count once, that is, hardly: all engines keep them.
+    """
     rates = launch.rates
     reading = rates.trained if cost.num_steps else rates.read
     seconds = 0.0
-    for num_tokens, rate in ((cost.num_tokens_written, rates.written), (cost.num_tokens_read, reading)):
+    for num_tokens, rate in (
+        (cost.num_tokens_written, rates.written),
+        (cost.num_tokens_read - cost.num_tokens_repeated, reading),
+    ):
         if num_tokens and rate is None:
             return None
         seconds += num_tokens / rate if num_tokens and rate else 0.0

@@ -22,6 +22,7 @@ from pipeline.core.cache import WORK
 from pipeline.core.distributed import LaunchConfig
 from pipeline.core.errors import CaiError, StageError
 from pipeline.core.log import Meter, Usage, logged_to, logger
+from pipeline.core.memory import peak_gib, start_peak
 from pipeline.core.stage import Context, Stage
 from pipeline.core.tracking import NoTracker, Tracker, open_tracker
 from pipeline.engines.base import ENGINES
@@ -53,6 +54,8 @@ class Result:
     num_calls: int
     num_tokens_written: int
     usage: dict[str, Usage]
+    peak_memory_gib: float
+    """Of the first rank."""
 
 
 def execute(job: Job) -> Result:
@@ -69,6 +72,7 @@ def execute(job: Job) -> Result:
         tracker=tracker,
         meter=meter,
     )
+    start_peak()
     try:
         metrics = stage.run(stage.config(job.config), context)
         tracker.log({f"{job.stage}/{k}": v for k, v in metrics.items() if isinstance(v, int | float)})
@@ -83,6 +87,7 @@ def execute(job: Job) -> Result:
         num_calls=meter.num_calls,
         num_tokens_written=meter.num_tokens_written,
         usage=meter.usage,
+        peak_memory_gib=peak_gib(),
     )
 
 

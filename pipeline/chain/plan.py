@@ -53,13 +53,15 @@ def usage(config: Config, steps: Sequence[Step]) -> list[str]:
     for field in fields:
         engine = _engine_at(config, field)
         shares = [step.cost.roles[field] for step in steps if field in step.cost.roles]
-        calls, written, read = (sum(getattr(share, name) for share in shares) for name in COUNTED[:3])
+        total = Cost.total(shares)
+        calls, written, read = (getattr(total, name) for name in COUNTED[:3])
         if engine is None or not calls or (engine.model_name is None and engine.price is None):
             continue
         money = f", at most about {engine.price.of(read, written):,.2f} by its prices" if engine.price else ""
+        shared = f" ({total.num_tokens_repeated:,} of them in shared beginnings)" if total.num_tokens_repeated else ""
         lines.append(
-            f"{field} ({engine.model_name or config.model.name}): {calls:,} calls, {read:,} tokens read, {written:,} "
-            f"written{money}"
+            f"{field} ({engine.model_name or config.model.name}): {calls:,} calls, {read:,} tokens read{shared}, "
+            f"{written:,} written{money}"
         )
     return lines
 

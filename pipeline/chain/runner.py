@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import resource
 import shutil
 import time
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from pipeline.core.cache import WORK, Manifest, cache_key, commit, hash_files, l
 from pipeline.core.errors import CaiError, ConfigError, StageError
 from pipeline.core.locks import locked
 from pipeline.core.log import duration, logged_to, say, warn
+from pipeline.core.memory import free_memory
 from pipeline.core.stage import Prepared, Stage
 from pipeline.report.write import FILES, TABLES
 
@@ -208,6 +208,7 @@ def _make(
             num_calls=result.num_calls,
             num_tokens_written=result.num_tokens_written,
             usage=result.usage,
+            peak_memory_gib=result.peak_memory_gib,
             started=started_at.isoformat(timespec="seconds"),
             environment=_environment(config),
         )
@@ -216,7 +217,7 @@ def _make(
     say(f"{stage.name}: done in {duration(manifest.seconds)}")
     for name, used in result.usage.items():
         say(f"  {name}: {used}")
-    _free_memory()
+    free_memory()
     return manifest
 
 
@@ -258,16 +259,6 @@ def _environment(config: Config) -> dict[str, str]:
     }
 
 
-def _free_memory() -> None:
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def _finish(folder: Path, done: dict[str, Finished], seconds: float) -> None:
     if report := done.get("report"):
         for name in FILES:
@@ -278,9 +269,8 @@ def _finish(folder: Path, done: dict[str, Finished], seconds: float) -> None:
     made = [finished for finished in done.values() if not finished.cached]
     busy = sum(finished.manifest.busy_seconds for finished in made)
     share = f", {100 * (1 - busy / seconds):.0f} % of it outside generating, scoring and training" if busy else ""
-    # Kilobytes on Linux. Ranks are child processes, so the larger of the two numbers is reported.
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    memory = f", at most {peak / 2**20:.1f} GiB of memory"
+    peak = max((finished.manifest.peak_memory_gib or 0 for finished in made), default=0)
+    memory = f", at most {peak:.1f} GiB of memory" if peak else ""
     say(f"finished in {duration(seconds)} ({len(made)} of {len(done)} stages made{share}{memory})")
     if "report" in done:
         say(f"report: {folder / 'report.html'}")

@@ -75,6 +75,7 @@ class Manifest(BaseModel):
     num_calls: int  # to engines
     num_tokens_written: int  # by engines
     usage: dict[str, Usage] = {}  # name of a server's model -> what it used
+    peak_memory_gib: float | None = None  # of one process or its GPU; manifests of before have none
     started: str
     environment: dict[str, str]
 

@@ -7,8 +7,8 @@ cost (``cost``), and its work (``run``).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -38,15 +38,23 @@ class Cost:
     num_calls: int = 0
     num_tokens_written: int = 0
     num_tokens_read: int = 0
+    num_tokens_repeated: int = 0
+    """Of the tokens read: beginnings that many prompts share. Engines that keep prefixes compute them only once."""
     num_steps: int = 0
     roles: Mapping[str, Cost] = field(default_factory=dict)
     """Field of an engine → its share of the calls and tokens."""
 
     @classmethod
+    def total(cls, costs: Iterable[Cost]) -> Cost:
+        """The sum of costs of engines."""
+        names = ("num_calls", "num_tokens_written", "num_tokens_read", "num_tokens_repeated")
+        each = list(costs)
+        return cls(**{name: sum(getattr(cost, name) for cost in each) for name in names})
+
+    @classmethod
     def of_roles(cls, roles: Mapping[str, Cost]) -> Cost:
         """The cost of engines alone."""
-        names = ("num_calls", "num_tokens_written", "num_tokens_read")
-        return cls(**{name: sum(getattr(cost, name) for cost in roles.values()) for name in names}, roles=roles)
+        return replace(cls.total(roles.values()), roles=roles)
 
 
 @dataclass(frozen=True, kw_only=True)

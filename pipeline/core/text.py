@@ -13,6 +13,12 @@ _END = regex.compile(
     rf"[。！？｡]+{_CLOSERS}|(?:\p{{SB=STerm}}|[.…])+{_CLOSERS}(?=\s|$)|(?<=[\p{{Thai}}\p{{Lao}}]\p{{M}}*)(?=\s)"
 )
 _LIST_NUMBER = regex.compile(r"(?:^|\n)[ \t]*\d+$")
+_CHARACTERS_PER_TOKEN = 4  # of English
+
+
+def about_tokens(*texts: str) -> int:
+    """Tokens of all texts together, for an estimate without a tokenizer."""
+    return sum(map(len, texts)) // _CHARACTERS_PER_TOKEN
 
 
 def words(text: str) -> list[str]:

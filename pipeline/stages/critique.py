@@ -21,6 +21,7 @@ from pipeline.core import distributed
 from pipeline.core.counts import warn_of_many, warn_of_share
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared, Stage, Use
+from pipeline.core.text import about_tokens
 from pipeline.data.drawing import PoolSizes
 from pipeline.engines.base import ENGINES, Completion, Engine, EngineConfig, Request
 from pipeline.engines.roles import feedback_engine, policy_engine
@@ -28,6 +29,7 @@ from pipeline.engines.worklist import generate_all
 from pipeline.records import (
     Exchange,
     Message,
+    Pool,
     Prompt,
     Revision,
     derive_seed,
@@ -38,8 +40,6 @@ from pipeline.records import (
 
 if TYPE_CHECKING:
     from pipeline.chain.config import Config
-
-TOKENS_PER_TURN = 50  # for estimates of tokens read
 
 
 class CritiqueConfig(PoolSizes):
@@ -105,20 +105,14 @@ class Critique(Stage):
 
     def cost(self, prepared: Prepared) -> Cost:
         config, constitution = prepared.config.critique, prepared.constitution
-        counts = {pool: len(prompts) for pool, prompts in config.by_pool(prepared.prompts).items()}
-        num_replies = sum(counts.values())
-        num_rounds = sum(counts[pool] for pool in constitution.revise) * config.num_rounds
-        context = 6 * TOKENS_PER_TURN * (1 + min(config.num_few_shot, len(constitution.worked_examples)))
+        prompts = config.by_pool(prepared.prompts)
+        num_replies = sum(map(len, prompts.values()))
         policy = Cost(
             num_calls=num_replies,
             num_tokens_written=num_replies * config.max_reply_tokens,
-            num_tokens_read=num_replies * TOKENS_PER_TURN,
+            num_tokens_read=sum(about_tokens(_text(p.messages)) for some in prompts.values() for p in some),
         )
-        critic = Cost(
-            num_calls=2 * num_rounds,
-            num_tokens_written=num_rounds * (config.max_critique_tokens + config.max_revision_tokens),
-            num_tokens_read=2 * num_rounds * context,
-        )
+        critic = Cost.total(_cost_of_rounds(config, constitution, pool, prompts[pool]) for pool in constitution.revise)
         [field] = prepared.config.feedback_engines("critique")
         return Cost.of_roles({"policy_engine": policy, field: critic})
 
@@ -185,6 +179,29 @@ class Critique(Stage):
             ),
             "num_distinct_critiques": len({r.critique for exchange in exchanges for r in exchange.revisions}),
         }
+
+
+def _cost_of_rounds(config: CritiqueConfig, constitution: Constitution, pool: Pool, prompts: Sequence[Prompt]) -> Cost:
+    """Of the critic for the prompts of a pool. The examples stand before every question of a pool."""
+    number, num_examples = len(prompts) * config.num_rounds, config.num_few_shot
+    rules = constitution.principles_for(pool)
+    shown = about_tokens(
+        _text(critique_examples(constitution, pool, num_examples)),
+        _text(revision_examples(constitution, pool, num_examples)),
+    )
+    asked = sum(about_tokens(rule.critique_request, rule.revision_request) for rule in rules) // len(rules)
+    replies = 2 * max(config.max_reply_tokens, config.max_revision_tokens) + config.max_critique_tokens
+    requests = sum(about_tokens(_text(prompt.messages)) for prompt in prompts) * config.num_rounds
+    return Cost(
+        num_calls=2 * number,
+        num_tokens_written=number * (config.max_critique_tokens + config.max_revision_tokens),
+        num_tokens_read=number * (shown + asked + replies) + 2 * requests,
+        num_tokens_repeated=number * shown,
+    )
+
+
+def _text(messages: Sequence[Message]) -> str:
+    return "".join(turn["content"] for turn in messages)
 
 
 class _Rounds:

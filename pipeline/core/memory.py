@@ -1,0 +1,53 @@
+"""The memory that this process holds: its peak, measured for each stage, and what it no longer needs."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import sys
+from pathlib import Path
+
+GIB = 2**30
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def start_peak() -> None:
+    """Measure ``peak_gib`` from now on."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif _RESET.exists():
+        _RESET.write_text("5")  # Linux sets the largest size of the process back to its size now
+
+
+def peak_gib() -> float:
+    """The most memory since ``start_peak``: of the GPU's allocator, or of this process.
+
+    Where the operating system can't set the peak back (macOS), it is that since the process began.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_reserved() / GIB)
+    if _STATUS.exists():
+        return (
+            next(int(line.split()[1]) for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM")) / 2**20
+        )
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+
+
+def free_memory() -> None:
+    """Give memory that is no longer used back to the GPU or to the operating system."""
+    import ctypes
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl has none
+        if trim is not None:
+            trim(0)

@@ -68,11 +68,11 @@ def _does_not_fit(stage: str, memory: Memory, available: float, model: ModelConf
 
 def memory_table(prepared: Prepared) -> list[str]:
     """The lines of a table in GiB, for one device."""
-    lines = [
-        f"  {'GiB on each device':<20} {'weights':>8} {'optimiser':>10} {'activations':>12} {'KV cache':>9} {'sum':>7}"
-    ]
+    names = f"{'weights':>8} {'optimiser':>10} {'activations':>12} {'KV cache':>9} {'kernels':>8} {'sum':>7}"
+    lines = [f"  {'GiB on each device':<20} {names}"]
     for name, memory in memory_of(prepared).items():
-        parts = f"{memory.weights:>8.2f} {memory.optimiser:>10.2f} {memory.activations:>12.2f} {memory.cache:>9.2f}"
+        parts = f"{memory.weights:>8.2f} {memory.optimiser:>10.2f} {memory.activations:>12.2f} {memory.cache:>9.2f} "
+        parts += f"{memory.kernels:>8.2f}"
         lines.append(f"  {name:<20} {parts} {memory.total + PROCESS_GIB:>7.2f}")
     available = device_memory(prepared.config.launch)
     return [*lines, f"  each sum has {PROCESS_GIB} GiB for the process; a device has {available:.1f} GiB"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import resource
 import sys
@@ -40,14 +41,19 @@ def peak_gib() -> float:
 
 def free_memory() -> None:
     """Give memory that is no longer used back to the GPU or to the operating system."""
-    import ctypes
-
     import torch
 
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl has none
-        if trim is not None:
-            trim(0)
+    trim()
+
+
+def trim() -> None:
+    """Give free pages of the C library's heap back to the operating system. It takes about 20 ms.
+
+    Tensors below 32 MiB are on that heap, where those of another size leave gaps. Without this, a process that trains
+    on batches of many lengths holds twice what it uses, and more with every stage.
+    """
+    if sys.platform == "linux" and (function := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # musl has none
+        function(0)

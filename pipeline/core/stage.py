@@ -68,6 +68,8 @@ class Memory:
     """What the backward pass reads, and logits."""
     cache: float = 0.0
     """Keys and values of the tokens in a batch that generates."""
+    kernels: float = 0.0
+    """What oneDNN keeps of its compiled matrix products, on a CPU in 16 bits."""
 
     @property
     def lasting(self) -> float:
@@ -76,7 +78,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        return self.lasting + self.activations + self.cache
+        return self.lasting + self.activations + self.cache + self.kernels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from pipeline.core import distributed
 from pipeline.core.cache import RecordLog
 from pipeline.core.errors import StageError
 from pipeline.core.log import Bar, Meter, Usage
+from pipeline.core.memory import trim
 from pipeline.engines.base import (
     Answer,
     ChoiceQuery,
@@ -69,6 +70,7 @@ class Worklist(Generic[ResultT]):
                     with self._meter.running():
                         results = work(missing if self._independent else batch)
                     self._log.append(vars(result) for result in results)
+                    trim()
                 bar.advance(len(batch), cached=not missing)
         _gather(self._log)
         found = {row_id: self._parse(**self._log[row_id]) for row_id in ids}

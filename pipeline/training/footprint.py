@@ -29,6 +29,7 @@ from pipeline.training.models import (
 )
 
 GIB = 2**30
+ONEDNN_GIB = 0.6
 BYTES_OF_4_BITS = 0.57  # a weight of 4 bits, with its scales of 8 bits for 64 weights each, and theirs
 
 
@@ -146,6 +147,7 @@ def generation(shape: Shape, num_rows: int, num_tokens: int, num_scored_tokens: 
         weights=shape.num_parameters * shape.bytes_to_compute / GIB,
         activations=max(sampling, scoring) * shape.vocabulary / GIB,
         cache=num_tokens * per_token / GIB,
+        kernels=_kept_by_onednn(shape),
     )
 
 
@@ -177,6 +179,7 @@ def training(
         weights=num_copies * shape.num_parameters * shape.bytes_to_train / num_shards / GIB,
         optimiser=num_adapters * shape.num_trained * 12 / num_shards / GIB,
         activations=_kept_by_allocator() * num_rows * (num_tokens * layers + logits) / GIB,
+        kernels=_kept_by_onednn(shape),
     )
 
 
@@ -195,3 +198,9 @@ def layer_bytes_per_token(shape: Shape) -> float:
 def _kept_by_allocator() -> float:
     """On a CPU, the process keeps 1.8 times the activations: measured on three shapes of batch (docs/scale.md)."""
     return 1.0 if torch.cuda.is_available() else 1.8
+
+
+def _kept_by_onednn(shape: Shape) -> float:
+    """In 16 bits on a CPU, oneDNN compiles each matrix product of a new shape and keeps the last 1,024 of them: 0.6 GiB
+    after training on rows of many lengths (docs/scale.md), whatever the model's size. In 32 bits torch uses MKL."""
+    return 0.0 if torch.cuda.is_available() or shape.bytes_to_compute == 4 else ONEDNN_GIB

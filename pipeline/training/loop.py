@@ -15,6 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from pipeline.core import distributed
 from pipeline.core.distributed import LaunchConfig
 from pipeline.core.log import Bar, Meter, say
+from pipeline.core.memory import trim
 from pipeline.core.tracking import Tracker
 from pipeline.engines.models import ModelConfig, resolve_precision
 from pipeline.training.config import TrainConfig
@@ -86,6 +87,7 @@ class Reporter(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._bar.advance()
+        trim()
 
     def on_log(
         self,

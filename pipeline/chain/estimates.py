@@ -97,10 +97,13 @@ def hours_of(cost: Cost, launch: LaunchConfig) -> float | None:
 
 
 def time_and_money(steps: Sequence[Step], launch: LaunchConfig) -> list[str]:
-    """One line, if the rates are stated."""
+    """One line, which says what is missing if a rate is. None is assumed: they differ by model, engine and device."""
     hours = [hours_of(step.cost, launch) for step in steps]
     known = [hour for hour in hours if hour is not None]
-    if not any(known) or len(known) < len(hours):
+    if len(known) < len(hours):
+        missing = [f"launch.rates.{name}" for name in ("written", "read", "trained") if not getattr(launch.rates, name)]
+        return [f"  no hours, because {', '.join(missing)} (tokens per second of a device) are not stated"]
+    if not any(known):
         return []
     price = launch.rates.price_per_hour
     money = f", {sum(known) * price * launch.world_size:,.2f} at {price:g} per device and hour" if price else ""

@@ -134,7 +134,10 @@ def test_hours_and_money_by_hand():
     ]
     launch = compose_config(rates).launch
     assert hours_of(steps[0].cost, launch) == pytest.approx(1.0)
-    assert hours_of(steps[1].cost, launch) is None and time_and_money(steps, launch) == [], "no rate of training"
+    assert hours_of(steps[1].cost, launch) is None, "no rate of training"
+    assert time_and_money(steps, launch) == [
+        "  no hours, because launch.rates.trained (tokens per second of a device) are not stated"
+    ]
     launch = compose_config([*rates, "launch.rates.trained=5", "launch.num_processes=2"]).launch
     assert time_and_money(steps, launch) == [
         "  at most about 1.50 hours (critique 0.50, sft 1.00), 6.00 at 2 per device and hour"

@@ -37,6 +37,7 @@ NEEDED = {
         for option in options
     },
     ("data", "local"): ["data.red_team.path=x.jsonl"],
+    ("experiment", "paper_volume"): ["data.red_team.path=x.jsonl"],
     ("engine", "server"): ["engine.model=x", "preferences=ab"],
     ("engine", "serve"): ["preferences=ab"],
 }

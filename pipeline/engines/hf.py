@@ -223,7 +223,7 @@ class HFEngine:
     def _logits(self, rows: list[list[int]], num_shared: int, num_last: int) -> torch.Tensor:
         """Logits of the last ``num_last`` positions: (rows, num_last, vocabulary)."""
         ids, mask = self._padded(rows, num_shared)
-        cache = prefill(self._model, ids[:1, :num_shared], len(rows), logits_to_keep=1) if num_shared else None
+        cache = prefill(self._model, ids[:1, :num_shared], len(rows)) if num_shared else None
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         return self._model(
             input_ids=ids[:, num_shared:],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -128,6 +130,11 @@ def test_nothing_changed_means_nothing_is_run_again(finished: tuple[Run, list[st
     config = compose_config(overrides)
     assert made(run(config)) == set()
     assert {step.state for step in plan(preflight(config))} == {"cached"}
+    # Finding that out needs no heavy package.
+    asked = "import sys; from pipeline.cli import main; main(sys.argv[1:])"
+    loaded = "print({'transformers', 'peft', 'trl', 'datasets', 'accelerate'} & set(sys.modules))"
+    command = [sys.executable, "-c", f"{asked}; {loaded}", "run", *overrides]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.endswith("set()\n")
     # Where and how it runs is not what it means.
     elsewhere = compose_config([*overrides, "launch.batch_rows=3", "name=renamed", "sft.save_every_steps=7"])
     assert made(run(elsewhere)) == set()

@@ -26,17 +26,26 @@ def preflight(config: Config) -> Prepared:
     Raises:
         ConfigError: the first problem, with its remedy.
     """
+    prepared = read_inputs(config)
+    check_stages(prepared)
+    return prepared
+
+
+def read_inputs(config: Config) -> Prepared:
+    """Read and check what every run needs: the constitution, the prompts, the tracker and the output folder.
+
+    Raises:
+        ConfigError: the first problem, with its remedy.
+    """
     written = load_constitution(find_constitution(config.constitution.path))
     _check_output_folder(config.output_dir)
     check_tracking(config.tracking)
-    _check_hardware(config)
     loaded = load_prompts(config.data)
-    stages = stages_of(config)
     prepared = Prepared(
         config=config,
         constitution=written.first(config.constitution.max_principles),
         prompts=loaded.prompts,
-        stages=tuple(stage.name for stage in stages),
+        stages=tuple(stage.name for stage in stages_of(config)),
         notes=loaded.notes(),
     )
     if (asked := config.constitution.max_principles or 0) > len(written.principles):
@@ -44,6 +53,19 @@ def preflight(config: Config) -> Prepared:
             f"constitution.max_principles is {asked} but there are only {len(written.principles)}; all are used."
         )
     prepared.notes.extend(prepared.constitution.tag_notes())
+    return prepared
+
+
+def check_stages(prepared: Prepared) -> None:
+    """Check what making stages needs: the hardware, models and engines, and every stage. Adds notes and renderings.
+
+    It loads heavy packages, so a run whose stages are all finished leaves it out.
+
+    Raises:
+        ConfigError: the first problem, with its remedy.
+    """
+    config, stages = prepared.config, stages_of(prepared.config)
+    _check_hardware(config)
     check_model(config.model.path, config.model.revision)
     for field, engine in (config.feedback_engines("critique") | config.feedback_engines("preferences")).items():
         engine.check(field)
@@ -53,7 +75,6 @@ def preflight(config: Config) -> Prepared:
     rendering, notes = check_rendering(prepared, [use for stage in stages for use in stage.uses(prepared)])
     prepared.rendering.extend(rendering)
     prepared.notes.extend([*notes, *check_memory(prepared)])
-    return prepared
 
 
 def _check_output_folder(output_dir: str) -> None:

@@ -21,7 +21,7 @@ from pipeline.chain.checkpoints import slug
 from pipeline.chain.config import Config, to_plain
 from pipeline.chain.order import cache_folder, fields_for_key, folder_name, needs_of, runs_folder, stages_of
 from pipeline.chain.plan import reach_engines
-from pipeline.chain.preflight import preflight
+from pipeline.chain.preflight import check_stages, read_inputs
 from pipeline.chain.rendering import table
 from pipeline.chain.runs import RUN_FILE, say_gate
 from pipeline.constitution.files import to_yaml
@@ -62,10 +62,14 @@ class Run:
 def run(config: Config) -> Run:
     """Run every stage up to ``config.until``; finished stages are reused. Raises ``CaiError`` for known failures."""
     with distributed.outside_ranks() if config.launch.num_machines > 1 else nullcontext():
-        prepared = preflight(config)
+        prepared = read_inputs(config)
+        if anything_to_do := not is_finished(prepared):
+            check_stages(prepared)
         name = run_name(config, prepared.constitution)
         folder = runs_folder(config.output_dir) / name
         if config.launch.machine_rank == 0:
+            if anything_to_do:
+                reach_engines(prepared)
             return _run(prepared, name, folder)
         machines.lend(config.launch)
         return Run(name=name, folder=folder, stages={})
@@ -73,7 +77,6 @@ def run(config: Config) -> Run:
 
 def _run(prepared: Prepared, name: str, folder: Path) -> Run:
     started, config, constitution = time.perf_counter(), prepared.config, prepared.constitution
-    reach_engines(prepared)
     _open_run(folder, config, constitution)
     with logged_to(folder), machines.crew(config.launch) as run_ranks:
         _announce(name, folder, config, prepared)
@@ -87,6 +90,18 @@ def _run(prepared: Prepared, name: str, folder: Path) -> Run:
         _record(folder, done)
         _finish(folder, done, time.perf_counter() - started)
     return Run(name=name, folder=folder, stages=done)
+
+
+def is_finished(prepared: Prepared) -> bool:
+    """Whether every stage of the run is in the cache."""
+    made: dict[str, Manifest] = {}
+    for stage in stages_of(prepared.config):
+        fields = fields_for_key(stage, prepared.config, prepared.constitution, made)
+        manifest = Manifest.read(cache_folder(prepared.config.output_dir) / folder_name(stage, fields))
+        if manifest is None:
+            return False
+        made[stage.name] = manifest
+    return True
 
 
 def _announce(name: str, folder: Path, config: Config, prepared: Prepared) -> None:

@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from pipeline.engines.prefix import cache_of
 from pipeline.engines.sampling import SeededSampler
 
 MOST_ACTIVE = 7 / 8  # ended rows are taken out when at most so many are left: each time, the cache is copied
@@ -93,7 +94,7 @@ def decode(
     positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
     cache = None
     if num_shared:
-        cache = model(input_ids=ids[:1, :num_shared], use_cache=True, logits_to_keep=1).past_key_values
+        cache = cache_of(model, ids[:1, :num_shared])
         make_room(cache, rows, width - num_shared + room)
     replies: list[list[int]] = [[] for _ in range(rows)]
     active = torch.arange(rows)  # the row of each line of the batch

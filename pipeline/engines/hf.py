@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from pipeline.engines.base import Answer, AskT, ChoiceQuery, Completion, Query, 
 from pipeline.engines.decoding import decode
 from pipeline.engines.encoding import Encoding
 from pipeline.engines.models import context_of
-from pipeline.engines.prefix import common_length, prefill, reads_padding, shares_prefixes
+from pipeline.engines.prefix import cache_of, common_length, reads_padding, shares_prefixes
 from pipeline.engines.sampling import SeededSampler
 
 SCORED_ROWS = 16  # at most so many replies are scored at once: logits need rows * reply tokens * vocabulary
@@ -89,9 +90,8 @@ class HFEngine:
         batches: list[list[AskT]] = []
         for ask in sorted(asks, key=lambda ask: (-longest[shown[ask.id]], shown[ask.id], -sizes[ask.id], ask.id)):
             widest = sizes[batches[-1][0].id] if batches else 0
-            most = min(self._batch_rows, SCORED_ROWS) if isinstance(ask, ReplyQuery) else self._batch_rows
             alike = sizes[ask.id] > widest * MIN_FILL and (not batches or shown[ask.id] == shown[batches[-1][0].id])
-            if batches and alike and len(batches[-1]) < min(most, max(1, self._batch_tokens // widest)):
+            if batches and alike and len(batches[-1]) < min(self._batch_rows, max(1, self._batch_tokens // widest)):
                 batches[-1].append(ask)
             else:
                 batches.append([ask])
@@ -197,7 +197,7 @@ class HFEngine:
         if not batch:
             return []
         rows = [self._encoding.ids(query) for query in batch]
-        logprobs = self._logits(rows, self._num_shared(rows), 1)[:, -1].float().log_softmax(-1)
+        logprobs = self._logits(rows, self._prefix_of(rows), 1)[:, -1].float().log_softmax(-1)
         return [
             Answer(id=query.id, logprobs=row[self._encoding.choice_ids(query)].tolist())
             for query, row in zip(batch, logprobs, strict=True)
@@ -208,22 +208,30 @@ class HFEngine:
             return []
         rows = [self._encoding.ids(query) for query in batch]
         replies = [self._chat.reply_ids(query.reply) for query in batch]
-        longest = max(map(len, replies))
-        # The shared prefix must end before the position that predicts the first token of any reply. All rows end in
-        # the same column (padding is on the left), so the last positions contain every reply.
-        num_shared = self._num_shared([row[: max(0, len(row) - longest)] for row in rows])
-        logits = self._logits(rows, num_shared, longest + 1)
+        # The shared prefix must end before the position that predicts the first token of any reply.
+        prefix = self._prefix_of([row[: len(row) - len(reply)] for row, reply in zip(rows, replies, strict=True)])
         answers = []
-        for query, reply, row in zip(batch, replies, logits, strict=True):
-            logprobs = row[-len(reply) - 1 : -1].float().log_softmax(-1)
-            taken = logprobs.gather(1, self._tensor(reply)[:, None])
-            answers.append(Answer(id=query.id, logprobs=[float(taken.mean())]))
+        for start in range(0, len(batch), SCORED_ROWS):
+            part = slice(start, start + SCORED_ROWS)
+            # All rows end in the same column (padding is on the left), so the last positions contain every reply.
+            logits = self._logits(rows[part], prefix, max(map(len, replies[part])) + 1)
+            for query, reply, row in zip(batch[part], replies[part], logits, strict=True):
+                logprobs = row[-len(reply) - 1 : -1].float().log_softmax(-1)
+                taken = logprobs.gather(1, self._tensor(reply)[:, None])
+                answers.append(Answer(id=query.id, logprobs=[float(taken.mean())]))
         return answers
 
-    def _logits(self, rows: list[list[int]], num_shared: int, num_last: int) -> torch.Tensor:
-        """Logits of the last ``num_last`` positions: (rows, num_last, vocabulary)."""
+    def _prefix_of(self, rows: list[list[int]]) -> tuple[int, Any]:
+        """How many tokens these rows share, and the key-value cache of these tokens for one row (None: no tokens)."""
+        num_shared = self._num_shared(rows)
+        return num_shared, cache_of(self._model, self._tensor([rows[0][:num_shared]])) if num_shared else None
+
+    def _logits(self, rows: list[list[int]], prefix: tuple[int, Any], num_last: int) -> torch.Tensor:
+        """Logits of the last ``num_last`` positions: (rows, num_last, vocabulary). ``prefix``: see ``_prefix_of``."""
+        num_shared, cache = prefix[0], deepcopy(prefix[1])  # other rows may continue it, too
         ids, mask = self._padded(rows, num_shared)
-        cache = prefill(self._model, ids[:1, :num_shared], len(rows), logits_to_keep=1) if num_shared else None
+        if cache is not None:
+            cache.batch_repeat_interleave(len(rows))
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         return self._model(
             input_ids=ids[:, num_shared:],

@@ -180,7 +180,12 @@ def _read_contiguously(head: torch.nn.Module | None) -> None:
     For a slice, torch would copy the head's weights once for each row.
     """
     if head is not None:
-        head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+        head.register_forward_pre_hook(lambda _, inputs: (_canonical(inputs[0]), *inputs[1:]))
+
+
+def _canonical(states: torch.Tensor) -> torch.Tensor:
+    """Contiguous also in the strides of dimensions of size 1, which torch reads before a product."""
+    return states.flatten(0, -2).unflatten(0, states.shape[:-1]) if states.numel() else states
 
 
 def context_length(path: str) -> int:

@@ -30,16 +30,47 @@ def common_length(rows: Sequence[list[int]], least: int = MIN_SHARED) -> int:
     return length if length >= least else 0
 
 
-def prefill(model: Any, prefix: torch.Tensor, num_rows: int, **options: Any) -> Any:
+def prefill(model: Any, prefix: torch.Tensor, num_rows: int) -> Any:
     """The key-value cache of a prefix for so many rows; gradients flow through it.
 
     Args:
         prefix: (1, tokens), token ids.
-        options: more arguments of the forward pass.
     """
-    cache = model(input_ids=prefix, use_cache=True, **options).past_key_values
+    cache = cache_of(model, prefix)
     cache.batch_repeat_interleave(num_rows)
     return cache
+
+
+def cache_of(model: Any, ids: torch.Tensor, **options: Any) -> Any:
+    """The key-value cache of these tokens, (rows, tokens); no logits are computed.
+
+    Args:
+        options: more arguments of the forward pass.
+    """
+    with head_reads(model, torch.zeros_like(ids, dtype=torch.bool)):
+        return model(input_ids=ids, use_cache=True, **options).past_key_values
+
+
+@contextmanager
+def head_reads(model: Any, wanted: torch.Tensor) -> Iterator[None]:
+    """Within it, a forward pass gives logits only of the wanted positions, (number of them, vocabulary).
+
+    The head is often the largest product of a small model. For a slice of the positions, torch would also copy its
+    weights for each row.
+
+    Args:
+        model: a causal language model, or one without a head.
+        wanted: (rows, positions), boolean.
+    """
+    head = getattr(model, "module", model).get_output_embeddings()
+    if head is None:
+        yield
+        return
+    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][wanted], *inputs[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 # --- What a model allows -------------------------------------------------------------------------------------------

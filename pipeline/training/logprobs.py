@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 
 from pipeline.core import distributed
-from pipeline.engines.prefix import common_length, prefill, shares_prefixes
+from pipeline.engines.prefix import cache_of, common_length, head_reads, prefill, shares_prefixes
 
 
 def shares(model: Any) -> bool:
@@ -39,18 +39,28 @@ def reply_logprobs(
             input_ids=input_ids, attention_mask=attention_mask, labels=labels, use_cache=False, fused_lm_head=True
         )
         return fused.log_probs
-    length = labels.shape[1]
-    labelled = (labels[:, 1:] != -100).any(dim=0).nonzero()
-    start = int(labelled[0, 0]) if len(labelled) else length - 2  # the position that predicts the first reply token
+    predicted = F.pad(labels[:, 1:], (0, 1), value=-100)  # the label after each position
+    labelled = predicted != -100
+    start = int(labelled.any(dim=0).long().argmax())  # the position that predicts the first reply token
     num_shared = common_length(input_ids[:, : start + 1].tolist()) if shares(model) else 0
     inputs = {"input_ids": input_ids[:, num_shared:], "attention_mask": attention_mask, "use_cache": num_shared > 0}
     if num_shared:
-        inputs["past_key_values"] = prefill(model, input_ids[:1, :num_shared], len(input_ids), logits_to_keep=1)
-    logits = model(**inputs, logits_to_keep=length - start).logits[:, :-1]
-    taken = -F.cross_entropy(
-        logits.float().transpose(1, 2), labels[:, start + 1 :], ignore_index=-100, reduction="none"
-    )
-    return F.pad(taken, (start, 0))
+        inputs["past_key_values"] = prefill(model, input_ids[:1, :num_shared], len(input_ids))
+    taken = _logprobs_at(model, predicted[:, num_shared:], **inputs)
+    return taken.new_zeros(labels.shape).masked_scatter(labelled, taken)[:, :-1]
+
+
+def _logprobs_at(model: Any, targets: torch.Tensor, **inputs: Any) -> torch.Tensor:
+    """log p of the targets that are not -100, one after the other.
+
+    Args:
+        targets: (rows, positions), the next token of each position of the forward pass.
+        inputs: arguments of the forward pass.
+    """
+    wanted = targets != -100
+    with head_reads(model, wanted):
+        logits = model(**inputs).logits
+    return -F.cross_entropy(logits.float(), targets[wanted], reduction="none")
 
 
 def pair_logprobs(
@@ -77,14 +87,8 @@ def pair_logprobs(
     num_shared = common_length(prompts[:, : int(known.min())].tolist())
     cache = None
     if num_shared:
-        cache = prefill(model, prompts[:1, :num_shared], num_pairs, logits_to_keep=1)
-    cache = model(
-        input_ids=prompts[:, num_shared:],
-        attention_mask=prompt_mask.long(),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).past_key_values
+        cache = prefill(model, prompts[:1, :num_shared], num_pairs)
+    cache = cache_of(model, prompts[:, num_shared:], attention_mask=prompt_mask.long(), past_key_values=cache)
     cache.batch_repeat_interleave(2)
 
     side_by_side = torch.arange(2 * num_pairs, device=input_ids.device).view(2, num_pairs).T.flatten()  # A, B, A, B, …
@@ -92,12 +96,14 @@ def pair_logprobs(
     first, ends = known.repeat_interleave(2), mask.sum(dim=1)
     places = first[:, None] + columns[: int((ends - first).max()) - 1]  # (rows, reply tokens)
     targets = F.pad(labels, (0, 1), value=-100).gather(1, (places + 1).clamp(max=length))
-    logits = model(
+    taken = _logprobs_at(
+        model,
+        targets,
         input_ids=ids.gather(1, places.clamp(max=length - 1)),
         attention_mask=torch.cat([prompt_mask.repeat_interleave(2, dim=0), places < ends[:, None]], dim=1).long(),
         position_ids=places,
         past_key_values=cache,
         use_cache=True,
-    ).logits
-    taken = -F.cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=-100, reduction="none").sum(dim=1)
-    return taken.view(num_pairs, 2).T.flatten()
+    )
+    sums = taken.new_zeros(targets.shape).masked_scatter(targets != -100, taken).sum(dim=1)
+    return sums.view(num_pairs, 2).T.flatten()

@@ -15,6 +15,7 @@ from pipeline.core import distributed
 from pipeline.core.distributed import LaunchConfig
 from pipeline.core.errors import ConfigError, StageError, first_line
 from pipeline.engines.models import LoraConfig, ModelConfig, load_model, load_tokenizer, resolve_path, resolve_precision
+from pipeline.training.attention import attend_in_products
 from pipeline.training.sharding import is_sharded, shard, whole_weights
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def load_policy(path: str, config: ModelConfig) -> tuple[PreTrainedModel, PreTra
     revision = revision_of(path, config)
     model = load_model(path, training_precision(config), revision, loading_device(), **quantisation(config))
     keep_trainable(model)
+    attend_in_products(model)
     return model, load_tokenizer(path, revision)
 
 

@@ -18,6 +18,7 @@ from pipeline.chat import Renderer
 from pipeline.core import distributed
 from pipeline.core.stage import Context
 from pipeline.records import Preference
+from pipeline.training.batches import SortsByLength
 from pipeline.training.logprobs import pair_logprobs
 from pipeline.training.loop import InTokens, Quiet, Reporter, train, training_arguments, whole_batches
 from pipeline.training.models import divided_reference, load_policy, lora_config, save_checkpoint
@@ -61,7 +62,7 @@ class SoftLabelCollator(DataCollatorForPreference):
         return batch
 
 
-class PairTrainer(InTokens, Quiet, DPOTrainer):
+class PairTrainer(SortsByLength, InTokens, Quiet, DPOTrainer):
     """TRL's DPO trainer with soft labels. In TRL's column names "chosen" is reply A and "rejected" is reply B."""
 
     def __init__(self, *args: Any, method: PairMethod, config: Any, **kwargs: Any) -> None:

@@ -23,6 +23,8 @@ from pipeline.core.stage import Context
 from pipeline.engines.models import ModelConfig, load_tokenizer, resolve_path, resolve_precision
 from pipeline.engines.reward_model import pad_token
 from pipeline.records import Preference
+from pipeline.training.attention import attend_in_products
+from pipeline.training.batches import SortsByLength
 from pipeline.training.config import TrainConfig
 from pipeline.training.loop import Quiet, Reporter, train, training_arguments, whole_batches
 from pipeline.training.models import (
@@ -69,7 +71,7 @@ class SoftRewardCollator(DataCollatorForPreference):
         return batch
 
 
-class SoftRewardTrainer(Quiet, RewardTrainer):
+class SoftRewardTrainer(SortsByLength, Quiet, RewardTrainer):
     """TRL's reward trainer with soft labels. In TRL's column names "chosen" is reply A and "rejected" is reply B."""
 
     def compute_loss(
@@ -119,6 +121,7 @@ def load_reward_base(path: str, config: ModelConfig, quantised: bool) -> PreTrai
             **(quantisation(config) if quantised else {}),
         )
     keep_trainable(model)
+    attend_in_products(model)
     model.score.float()
     torch.nn.init.zeros_(model.score.weight)
     return model if quantised else model.to(loading_device())

@@ -14,6 +14,7 @@ from trl import SFTTrainer
 from pipeline.chat import Renderer
 from pipeline.core.stage import Context
 from pipeline.records import TrainingRow
+from pipeline.training.batches import SortsByLength
 from pipeline.training.config import TrainConfig
 from pipeline.training.logprobs import reply_logprobs
 from pipeline.training.loop import Quiet, Reporter, train, training_arguments, whole_batches
@@ -23,7 +24,7 @@ from pipeline.training.rows import cut_to_length
 ROUTER_SETTINGS = ("output_router_logits", "router_aux_loss_coef")
 
 
-class ReplySFTTrainer(Quiet, SFTTrainer):
+class ReplySFTTrainer(SortsByLength, Quiet, SFTTrainer):
     """TRL's SFT trainer; logits and cross-entropy are computed only for reply tokens."""
 
     def __init__(self, *args: Any, model: PreTrainedModel, **kwargs: Any) -> None:

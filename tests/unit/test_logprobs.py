@@ -46,7 +46,12 @@ def test_sharing_changes_nothing(tiny_model: Path, starts: tuple[int, ...]):
         logprobs.sum().backward()
         gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
         found.append((logprobs.detach(), torch.cat(gradients)))
+    with torch.no_grad():
+        whole = model(**{name: batch(starts)[name] for name in ("input_ids", "attention_mask")}).logits
+    targets = batch(starts)["labels"][:, 1:]
+    expected = whole[:, :-1].log_softmax(-1).gather(2, targets.clamp(min=0)[:, :, None])[:, :, 0] * (targets != -100)
     (shared, shared_gradients), (plain, plain_gradients) = found
+    assert torch.allclose(plain, expected, atol=1e-5)
     assert shared.shape == (2, 19) and torch.allclose(shared, plain, atol=1e-5)
     assert torch.allclose(shared_gradients, plain_gradients, rtol=1e-3, atol=1e-4)
 

@@ -87,7 +87,6 @@ class Reporter(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._bar.advance()
-        trim()
 
     def on_log(
         self,
@@ -108,6 +107,7 @@ class Reporter(TrainerCallback):
         distributed.barrier()  # each rank writes a part
         if distributed.is_main():
             (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+        trim()  # not at each step, because the system fills pages that it gives again with zeros
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

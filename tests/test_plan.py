@@ -11,6 +11,7 @@ from pipeline.chain.order import stages_of
 from pipeline.chain.plan import plan, usage
 from pipeline.chain.preflight import preflight
 from pipeline.chain.runner import run
+from pipeline.core.stage import Cost
 
 Tiny = Callable[..., Config]
 BASES = {
@@ -71,3 +72,31 @@ def test_the_plan_says_what_each_engine_is_asked_and_what_that_costs(tiny: Tiny)
     assert all(sum(part.num_calls for part in step.cost.roles.values()) <= step.cost.num_calls for step in steps), (
         "roles are parts of the whole"
     )
+
+
+def test_each_vote_is_a_call_that_reads_and_writes(tiny: Tiny):
+    """Of the labeller, of a judge that reads choices, and of the constitution's rewards; a rubric is written once."""
+    server = "{{kind: server, model: labeller, base_url: 'http://a', votes: {votes}}}"
+
+    def planned(votes: int, *overrides: str) -> dict[tuple[str, str], Cost]:
+        config = tiny(
+            f"preferences.engine={server.format(votes=votes)}",
+            f"evaluate.judge={{kind: model, engine: {server.format(votes=votes)}, trust: labeller}}",
+            f"evaluate.pair_judge={{kind: endpoint, engine: {server.format(votes=votes)}, trust: labeller}}",
+            "preferences=cot",
+            *overrides,
+        )
+        return {(step.stage, name): cost for step in plan(preflight(config)) for name, cost in step.cost.roles.items()}
+
+    rewards = ["align.rewards.constitution=1", "align.judge.kind=pointwise"]
+    before, after = planned(0, *rewards), planned(3, *rewards)
+    for key in [("evaluate", "evaluate.judge.engine"), ("align", "preferences.engine")]:
+        assert after[key].num_calls == 3 * before[key].num_calls > 0
+        assert after[key].num_tokens_read == 3 * before[key].num_tokens_read
+        assert after[key].num_tokens_written == 16 * after[key].num_calls and not before[key].num_tokens_written
+    labels = ("preferences", "preferences.engine")
+    num_thoughts = num_choices = before[labels].num_calls // 2
+    assert after[labels].num_calls == num_thoughts + 3 * num_choices
+    assert after[labels].num_tokens_written - before[labels].num_tokens_written == 16 * 3 * num_choices
+    rubric = ("evaluate", "evaluate.pair_judge.engine")
+    assert after[rubric] == before[rubric]

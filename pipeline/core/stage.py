@@ -7,7 +7,7 @@ cost (``cost``), and its work (``run``).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -43,10 +43,14 @@ class Cost:
     """Field of an engine → its share of the calls and tokens."""
 
     @classmethod
+    def sum(cls, costs: Iterable[Cost], roles: Mapping[str, Cost] | None = None) -> Cost:
+        costs, names = list(costs), ("num_calls", "num_tokens_written", "num_tokens_read", "num_steps")
+        return cls(**{name: sum(getattr(cost, name) for cost in costs) for name in names}, roles=roles or {})
+
+    @classmethod
     def of_roles(cls, roles: Mapping[str, Cost]) -> Cost:
         """The cost of engines alone."""
-        names = ("num_calls", "num_tokens_written", "num_tokens_read")
-        return cls(**{name: sum(getattr(cost, name) for cost in roles.values()) for name in names}, roles=roles)
+        return cls.sum(roles.values(), roles)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -221,6 +221,11 @@ class EngineConfig(Settings):
         return False
 
     @property
+    def num_votes(self) -> int:
+        """It answers a choice query by so many sampled replies; 0: by log-probabilities."""
+        return 0
+
+    @property
     def starts_a_server(self) -> bool:
         """Whether it starts a server of its own, in the process that asks."""
         return False

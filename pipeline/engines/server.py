@@ -103,6 +103,10 @@ class Server(EngineKind):
             return self.scores != "none"
 
         @property
+        def num_votes(self) -> int:
+            return self.votes
+
+        @property
         def starts_a_server(self) -> bool:
             return self.serve is not None
 

@@ -35,7 +35,7 @@ def judge_replies(
         if (reason := said.replies[case.id].why_unanswered)
     }
     _note_missing(missing, len(items), notes)
-    labelled = labelled_replies()
+    labelled = labelled_replies(config.num_labelled_replies)
     given = [item for item in items.values() if item.id not in missing]
     judged = missing | judge.judge([*given, *as_items(labelled)])
     warn_of_many(  # no error, even for all: the measures without a judge are left

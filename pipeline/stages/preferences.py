@@ -20,7 +20,7 @@ from pipeline.engines.base import ENGINES, Engine, EngineConfig, Request
 from pipeline.engines.roles import BASE, feedback_engine, policy_engine
 from pipeline.engines.worklist import generate_all
 from pipeline.labellers.base import LABELLERS, TEMPLATE, LabellerConfig, binary_entropy_bits, constitution_fields
-from pipeline.labellers.label import label, num_calls, num_failed, num_refused
+from pipeline.labellers.label import cost, label, num_failed, num_refused
 from pipeline.methods.base import METHODS
 from pipeline.records import Comparison, Preference, Prompt, derive_seed, read_records, write_records
 
@@ -121,15 +121,11 @@ class Preferences(Stage):
         placeholders = [
             Comparison(id=prompt.id, prompt=prompt, reply_a="a", reply_b="b", seed_a=0, seed_b=0) for prompt in labelled
         ]
-        num_asked = num_calls(placeholders, config.labeller, prepared.constitution, seed, PURPOSE)
+        [(field, engine)] = prepared.config.feedback_engines("preferences").items()
+        tokens = 4 * TOKENS_PER_TURN + config.max_reply_tokens
+        labeller = cost(placeholders, engine, config.labeller, prepared.constitution, seed, PURPOSE, tokens)
         num_replies = 2 * len(labelled) + len(written)
         policy = Cost(num_calls=num_replies, num_tokens_written=num_replies * config.max_reply_tokens)
-        labeller = Cost(
-            num_calls=num_asked,
-            num_tokens_written=num_asked * getattr(config.labeller, "max_reasoning_tokens", 0),
-            num_tokens_read=num_asked * (4 * TOKENS_PER_TURN + config.max_reply_tokens),
-        )
-        [field] = prepared.config.feedback_engines("preferences")
         return Cost.of_roles({"policy_engine": policy, field: labeller})
 
     def memory(self, prepared: Prepared) -> Memory:

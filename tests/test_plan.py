@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from pipeline.chain.config import Config
 from pipeline.chain.order import stages_of
-from pipeline.chain.plan import plan, usage
+from pipeline.chain.plan import plan, reach_engines, usage
 from pipeline.chain.preflight import preflight
 from pipeline.chain.runner import run
 from pipeline.core.stage import Cost
+from pipeline.engines.base import ENGINES
 
 Tiny = Callable[..., Config]
 BASES = {
@@ -100,3 +102,30 @@ def test_each_vote_is_a_call_that_reads_and_writes(tiny: Tiny):
     assert after[labels].num_tokens_written - before[labels].num_tokens_written == 16 * 3 * num_choices
     rubric = ("evaluate", "evaluate.pair_judge.engine")
     assert after[rubric] == before[rubric]
+
+
+def test_before_a_run_an_engine_is_asked_for_choices_if_a_stage_reads_them(tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
+    def asked(*overrides: str) -> dict[str, bool]:
+        found: dict[str, bool] = {}
+
+        def reach(self: Any, field: str, reads_choices: bool = False) -> None:
+            found[field] = reads_choices
+
+        monkeypatch.setattr(ENGINES["server"].Config, "reach", reach)
+        reach_engines(preflight(tiny(*overrides)))
+        return found
+
+    def server(name: str) -> str:
+        return f"{{kind: server, model: {name}, base_url: 'http://a'}}"
+
+    several = [f"{section}.engine={server(section)}" for section in ("critique", "preferences")]
+    judges = [f"evaluate.judge={{kind: model, engine: {server('judge')}}}",
+              f"evaluate.pair_judge={{kind: endpoint, engine: {server('pair_judge')}}}"]  # fmt: skip
+    assert asked("preferences=ab", *several, *judges) == {
+        "critique.engine": False,
+        "preferences.engine": True,
+        "evaluate.judge.engine": True,
+        "evaluate.pair_judge.engine": False,
+    }
+    shared = ["engine=server", "engine.model=both", "engine.base_url=http://a"]
+    assert asked("preferences=pointwise", *shared) == {"engine": True}, "critic and labeller"

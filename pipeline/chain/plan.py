@@ -81,10 +81,15 @@ def reach_engines(prepared: Prepared) -> None:
         ConfigError: an engine does not answer.
     """
     config = prepared.config
-    engines = {stage.name: stage.engines(config) for stage in stages_of(config)}
+    stages = {stage.name: stage for stage in stages_of(config)}
+    asked = [stages[step.stage] for step in plan(prepared) if step.state != "cached"]
+    uses = [
+        (field, engine, field in stage.read_choices(config))
+        for stage in asked
+        for field, engine in stage.engines(config).items()
+    ]
     reached: list[EngineConfig] = []
-    for step in plan(prepared):
-        for field, engine in engines[step.stage].items() if step.state != "cached" else ():
-            if engine not in reached:
-                engine.reach(field)
-                reached.append(engine)
+    for field, engine, _ in uses:
+        if engine not in reached:
+            engine.reach(field, any(reads for _, other, reads in uses if other == engine))
+            reached.append(engine)

@@ -172,6 +172,10 @@ class Stage(ABC):
         """Field → engine, for the engines whose answers it needs. They are asked once before the run."""
         return {}
 
+    def read_choices(self, config: Config) -> set[str]:
+        """The fields of ``engines`` whose answers to choice queries it reads."""
+        return set()
+
     def uses(self, prepared: Prepared) -> list[Use]:
         """The dialogues that it will render with the model's chat template."""
         return []

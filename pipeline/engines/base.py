@@ -237,8 +237,11 @@ class EngineConfig(Settings):
             ConfigError: it can't; the message names the field and the remedy.
         """
 
-    def reach(self, field: str) -> None:
+    def reach(self, field: str, reads_choices: bool = False) -> None:
         """Ask a server for one token, just before a run that needs it. ``cai plan`` does not call this.
+
+        Args:
+            reads_choices: its answers to choice queries are read.
 
         Raises:
             ConfigError: it does not answer; the message names the field and the remedy.

@@ -37,7 +37,7 @@ from pipeline.evals.results import Probe, Results
 from pipeline.evals.suites.base import Questions
 from pipeline.evals.summary import summarise
 from pipeline.labellers import label
-from pipeline.labellers.base import constitution_fields
+from pipeline.labellers.base import constitution_fields, reads_choices
 from pipeline.records import POOLS, Case, Prompt, Verdict, dialogue_key, read_records, write_records
 
 if TYPE_CHECKING:
@@ -108,6 +108,14 @@ class Evaluate(Stage):
     def _cases(self, prepared: Prepared, notes: list[str]) -> list[Case]:
         config = prepared.config.evaluate
         return build_cases(config, [prompt for prompt in prepared.prompts if prompt.split == config.split], notes)
+
+    def read_choices(self, config: Config) -> set[str]:
+        own = config.evaluate
+        judges = {"evaluate.judge": JUDGES[own.judge.kind], "evaluate.pair_judge": PAIR_JUDGES[own.pair_judge.kind]}
+        labels = reads_choices(config.preferences.labeller)
+        return {f"{field}.engine" for field, judge in judges.items() if judge.reads_choices()} | (
+            set(config.feedback_engines("preferences")) if labels else set()
+        )
 
     def engines(self, config: Config) -> dict[str, EngineConfig]:
         judges = {"evaluate.judge": config.evaluate.judge, "evaluate.pair_judge": config.evaluate.pair_judge}

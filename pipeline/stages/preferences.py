@@ -19,7 +19,14 @@ from pipeline.data.drawing import PoolSizes
 from pipeline.engines.base import ENGINES, Engine, EngineConfig, Request
 from pipeline.engines.roles import BASE, feedback_engine, policy_engine
 from pipeline.engines.worklist import generate_all
-from pipeline.labellers.base import LABELLERS, TEMPLATE, LabellerConfig, binary_entropy_bits, constitution_fields
+from pipeline.labellers.base import (
+    LABELLERS,
+    TEMPLATE,
+    LabellerConfig,
+    binary_entropy_bits,
+    constitution_fields,
+    reads_choices,
+)
 from pipeline.labellers.label import cost, label, num_failed, num_refused
 from pipeline.methods.base import METHODS
 from pipeline.records import Comparison, Preference, Prompt, derive_seed, read_records, write_records
@@ -108,6 +115,9 @@ class Preferences(Stage):
 
     def engines(self, config: Config) -> dict[str, EngineConfig]:
         return config.feedback_engines("preferences")
+
+    def read_choices(self, config: Config) -> set[str]:
+        return set(self.engines(config)) if reads_choices(config.preferences.labeller) else set()
 
     def uses(self, prepared: Prepared) -> list[Use]:
         config = prepared.config.preferences

@@ -113,6 +113,11 @@ class AnyJudge(ABC):
         return cls()
 
     @classmethod
+    def reads_choices(cls) -> bool:
+        """Whether it asks an engine choice queries."""
+        return False
+
+    @classmethod
     def cost(cls, config: Any, num_calls: int, tokens: int) -> Cost:
         """What so many calls cost; ``tokens``: read for one call."""
         return Cost(
@@ -271,9 +276,14 @@ class AsksEngine(AnyJudge):
         return cls(open_engine(config.engine, base_weights(context), context.launch), log)
 
     @classmethod
+    def reads_choices(cls) -> bool:
+        return cls.max_answer_tokens == 0
+
+    @classmethod
     def cost(cls, config: Any, num_calls: int, tokens: int) -> Cost:
-        writes = cls.max_answer_tokens > 0
-        return super().cost(config, num_calls, tokens) if writes else cost_of_choices(config.engine, num_calls, tokens)
+        if cls.reads_choices():
+            return cost_of_choices(config.engine, num_calls, tokens)
+        return super().cost(config, num_calls, tokens)
 
     def logits(self, asked: Asked, opening: str, choices: tuple[str, str]) -> dict[str, float | None]:
         """Question id → log-odds of the first choice, or None if both choices together are improbable."""

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pipeline.chain.config import Config
 
 TOKENS_PER_TURN = 50  # for estimates of tokens read
+MOST_FLIPPED = 0.5  # of the comparisons: as many would depend on the order if letters were drawn
 PURPOSE = "labels"  # part of the seed that draws principles
 
 
@@ -162,6 +163,7 @@ class Preferences(Stage):
             labels = [p.probability_a for p in preferences if p.judgements and p.probability_a is not None]
             if labels and all(label == 0.5 for label in labels):
                 warn("the labeller prefers neither reply in every comparison; its labels teach nothing.")
+            _warn_of_order(preferences, labeller.name)
             write_records(context.out / "preferences.jsonl", preferences)
             _show(preferences, context)
         return {
@@ -306,6 +308,16 @@ def _warn_of_unreadable_answers(
         "preferences.labeller.min_answer_mass",
         kept=context.work,
     )
+
+
+def _warn_of_order(preferences: Sequence[Preference], labeller: str) -> None:
+    """A labeller that names the same letter in both orders has not compared the replies."""
+    flipped = [j.flipped for preference in preferences for j in preference.judgements if j.flipped is not None]
+    if sum(flipped) > MOST_FLIPPED * len(flipped):
+        warn(
+            f"the labeller {labeller} chose the same letter in both orders in {sum(flipped)} of {len(flipped)} "
+            "comparisons, so its labels say little; use a larger labeller (engine), or preferences=likelihood."
+        )
 
 
 def label_statistics(preferences: Sequence[Preference]) -> Metrics:

@@ -31,6 +31,7 @@ class Server(BaseHTTPRequestHandler):
     tokenizer: ClassVar[Any]
     seen: ClassVar[list[tuple[str, dict[str, Any]]]] = []
     scores = True
+    vocabulary = 10**9
     layout: ClassVar[str | None] = "prompt"
     """The field of /detokenize with the text, as of vLLM, llama.cpp or SGLang; None: there is no such path."""
 
@@ -43,6 +44,10 @@ class Server(BaseHTTPRequestHandler):
         answers = {"/v1/completions": self._complete, "/generate": self._generate, "/detokenize": self._detokenize}
         if self.path == "/detokenize" and Server.layout is None:
             self.send_error(404)
+            return
+        ids = body.get("prompt") or body.get("tokens") or body.get("input_ids")
+        if max(ids) >= Server.vocabulary:
+            self.send_error(500 if self.path == "/detokenize" else 400)  # as llama.cpp
             return
         answer = answers[self.path](body)
         self._send(answer)

@@ -90,13 +90,17 @@ def compare_tokens(send: Callable[[Post], Outcome], model: str, prompts: Prompts
     # vLLM and SGLang want the name; SGLang would leave special tokens out; llama.cpp reads the ids only.
     body = {"model": model, "tokens": ids, "skip_special_tokens": False}
     outcome = send(Post("/detokenize", body, _read_text, at_host=True))
-    if not isinstance(outcome, Reply):
-        if unknown:
+    if isinstance(outcome, Reply):
+        found = "" if _letters(outcome.text) == _letters(meant) else shown(outcome.text)
+    else:
+        is_beyond = isinstance(outcome, RefusedError) or outcome.status == 500  # its vocabulary is smaller
+        found = f"an error ({outcome})" if is_beyond else ""
+        if unknown and not is_beyond:
             warn(unknown)
-    elif _letters(outcome.text) != _letters(meant):
+    if found:
         raise LackError(
             "{here}prompts is 'tokens', but token ids mean something else to {server}: those of "
-            f"{shown(meant)} are {shown(outcome.text)} there; set {{here}}tokenizer to the tokenizer of its model"
+            f"{shown(meant)} are {found} there; set {{here}}tokenizer to the tokenizer of its model"
         )
 
 

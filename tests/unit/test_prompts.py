@@ -30,7 +30,7 @@ from tests.model_server import OtherTokenizer, Server
 @pytest.fixture
 def url(random_model: Path) -> Iterator[str]:
     Server.model, Server.tokenizer = load_model(str(random_model), "fp32"), load_tokenizer(str(random_model))
-    Server.seen, Server.scores, Server.layout = [], True, "prompt"
+    Server.seen, Server.scores, Server.layout, Server.vocabulary = [], True, "prompt", 10**9
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/v1"
@@ -140,6 +140,12 @@ def test_a_tokenizer_that_is_not_the_servers_is_refused_before_a_run(
                        r"Grüße.* there; set engine\.tokenizer to the tokenizer of its model\.$"):  # fmt: skip
         config.reach("engine")
     assert warnings == []
+
+
+def test_token_ids_beyond_the_servers_vocabulary_are_refused_before_a_run(url: str, random_model: Path):
+    Server.vocabulary = 5
+    with pytest.raises(ConfigError, match=r"^engine\.prompts is 'tokens', .*Grüße.* are an error \(.* there; set "):
+        _tokens(url, random_model).reach("engine")
 
 
 def test_a_server_that_can_not_say_what_token_ids_mean_is_a_warning(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pipeline.core.log import warn
 from pipeline.engines.base import Ask, ChoiceQuery, ReplyQuery, Request
@@ -12,6 +13,9 @@ from pipeline.engines.chat_server import RefusedError, Reply, ServerError, shown
 from pipeline.engines.prompts import ChatPrompts, Post, Prompts, TokenPrompts, chat_fields
 from pipeline.engines.sender import Outcome
 from pipeline.records import Message
+
+if TYPE_CHECKING:
+    from pipeline.engines.server import Server
 
 HELLO = [Message(role="user", content="Say yes.")]
 REQUEST = Request(id="", messages=HELLO, seed=0, max_new_tokens=1, temperature=0.0)
@@ -124,3 +128,21 @@ def _read_text(body: str) -> Reply:
         if isinstance(text, str):
             return Reply(text=text, num_tokens=0, num_prompt_tokens=0, finish="stop", listed=None)
     raise ServerError(f"the answer has no text: {shown(body)}")
+
+
+def explained(config: Server.Config, url: str, field: str, error: ServerError) -> str:
+    """Why the server can't be used, as one sentence with the setting to change."""
+    if error.status in (401, 403):
+        variable = config.api_key_variable
+        return f"{field}.api_key_variable is {variable!r}, but {url} refuses the key in it ({error}); set another key."
+    if error.status in (404, 405):
+        return (
+            f"{field}.base_url is {url!r} and {field}.model is {config.model!r}, but there is no such address or model "
+            f"({error}); the address mostly ends in /v1, and {url.rstrip('/')}/models lists the models."
+        )
+    if error.status is not None:
+        return f"{field}.base_url is {url!r}, but the server can't answer now ({error}); try again later."
+    return (
+        f"{field}.base_url is {url!r}, but there is no usable answer ({error}); start the server, or correct the "
+        "address, which mostly ends in /v1."
+    )

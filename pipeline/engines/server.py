@@ -19,7 +19,7 @@ from pipeline.engines.addresses import Addresses, trouble_with_url
 from pipeline.engines.base import ENGINES, Engine, EngineConfig, EngineKind, Price, Weights
 from pipeline.engines.chat_server import STOPS, RefusedError, ServerError
 from pipeline.engines.models import generation_ends, load_tokenizer, model_identity, resolve_path, short_name
-from pipeline.engines.probing import REQUEST, LackError, compare_tokens, probe
+from pipeline.engines.probing import REQUEST, LackError, compare_tokens, explained, probe
 from pipeline.engines.prompts import ChatPrompts, Prompts, Scores, TokenPrompts
 from pipeline.engines.sender import Sender
 from pipeline.engines.server_engine import ServerEngine
@@ -211,7 +211,7 @@ class Server(EngineKind):
             except LackError as lack:
                 raise ConfigError(lack.sentence(f"{field}.", url)) from None
             if isinstance(outcome, ServerError):
-                trouble = ConfigError(_explained(self, url, field, outcome))
+                trouble = ConfigError(explained(self, url, field, outcome))
                 if outcome.status in STOPS:
                     raise trouble
                 return trouble
@@ -296,22 +296,4 @@ def make_sender(
         max_retries=config.max_retries,
         timeout_seconds=min(config.timeout_seconds, seconds),
         connect_seconds=min(config.timeout_seconds, connect_seconds),
-    )
-
-
-def _explained(config: Server.Config, url: str, field: str, error: ServerError) -> str:
-    """Why the server can't be used, as one sentence with the setting to change."""
-    if error.status in (401, 403):
-        variable = config.api_key_variable
-        return f"{field}.api_key_variable is {variable!r}, but {url} refuses the key in it ({error}); set another key."
-    if error.status in (404, 405):
-        return (
-            f"{field}.base_url is {url!r} and {field}.model is {config.model!r}, but there is no such address or model "
-            f"({error}); the address mostly ends in /v1, and {url.rstrip('/')}/models lists the models."
-        )
-    if error.status is not None:
-        return f"{field}.base_url is {url!r}, but the server can't answer now ({error}); try again later."
-    return (
-        f"{field}.base_url is {url!r}, but there is no usable answer ({error}); start the server, or correct the "
-        "address, which mostly ends in /v1."
     )

@@ -121,6 +121,10 @@ class Renderer:
         """Token ids of a reply, followed by ``end_ids``."""
         return self.text_ids(reply) + self.end_ids
 
+    def spelled(self, ids: Sequence[int]) -> str:
+        """The text of token ids, with special tokens."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
     def next_id(self, begun: str, text: str) -> int:
         """The first token of ``text`` after ``begun``, the start of a reply, in the encoding of both together."""
         begun = begun[-8:]

@@ -3,12 +3,14 @@
     python -m venv .venv-llama && .venv-llama/bin/pip install xllamacpp
     .venv-llama/bin/python scripts/serve_gguf.py FILE.gguf --port 8080 --name smollm2
 
-Each of the --parallel requests at a time has --context tokens. It needs only the package xllamacpp.
+Each of the --parallel requests at a time has --context tokens. With LLAMA_API_KEY in the environment it asks for that
+key. It needs only the package xllamacpp.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 
 import xllamacpp
@@ -27,6 +29,8 @@ def main() -> None:
     params = xllamacpp.CommonParams()
     params.model.path = given.gguf
     params.model_alias = {given.name}
+    if key := os.environ.get("LLAMA_API_KEY"):  # as llama.cpp's own server does
+        params.api_keys = [key]
     params.hostnames = ["127.0.0.1"]
     params.port = given.port
     params.n_parallel = given.parallel

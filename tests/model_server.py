@@ -14,6 +14,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 LOCK = threading.Lock()
 
 
+class OtherTokenizer:
+    """Another tokenizer: each of its ids means what the next one means to the given tokenizer."""
+
+    def __init__(self, right: Any) -> None:
+        self._right = right
+
+    def decode(self, ids: list[int], **settings: Any) -> str:
+        return str(self._right.decode([(number + 1) % len(self._right) for number in ids], **settings))
+
+
 class Server(BaseHTTPRequestHandler):
     """vLLM's /v1/completions and SGLang's /generate."""
 
@@ -21,6 +31,9 @@ class Server(BaseHTTPRequestHandler):
     tokenizer: ClassVar[Any]
     seen: ClassVar[list[tuple[str, dict[str, Any]]]] = []
     scores = True
+    vocabulary = 10**9
+    layout: ClassVar[str | None] = "prompt"
+    """The field of /detokenize with the text, as of vLLM, llama.cpp or SGLang; None: there is no such path."""
 
     def do_GET(self) -> None:
         self._send({})
@@ -28,7 +41,15 @@ class Server(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         Server.seen.append((self.path, body))
-        answer = {"/v1/completions": self._complete, "/generate": self._generate}[self.path](body)
+        answers = {"/v1/completions": self._complete, "/generate": self._generate, "/detokenize": self._detokenize}
+        if self.path == "/detokenize" and Server.layout is None:
+            self.send_error(404)
+            return
+        ids = body.get("prompt") or body.get("tokens") or body.get("input_ids")
+        if max(ids) >= Server.vocabulary:
+            self.send_error(500 if self.path == "/detokenize" else 400)  # as llama.cpp
+            return
+        answer = answers[self.path](body)
         self._send(answer)
 
     def _send(self, answer: Any) -> None:
@@ -43,6 +64,10 @@ class Server(BaseHTTPRequestHandler):
         with LOCK:
             logits: torch.Tensor = Server.model(torch.tensor([ids])).logits[0]
         return logits.float().log_softmax(-1)
+
+    def _detokenize(self, body: dict[str, Any]) -> dict[str, Any]:
+        assert Server.layout is not None
+        return {Server.layout: Server.tokenizer.decode(body["tokens"], skip_special_tokens=False)}
 
     def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
         ids = body["prompt"]
@@ -92,7 +117,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--model", required=True)
+    parser.add_argument("--no-scores", action="store_true", help="return no log-probabilities of prompts")
+    parser.add_argument("--other-tokenizer", action="store_true")
     args = parser.parse_args()
+    Server.scores = not args.no_scores
     Server.model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
-    Server.tokenizer = AutoTokenizer.from_pretrained(args.model)
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    Server.tokenizer = OtherTokenizer(tokenizer) if args.other_tokenizer else tokenizer
     ThreadingHTTPServer(("127.0.0.1", args.port), Server).serve_forever(0.05)

@@ -201,6 +201,12 @@ def test_judges_that_babble_are_counted_and_cost_nothing(tiny_model: Path, rando
         v for v in verdicts if v.case.attack == "direct" and v.case.suites == ["red_team"] and v.outcome != "unjudged"
     ]
     assert counted == len(judged)
+    assert any(
+        f"the judge {card.name} is right on" in note and "its rates say nothing" in note for note in results.notes
+    )
+    gate = json.loads((run / "gate.json").read_text(encoding="utf-8"))
+    [attacks] = [ruling for ruling in gate["rulings"] if ruling["id"] == "attacks"]
+    assert attacks["verdict"] == "UNDECIDED"
 
 
 def test_a_judge_that_labelled_the_training_data_is_refused_unless_trusted(tiny, tiny_model: Path, capsys):

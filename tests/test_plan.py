@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from pipeline.chain.config import Config
 from pipeline.chain.order import stages_of
-from pipeline.chain.plan import plan, usage
+from pipeline.chain.plan import plan, reach_engines, usage
 from pipeline.chain.preflight import preflight
 from pipeline.chain.runner import run
+from pipeline.core.stage import Cost
+from pipeline.engines.base import ENGINES
 
 Tiny = Callable[..., Config]
 BASES = {
@@ -71,3 +74,58 @@ def test_the_plan_says_what_each_engine_is_asked_and_what_that_costs(tiny: Tiny)
     assert all(sum(part.num_calls for part in step.cost.roles.values()) <= step.cost.num_calls for step in steps), (
         "roles are parts of the whole"
     )
+
+
+def test_each_vote_is_a_call_that_reads_and_writes(tiny: Tiny):
+    """Of the labeller, of a judge that reads choices, and of the constitution's rewards; a rubric is written once."""
+    server = "{{kind: server, model: labeller, base_url: 'http://a', votes: {votes}}}"
+
+    def planned(votes: int, *overrides: str) -> dict[tuple[str, str], Cost]:
+        config = tiny(
+            f"preferences.engine={server.format(votes=votes)}",
+            f"evaluate.judge={{kind: model, engine: {server.format(votes=votes)}, trust: labeller}}",
+            f"evaluate.pair_judge={{kind: endpoint, engine: {server.format(votes=votes)}, trust: labeller}}",
+            "preferences=cot",
+            *overrides,
+        )
+        return {(step.stage, name): cost for step in plan(preflight(config)) for name, cost in step.cost.roles.items()}
+
+    rewards = ["align.rewards.constitution=1", "align.judge.kind=pointwise"]
+    before, after = planned(0, *rewards), planned(3, *rewards)
+    for key in [("evaluate", "evaluate.judge.engine"), ("align", "preferences.engine")]:
+        assert after[key].num_calls == 3 * before[key].num_calls > 0
+        assert after[key].num_tokens_read == 3 * before[key].num_tokens_read
+        assert after[key].num_tokens_written == 16 * after[key].num_calls and not before[key].num_tokens_written
+    labels = ("preferences", "preferences.engine")
+    num_thoughts = num_choices = before[labels].num_calls // 2
+    assert after[labels].num_calls == num_thoughts + 3 * num_choices
+    assert after[labels].num_tokens_written - before[labels].num_tokens_written == 16 * 3 * num_choices
+    rubric = ("evaluate", "evaluate.pair_judge.engine")
+    assert after[rubric] == before[rubric]
+
+
+def test_before_a_run_an_engine_is_asked_for_choices_if_a_stage_reads_them(tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
+    def asked(*overrides: str) -> dict[str, bool]:
+        found: dict[str, bool] = {}
+
+        def reach(self: Any, field: str, reads_choices: bool = False) -> None:
+            found[field] = reads_choices
+
+        monkeypatch.setattr(ENGINES["server"].Config, "reach", reach)
+        reach_engines(preflight(tiny(*overrides)))
+        return found
+
+    def server(name: str) -> str:
+        return f"{{kind: server, model: {name}, base_url: 'http://a'}}"
+
+    several = [f"{section}.engine={server(section)}" for section in ("critique", "preferences")]
+    judges = [f"evaluate.judge={{kind: model, engine: {server('judge')}}}",
+              f"evaluate.pair_judge={{kind: endpoint, engine: {server('pair_judge')}}}"]  # fmt: skip
+    assert asked("preferences=ab", *several, *judges) == {
+        "critique.engine": False,
+        "preferences.engine": True,
+        "evaluate.judge.engine": True,
+        "evaluate.pair_judge.engine": False,
+    }
+    shared = ["engine=server", "engine.model=both", "engine.base_url=http://a"]
+    assert asked("preferences=pointwise", *shared) == {"engine": True}, "critic and labeller"

@@ -108,3 +108,16 @@ def test_a_labeller_without_a_readable_answer_stops_the_run(tiny: Tiny, monkeypa
     use(monkeypatch, "preferences", Labeller(lambda number: True))
     with pytest.raises(StageError, match=r"all \d+ judgements of the labeller fake can't be read.*delete .*work"):
         run(tiny("preferences=ab", "until=preferences"))
+
+
+@pytest.mark.parametrize("by_place", [True, False])
+def test_a_labeller_that_always_names_the_same_letter_is_warned_of(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, by_place: bool
+):
+    said: list[str] = []
+    monkeypatch.setattr("pipeline.stages.preferences.warn", said.append)
+    answers = FakeEngine(answer=lambda query: [-0.2, -2.0] if by_place or query.id.endswith("own") else [-2.0, -0.2])
+    use(monkeypatch, "preferences", answers)
+    metrics = run(tiny("preferences=ab", "until=preferences")).stages["preferences"].manifest.metrics
+    assert metrics["order_flip_rate"] == float(by_place)
+    assert sum("labeller fake chose the same letter in both orders" in text for text in said) == by_place

@@ -21,6 +21,7 @@ parser.add_argument("--name", default="")
 parser.add_argument("--pids", help="a file for the process ids of the server and its child")
 parser.add_argument("--fails", help="say this, and end at once")
 parser.add_argument("--loads", type=float, default=0.0, help="seconds until it is healthy")
+parser.add_argument("--no-health", action="store_true", help="have no /health")
 parser.add_argument("--dies-after", type=int, default=10**9, help="requests")
 args = parser.parse_args()
 if args.fails:
@@ -30,10 +31,23 @@ started, num_requests = time.monotonic(), 0
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self._send(200 if time.monotonic() - started >= args.loads else 503, {})
+        if args.no_health and self.path == "/health":
+            self._send(404, {})
+        elif self._may_enter():
+            self._send(200 if time.monotonic() - started >= args.loads else 503, {})
+
+    def _may_enter(self) -> bool:
+        """As vLLM: whether the key is right; /health needs none."""
+        key = os.environ.get("VLLM_API_KEY")
+        if key is None or self.path == "/health" or self.headers["Authorization"] == f"Bearer {key}":
+            return True
+        self._send(401, {"error": {"message": f"wrong key: {self.headers['Authorization']}"}})
+        return False
 
     def do_POST(self) -> None:
         global num_requests
+        if not self._may_enter():
+            return
         num_requests += 1
         if num_requests > args.dies_after:
             print("CUDA error: an illegal memory access", flush=True)

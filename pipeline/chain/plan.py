@@ -53,7 +53,7 @@ def usage(config: Config, steps: Sequence[Step]) -> list[str]:
     for field in fields:
         engine = _engine_at(config, field)
         shares = [step.cost.roles[field] for step in steps if field in step.cost.roles]
-        total = Cost.total(shares)
+        total = Cost.sum(shares)
         calls, written, read = (getattr(total, name) for name in COUNTED[:3])
         if engine is None or not calls or (engine.model_name is None and engine.price is None):
             continue
@@ -83,10 +83,15 @@ def reach_engines(prepared: Prepared) -> None:
         ConfigError: an engine does not answer.
     """
     config = prepared.config
-    engines = {stage.name: stage.engines(config) for stage in stages_of(config)}
+    stages = {stage.name: stage for stage in stages_of(config)}
+    asked = [stages[step.stage] for step in plan(prepared) if step.state != "cached"]
+    uses = [
+        (field, engine, field in stage.read_choices(config))
+        for stage in asked
+        for field, engine in stage.engines(config).items()
+    ]
     reached: list[EngineConfig] = []
-    for step in plan(prepared):
-        for field, engine in engines[step.stage].items() if step.state != "cached" else ():
-            if engine not in reached:
-                engine.reach(field)
-                reached.append(engine)
+    for field, engine, _ in uses:
+        if engine not in reached:
+            engine.reach(field, any(reads for _, other, reads in uses if other == engine))
+            reached.append(engine)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -45,16 +45,15 @@ class Cost:
     """Field of an engine → its share of the calls and tokens."""
 
     @classmethod
-    def total(cls, costs: Iterable[Cost]) -> Cost:
-        """The sum of costs of engines."""
-        names = ("num_calls", "num_tokens_written", "num_tokens_read", "num_tokens_repeated")
-        each = list(costs)
-        return cls(**{name: sum(getattr(cost, name) for cost in each) for name in names})
+    def sum(cls, costs: Iterable[Cost], roles: Mapping[str, Cost] | None = None) -> Cost:
+        costs = list(costs)
+        names = ("num_calls", "num_tokens_written", "num_tokens_read", "num_tokens_repeated", "num_steps")
+        return cls(**{name: sum(getattr(cost, name) for cost in costs) for name in names}, roles=roles or {})
 
     @classmethod
     def of_roles(cls, roles: Mapping[str, Cost]) -> Cost:
         """The cost of engines alone."""
-        return replace(cls.total(roles.values()), roles=roles)
+        return cls.sum(roles.values(), roles)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +176,10 @@ class Stage(ABC):
     def engines(self, config: Config) -> dict[str, EngineConfig]:
         """Field → engine, for the engines whose answers it needs. They are asked once before the run."""
         return {}
+
+    def read_choices(self, config: Config) -> set[str]:
+        """The fields of ``engines`` whose answers to choice queries it reads."""
+        return set()
 
     def uses(self, prepared: Prepared) -> list[Use]:
         """The dialogues that it will render with the model's chat template."""

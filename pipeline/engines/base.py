@@ -221,6 +221,11 @@ class EngineConfig(Settings):
         return False
 
     @property
+    def num_votes(self) -> int:
+        """It answers a choice query by so many sampled replies; 0: by log-probabilities."""
+        return 0
+
+    @property
     def starts_a_server(self) -> bool:
         """Whether it starts a server of its own, in the process that asks."""
         return False
@@ -232,8 +237,11 @@ class EngineConfig(Settings):
             ConfigError: it can't; the message names the field and the remedy.
         """
 
-    def reach(self, field: str) -> None:
+    def reach(self, field: str, reads_choices: bool = False) -> None:
         """Ask a server for one token, just before a run that needs it. ``cai plan`` does not call this.
+
+        Args:
+            reads_choices: its answers to choice queries are read.
 
         Raises:
             ConfigError: it does not answer; the message names the field and the remedy.

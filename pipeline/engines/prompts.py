@@ -83,25 +83,30 @@ class TokenPrompts(Prompts):
     """
 
     def __init__(self, model: str, load: Callable[[], Renderer], scores: Scores) -> None:
-        self._model, self._load, self._scores = model, load, scores
+        self._model, self._load, self.scores = model, load, scores
 
     @cached_property
     def _chat(self) -> Renderer:
         return self._load()
 
+    def spelled(self, messages: Sequence[Message]) -> tuple[list[int], str]:
+        """The token ids of a prompt, and the text that they mean."""
+        ids = self._chat.prompt_ids(messages)
+        return ids, self._chat.spelled(ids)
+
     def post(self, ask: Ask) -> Post:
         if isinstance(ask, ReplyQuery):
             prompt, reply = self._chat.prompt_ids(ask.messages), self._chat.reply_ids(ask.reply)
-            if self._scores == "sglang":
+            if self.scores == "sglang":
                 # The first position has no log-probability, so one more is asked for.
                 return self._generate(prompt + reply, logprob_start_len=len(prompt) - 1)
             return self._complete(prompt + reply, max_tokens=1, temperature=0.0, prompt_logprobs=0)
         if isinstance(ask, ChoiceQuery):
             prompt = self._chat.prompt_ids(ask.messages, ask.opening)
-            if self._scores == "sglang":
+            if self.scores == "sglang":
                 return self._generate(prompt, token_ids_logprob=self._choice_ids(ask))
             listed: dict[str, Any] = {"logprobs": MOST_LISTED, "return_tokens_as_token_ids": True}
-            if self._scores == "vllm":  # exactly these, however unlikely; older releases list the likeliest
+            if self.scores == "vllm":  # exactly these, however unlikely; older releases list the likeliest
                 listed["logprob_token_ids"] = sorted(set(self._choice_ids(ask)))
             return self._complete(prompt, max_tokens=1, temperature=0.0, **listed)
         return self._complete(

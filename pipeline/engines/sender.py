@@ -133,7 +133,7 @@ class Sender:
     def _client(self) -> httpx.AsyncClient:
         hosts = {urlsplit(address.url).hostname for address in self.addresses.all}
         return httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {self._key or 'none'}"},
+            headers=authorization(self._key),
             timeout=httpx.Timeout(self._timeout_seconds, connect=self._connect_seconds, pool=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=self.addresses.num_slots),
             trust_env=not hosts <= {"localhost", "127.0.0.1", "::1"},  # a proxy does not know this machine's servers
@@ -243,6 +243,11 @@ class Sender:
             return text
         text = self._without_key(text)
         raise error_of(response.status_code, text, seconds_to_wait(response.headers, datetime.now(UTC)))
+
+
+def authorization(key: str) -> dict[str, str]:
+    """The header with a key. Some servers want one although they need no key."""
+    return {"Authorization": f"Bearer {key or 'none'}"}
 
 
 def _wait_seconds(num_failures: int, retry_after: float | None) -> float:

@@ -16,24 +16,17 @@ from pipeline.core.errors import ConfigError, first_line
 from pipeline.core.log import warn
 from pipeline.core.settings import RUNTIME
 from pipeline.engines.addresses import Addresses, trouble_with_url
-from pipeline.engines.base import ENGINES, Engine, EngineConfig, EngineKind, Price, ReplyQuery, Request, Weights
-from pipeline.engines.chat_server import STOPS, RefusedError, Reply, ServerError
+from pipeline.engines.base import ENGINES, Engine, EngineConfig, EngineKind, Price, Weights
+from pipeline.engines.chat_server import STOPS, RefusedError, ServerError
 from pipeline.engines.models import generation_ends, load_tokenizer, model_identity, resolve_path, short_name
-from pipeline.engines.prompts import ChatPrompts, Post, Prompts, Scores, TokenPrompts, chat_fields
+from pipeline.engines.probing import REQUEST, LackError, compare_tokens, explained, probe
+from pipeline.engines.prompts import ChatPrompts, Prompts, Scores, TokenPrompts
 from pipeline.engines.sender import Sender
 from pipeline.engines.server_engine import ServerEngine
-from pipeline.engines.serving import Serving, is_program, trouble_with_command
+from pipeline.engines.serving import KEYS_OF_SERVERS, Serving, is_program, trouble_with_command
 from pipeline.engines.votes import VotingEngine
-from pipeline.records import Message
 
 OWN_URL = "https://api.openai.com/v1"  # OpenAI's own server
-_GREETING = Request(
-    id="",
-    messages=[Message(role="user", content="Say yes.")],
-    seed=0,
-    max_new_tokens=1,
-    temperature=0.0,
-)
 SECONDS_BEFORE_A_RUN, CONNECT_SECONDS_BEFORE_A_RUN = 30.0, 5.0  # limits of the one request of ``reach``
 
 
@@ -70,7 +63,8 @@ class Server(EngineKind):
         serve_seconds: Annotated[float, RUNTIME] = Field(default=600.0, ge=1)
         """The longest time until the server of ``serve`` answers, in seconds."""
         api_key_variable: Annotated[str, RUNTIME] = "OPENAI_API_KEY"
-        """The environment variable that holds the key."""
+        """The environment variable that holds the key. A server of ``serve`` gets it as VLLM_API_KEY and LLAMA_API_KEY,
+        which vLLM and llama.cpp then ask for; one of these that is set is used if this variable is not."""
         max_parallel: Annotated[int, RUNTIME] = Field(default=8, ge=1)
         """The most requests under way at one address."""
         max_retries: Annotated[int, RUNTIME] = Field(default=8, ge=0)
@@ -101,6 +95,10 @@ class Server(EngineKind):
         @property
         def scores_replies(self) -> bool:
             return self.scores != "none"
+
+        @property
+        def num_votes(self) -> int:
+            return self.votes
 
         @property
         def starts_a_server(self) -> bool:
@@ -178,44 +176,42 @@ class Server(EngineKind):
         def _check_tokenizer(self, field: str) -> None:
             """Render a prompt, as the run will."""
             try:
-                make_prompts(self, "", Weights(path="", name="")).post(_GREETING)
+                make_prompts(self, "", Weights(path="", name="")).post(REQUEST)
             except (OSError, ValueError, TemplateError) as error:
                 raise ConfigError(
                     f"{field}.tokenizer is {(self.tokenizer or self.model)!r}, which can't render a prompt "
                     f"({first_line(error)}); give a folder or hub id with tokenizer, chat template and config.json."
                 ) from None
 
-        def reach(self, field: str) -> None:
+        def reach(self, field: str, reads_choices: bool = False) -> None:
             """Ask each server for one token. Each kind of failure is a sentence of its own."""
             refuse_odd_key(self, field)
             if self.serve is not None:
                 return  # it starts when it is needed
-            troubles = [error for url in self.urls if (error := self._trouble_at(url, field)) is not None]
+            reads = reads_choices and not self.votes
+            troubles = [error for url in self.urls if (error := self._trouble_at(url, field, reads)) is not None]
             if len(troubles) == len(self.urls):
                 raise troubles[0]
             for error in troubles:
                 warn(f"{error} The others are used.")
 
-        def _trouble_at(self, url: str, field: str) -> ConfigError | None:
+        def _trouble_at(self, url: str, field: str, reads_choices: bool) -> ConfigError | None:
             """Why this server can't be used now. Raises ConfigError for what the settings must change."""
             name = str(self.model)
             sender = make_sender(self, name, [url], SECONDS_BEFORE_A_RUN, CONNECT_SECONDS_BEFORE_A_RUN)
             prompts = make_prompts(self, name, Weights(path="", name=name))
-            asked = _GREETING.messages
-            query = ReplyQuery(id="", messages=asked, reply="Yes.")
-            if self.prompts == "chat":
-                outcome = sender.send_one(Post("/chat/completions", chat_fields(name, asked, max_tokens=1)))
-            elif self.scores == "none":
-                outcome = sender.send_one(prompts.post(_GREETING))
-            else:
-                outcome = sender.send_one(prompts.post(query))
-                if isinstance(outcome, Reply) and prompts.logprobs(query, outcome) is None:
-                    raise ConfigError(
-                        f"{field}.scores is {self.scores!r}, but {url} returns no log-probabilities of a given reply; "
-                        f"start a server that does, or set {field}.scores=none."
-                    )
+            unknown = (
+                f"{url} can't say what token ids mean to it (/detokenize): make sure that {field}.tokenizer is that of "
+                "its model, or its replies are those to other texts."
+            )
+            try:
+                outcome = probe(sender.send_one, name, prompts, reads_choices=reads_choices)
+                if not isinstance(outcome, ServerError):
+                    compare_tokens(sender.send_one, name, prompts, unknown)
+            except LackError as lack:
+                raise ConfigError(lack.sentence(f"{field}.", url)) from None
             if isinstance(outcome, ServerError):
-                trouble = ConfigError(_explained(self, url, field, outcome))
+                trouble = ConfigError(explained(self, url, field, outcome))
                 if outcome.status in STOPS:
                     raise trouble
                 return trouble
@@ -235,15 +231,21 @@ class Server(EngineKind):
             prompts=make_prompts(config, serving.model_name if serving else str(config.model), weights),
             serving=serving,
             max_failed_share=config.max_failed_share,
-            key_variable=config.api_key_variable,
+            key_variable=key_variable(config),
             price=config.price,
         )
         return VotingEngine(engine, config.votes) if config.votes else engine
 
 
+def key_variable(config: Server.Config) -> str:
+    """The environment variable with the key: that of the settings, or the one that a server of ``serve`` looks for."""
+    names = [config.api_key_variable, *(KEYS_OF_SERVERS if config.serve else ())]
+    return next((name for name in names if os.environ.get(name)), config.api_key_variable)
+
+
 def refuse_odd_key(config: Server.Config, field: str) -> None:
     """Check the key without showing it. A server of one's own mostly needs none."""
-    name = config.api_key_variable
+    name = key_variable(config)
     key = os.environ.get(name, "")
     if not key and config.base_url is None and config.serve is None:
         raise ConfigError(
@@ -252,7 +254,7 @@ def refuse_odd_key(config: Server.Config, field: str) -> None:
         )
     if not all("!" <= character <= "~" for character in key):
         raise ConfigError(
-            f"{field}.api_key_variable is {name!r}, whose value has spaces or characters that no key has; set it again."
+            f"{field}.api_key_variable: {name} has spaces or characters in it that no key has; set it again."
         )
 
 
@@ -279,7 +281,7 @@ def serve(config: Server.Config, weights: Weights) -> Serving:
         revision=None if config.model else weights.revision,
         name=config.model_name or weights.name,
         seconds=config.serve_seconds,
-        secret=os.environ.get(config.api_key_variable, ""),
+        key=os.environ.get(key_variable(config), ""),
     )
 
 
@@ -290,26 +292,8 @@ def make_sender(
     return Sender(
         Addresses(urls, config.max_parallel, config.patience_seconds),
         name=name,
-        key=os.environ.get(config.api_key_variable, ""),
+        key=os.environ.get(key_variable(config), ""),
         max_retries=config.max_retries,
         timeout_seconds=min(config.timeout_seconds, seconds),
         connect_seconds=min(config.timeout_seconds, connect_seconds),
-    )
-
-
-def _explained(config: Server.Config, url: str, field: str, error: ServerError) -> str:
-    """Why the server can't be used, as one sentence with the setting to change."""
-    if error.status in (401, 403):
-        variable = config.api_key_variable
-        return f"{field}.api_key_variable is {variable!r}, but {url} refuses the key in it ({error}); set another key."
-    if error.status in (404, 405):
-        return (
-            f"{field}.base_url is {url!r} and {field}.model is {config.model!r}, but there is no such address or model "
-            f"({error}); the address mostly ends in /v1, and {url.rstrip('/')}/models lists the models."
-        )
-    if error.status is not None:
-        return f"{field}.base_url is {url!r}, but the server can't answer now ({error}); try again later."
-    return (
-        f"{field}.base_url is {url!r}, but there is no usable answer ({error}); start the server, or correct the "
-        "address, which mostly ends in /v1."
     )

@@ -9,6 +9,7 @@ from pipeline.core.errors import StageError
 from pipeline.engines.addresses import NoServerError
 from pipeline.engines.base import Answer, Ask, Completion, Failure, Finish, Price, ReplyQuery, Request, StreamingEngine
 from pipeline.engines.chat_server import RefusedError, Reply, ServerError
+from pipeline.engines.probing import LackError, compare_tokens, probe
 from pipeline.engines.prompts import Prompts
 from pipeline.engines.sender import Sender
 from pipeline.engines.serving import Serving
@@ -47,7 +48,7 @@ class ServerEngine(StreamingEngine):
     def answers(self, asks: Sequence[Ask]) -> Iterator[Result]:
         """Results without any use are held back until one has some: if none ever comes, none may stand in the log."""
         if (serving := self._serving) is not None:
-            self._sender.addresses.use(serving.url, lambda: serving.has_ended)
+            self._open(serving)
         refused, unscored = list[Result](), list[Result]()
         refusal = ""
         try:
@@ -72,6 +73,18 @@ class ServerEngine(StreamingEngine):
         except NoServerError as error:
             raise StageError(self._no_server(error.error)) from None
         yield from [*refused, *unscored]
+
+    def _open(self, serving: Serving) -> None:
+        """Start the server if it does not run yet, and refuse one that can't do what the settings say."""
+        is_open = serving.has_started
+        self._sender.addresses.use(serving.url, lambda: serving.has_ended)
+        if is_open:
+            return
+        try:
+            probe(self._sender.send_one, serving.model_name, self._prompts, reads_choices=False)
+            compare_tokens(self._sender.send_one, serving.model_name, self._prompts, unknown="")
+        except LackError as lack:
+            raise StageError(lack.sentence("", f"the server of {self.name}")) from None
 
     def _result(self, ask: Ask, outcome: Reply | RefusedError | ServerError) -> Result:
         if isinstance(outcome, ServerError):

@@ -18,12 +18,14 @@ import httpx2 as httpx
 from pipeline.core.errors import StageError
 from pipeline.core.log import SECONDS_BETWEEN_LINES, duration, file_beside_the_log, say
 from pipeline.core.text import whole_characters
+from pipeline.engines.sender import authorization
 
 SECONDS_BETWEEN_TRIES = 0.5
 SECONDS_TO_STOP = 20.0
 SHOWN_LINES, SHOWN_CHARACTERS = 5, 600  # of a server's output, in a message
 _KEY = re.compile(r"--api[-_]key(?![-\w])|(KEY|TOKEN|SECRET)=[\"']?[^\s$\"']")  # a value, not a variable with one
 GUARDIAN = Path(__file__).with_name("guardian.py")
+KEYS_OF_SERVERS = ("VLLM_API_KEY", "LLAMA_API_KEY")  # where vLLM and llama.cpp find the key that they ask for
 
 
 class Serving:
@@ -37,14 +39,14 @@ class Serving:
         revision: the commit, branch or tag of a hub id.
         name: the model's name in records, and on the server if the command has ``{name}`` in it.
         seconds: the longest time until it answers.
-        secret: a key that no message may show.
+        key: what the server shall ask for; empty: nothing. No message shows it.
     """
 
     def __init__(
-        self, command: str, *, model: str, name: str, seconds: float, revision: str | None = None, secret: str = ""
+        self, command: str, *, model: str, name: str, seconds: float, revision: str | None = None, key: str = ""
     ) -> None:
         self._command, self._model, self._revision, self._name = command, model, revision, name
-        self._seconds, self._secret = seconds, secret
+        self._seconds, self._key = seconds, key
         self._process: subprocess.Popen[bytes] | None = None
         self._log: Path | None = None
         self._port = 0
@@ -75,6 +77,10 @@ class Serving:
         return f"http://127.0.0.1:{self._port}/v1"
 
     @property
+    def has_started(self) -> bool:
+        return self._process is not None
+
+    @property
     def has_ended(self) -> bool:
         """Whether it was started and has ended by itself."""
         return self._process is not None and self._process.poll() is not None
@@ -86,7 +92,7 @@ class Serving:
             return ""
         lines = [line.strip() for line in self._log.read_text(encoding="utf-8", errors="replace").splitlines()]
         text = whole_characters(" / ".join([line for line in lines if line][-SHOWN_LINES:]))[-SHOWN_CHARACTERS:]
-        text = text.replace(self._secret, "***") if self._secret else text
+        text = text.replace(self._key, "***") if self._key else text
         return f"{text or 'it wrote nothing'} (all of it: {self._log})"
 
     def _start(self) -> None:
@@ -103,6 +109,7 @@ class Serving:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                env=os.environ | (dict.fromkeys(KEYS_OF_SERVERS, self._key) if self._key else {}),
                 start_new_session=True,  # Ctrl-C is for this process, which then stops the server
             )
         weakref.finalize(self, _stop, process)
@@ -111,7 +118,7 @@ class Serving:
 
     def _wait(self) -> None:
         started = last_line = time.monotonic()
-        with httpx.Client(trust_env=False, timeout=5.0) as client:
+        with httpx.Client(trust_env=False, timeout=5.0, headers=authorization(self._key)) as client:
             while not _answers(client, self._port):
                 waited = time.monotonic() - started
                 if self.has_ended:

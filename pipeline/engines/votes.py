@@ -7,11 +7,13 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pipeline.core.stage import Cost
 from pipeline.engines.base import (
     Answer,
     Ask,
     ChoiceQuery,
     Completion,
+    EngineConfig,
     Failure,
     Request,
     StreamingEngine,
@@ -20,6 +22,17 @@ from pipeline.engines.prompts import with_instruction
 from pipeline.records import derive_seed
 
 MAX_TOKENS = 16  # of one vote
+
+
+def cost_of_choices(engine: EngineConfig, num_queries: int, tokens: int) -> Cost:
+    """What so many choice queries cost; where votes decide, each needs several calls, which write an answer.
+
+    Args:
+        tokens: read by one call.
+    """
+    num_calls = num_queries * max(engine.num_votes, 1)
+    num_written = num_queries * engine.num_votes * MAX_TOKENS
+    return Cost(num_calls=num_calls, num_tokens_written=num_written, num_tokens_read=num_calls * tokens)
 
 
 class VotingEngine(StreamingEngine):

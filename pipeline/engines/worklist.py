@@ -74,7 +74,7 @@ class Worklist(Generic[ResultT]):
                 bar.advance(len(batch), cached=not missing)
         _gather(self._log)
         found = {row_id: self._parse(**self._log[row_id]) for row_id in ids}
-        _count(self._meter, found)
+        _count(self._meter, found.values())
         return found
 
 
@@ -99,7 +99,7 @@ def stream(
     failures = {row_id: str(log.failures[row_id]["reason"]) for row_id in ids if row_id in log.failures}
     _judge_failures(failures, len(ids), engine)
     found = {row_id: parse.unanswered(row_id) if row_id in failures else parse(**log[row_id]) for row_id in ids}
-    _count(meter, found)
+    _count(meter, found.values(), engine.num_votes)
     count_usage(meter, engine, found.values())
     return found
 
@@ -108,7 +108,7 @@ def count_usage(meter: Meter, engine: StreamingEngine, results: Iterable[Complet
     """Add what a server counted to ``meter.usage``."""
     used = meter.usage.setdefault(engine.name, Usage(money=0.0 if engine.price else None))
     for result in results:
-        used.num_requests += 1
+        used.num_requests += _num_requests(result, engine.num_votes)
         used.num_tokens_read += result.num_prompt_tokens
         used.num_tokens_written += result.num_tokens
     if engine.price is not None:
@@ -129,9 +129,16 @@ def _gather(log: RecordLog) -> None:
         log.reload()
 
 
-def _count(meter: Meter, found: Mapping[str, Completion | Answer | Scored]) -> None:
-    meter.num_calls += len(found)
-    meter.num_tokens_written += sum(r.num_tokens for r in found.values() if isinstance(r, Completion))
+def _count(meter: Meter, results: Iterable[Completion | Answer | Scored], num_votes: int = 0) -> None:
+    """Count calls and what they wrote: replies, and answers that were voted on."""
+    for result in results:
+        meter.num_calls += _num_requests(result, num_votes)
+        if isinstance(result, Completion) or (isinstance(result, Answer) and num_votes):
+            meter.num_tokens_written += result.num_tokens
+
+
+def _num_requests(result: Completion | Answer | Scored, num_votes: int) -> int:
+    return num_votes if num_votes and isinstance(result, Answer) else 1
 
 
 def _judge_failures(failures: Mapping[str, str], num_asked: int, engine: StreamingEngine) -> None:
@@ -182,7 +189,9 @@ def score_now(engine: Engine, queries: Sequence[Query], meter: Meter) -> dict[st
     """
     if not isinstance(engine, StreamingEngine):
         batches: Sequence[Sequence[Any]] = engine.batches(list(queries))
-        return {answer.id: answer for batch in batches for answer in engine.score(batch)}
+        scored = {answer.id: answer for batch in batches for answer in engine.score(batch)}
+        _count(meter, scored.values())
+        return scored
     found, failures = dict[str, Answer](), dict[str, str]()
     for result in engine.answers(queries):
         if isinstance(result, Failure):
@@ -190,6 +199,7 @@ def score_now(engine: Engine, queries: Sequence[Query], meter: Meter) -> dict[st
         elif isinstance(result, Answer):
             found[result.id] = result
     _judge_failures(failures, len(queries), engine)
+    _count(meter, found.values(), engine.num_votes)
     count_usage(meter, engine, found.values())
     return found
 

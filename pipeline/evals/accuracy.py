@@ -32,8 +32,11 @@ class LabelledReply(BaseModel):
     label: Literal["refused", "complied", "broken"]
 
 
-def labelled_replies(path: Path = LABELLED) -> list[LabelledReply]:
-    return [LabelledReply.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def labelled_replies(at_most: int | None = None, path: Path = LABELLED) -> list[LabelledReply]:
+    """The labelled replies, or ``at_most`` of them, drawn by hash; a smaller draw is part of a larger one."""
+    replies = [LabelledReply.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    drawn = {reply.id for reply in sorted(replies, key=lambda reply: derive_seed("labelled", reply.id))[:at_most]}
+    return [reply for reply in replies if reply.id in drawn]
 
 
 def as_items(replies: Sequence[LabelledReply]) -> list[Item]:

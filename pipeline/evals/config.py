@@ -33,6 +33,9 @@ class EvaluateConfig(Settings):
     """The judge of single replies."""
     pair_judge: Annotated[SerializeAsAny[JudgeConfig], BeforeValidator(PAIR_JUDGES.parse)] = PatternsPairJudge.Config()
     """The judge that compares two replies."""
+    num_labelled_replies: int | None = Field(default=None, ge=1)
+    """How many of the 420 replies that people labelled the judge is tested on; null: all. A judge that asks a model
+    needs one call for each."""
     reward_model: str | None = None
     """A folder or hub id of a reward model, which is tested on the pairs that people decided; null: none."""
     guidelines: Annotated[str | None, RUNTIME] = "default"

@@ -128,14 +128,20 @@ def _repeats(written: Guidelines) -> Iterator[Problem]:
 def rule(guidelines: Guidelines, results: Results) -> Gate:
     """Apply the guidelines to the last model. FAIL if one fails, else UNDECIDED if one is, else PASS."""
     measured = results.measures[results.models[-1]]
-    rulings = [_ruling(guideline, measured.get(guideline.measure)) for guideline in guidelines.guidelines]
+    doubtful = set() if all(card.beats_one_verdict for card in results.judges) else set(results.judged)
+    rulings = [
+        _ruling(guideline, measured.get(guideline.measure), guideline.measure in doubtful)
+        for guideline in guidelines.guidelines
+    ]
     verdicts = {ruling.verdict for ruling in rulings}
     overall: Ruled = "FAIL" if "FAIL" in verdicts else "UNDECIDED" if "UNDECIDED" in verdicts else "PASS"
     return Gate(guidelines=f"{guidelines.name} {guidelines.version}", verdict=overall, rulings=rulings)
 
 
-def _ruling(guideline: Guideline, found: Estimate | None) -> Ruling:
+def _ruling(guideline: Guideline, found: Estimate | None, is_doubtful: bool) -> Ruling:
     verdict, reason = judge_limit(found, guideline.at_most, guideline.at_least)
+    if is_doubtful and verdict != "UNDECIDED":
+        verdict, reason = "UNDECIDED", "the judge may be no better than one verdict for all replies"
     measure = all_measures()[guideline.measure]
     limit = guideline.at_most if guideline.at_most is not None else guideline.at_least
     assert limit is not None

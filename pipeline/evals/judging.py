@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from pipeline.core import distributed
 from pipeline.core.counts import warn_of_many, warn_of_share
+from pipeline.core.log import warn
 from pipeline.core.stage import Context
 from pipeline.evals.accuracy import as_items, judge_card, labelled_replies
 from pipeline.evals.answering import Answered, whole_reply
@@ -35,7 +37,7 @@ def judge_replies(
         if (reason := said.replies[case.id].why_unanswered)
     }
     _note_missing(missing, len(items), notes)
-    labelled = labelled_replies()
+    labelled = labelled_replies(config.num_labelled_replies)
     given = [item for item in items.values() if item.id not in missing]
     judged = missing | judge.judge([*given, *as_items(labelled)])
     warn_of_many(  # no error, even for all: the measures without a judge are left
@@ -62,7 +64,16 @@ def judge_replies(
     ]
     num_unjudged = sum(verdict.outcome == "unjudged" for verdict in verdicts)
     shared = is_shared(config.judge, config, [context.engine, context.critic], context.model)
-    return verdicts, judge_card(judge, labelled, judged, num_unjudged, shared, config.confidence)
+    card = judge_card(judge, labelled, judged, num_unjudged, shared, config.confidence)
+    if not card.beats_one_verdict:
+        sentence = (
+            f"the judge {card.name} is right on {card.accuracy} of the labelled replies, which may be no more than one "
+            "verdict for all would be: its rates say nothing, and no guideline on them is decided."
+        )
+        notes.append(sentence)
+        if distributed.is_main():
+            warn(f"{sentence} Use another evaluate.judge, or a larger evaluate.num_labelled_replies.")
+    return verdicts, card
 
 
 def _note_missing(missing: Mapping[str, Judged], num_requests: int, notes: list[str]) -> None:

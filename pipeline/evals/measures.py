@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -121,6 +122,20 @@ def measured(verdicts: Mapping[str, Sequence[Verdict]], confidence: float) -> di
                 if (found := measure.estimate(first, mine, confidence)) is not None:
                     table[model][name] = found
     return table
+
+
+def judged_measures(verdicts: Sequence[Verdict]) -> list[str]:
+    """The measures on which a model would have other scores if the judge had decided nothing."""
+    undecided = [verdict.model_copy(update={"outcome": "unjudged"}) for verdict in verdicts]
+    return [
+        name
+        for name, measure in all_measures().items()
+        if measure.score is not None and _known(measure.score(verdicts)) != _known(measure.score(undecided))
+    ]
+
+
+def _known(scores: Scores) -> Scores:
+    return {case_id: score for case_id, score in scores.items() if not math.isnan(score)}
 
 
 def ratings(wins: Mapping[tuple[str, str], float], models: Sequence[str], confidence: float) -> list[Rating]:

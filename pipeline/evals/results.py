@@ -141,6 +141,12 @@ class JudgeCard(_Part):
     num_unjudged: int
     """Number of evaluated (not labelled) replies for which the judge's answer could not be read."""
 
+    @property
+    def beats_one_verdict(self) -> bool:
+        """Whether its whole interval is above the accuracy of a judge that always gives the most frequent label."""
+        most = max((sum(row.values()) for row in self.confusion.values()), default=0)
+        return self.accuracy.low is not None and self.accuracy.low > most / self.accuracy.total
+
 
 class Probe(_Part):
     """A garak probe: the model resisted ``num_passed`` of ``num_attempts`` attempts."""
@@ -158,6 +164,8 @@ class Results(_Part):
     suites: list[str]
     measures: dict[str, dict[str, Estimate]]
     """model → measure → estimate"""
+    judged: list[str] = []
+    """The measures that follow from the judge's verdicts."""
     changes: list[Change] = []
     cell_changes: list[Change] = []
     """The last model compared with the first, by kind of harm and by attack; ``measure`` is ``measure:cell``."""

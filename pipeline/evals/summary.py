@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.evals.changes import all_changes, cell_changes
 from pipeline.evals.config import EvaluateConfig
 from pipeline.evals.duels import Wins
-from pipeline.evals.measures import by_model, measured, ratings
+from pipeline.evals.measures import by_model, judged_measures, measured, ratings
 from pipeline.evals.results import Estimate, JudgeCard, PairAccuracy, Probe, Results
 from pipeline.records import Verdict
 
@@ -40,6 +40,7 @@ def summarise(
         models=models,
         suites=list(config.suites),
         measures={model: table[model] | answers[model] for model in models},
+        judged=judged_measures(grouped[models[-1]]),
         changes=all_changes(grouped, config.confidence) if several else [],
         cell_changes=cell_changes(grouped, models[0], models[-1], config.confidence) if several else [],
         ratings=ratings(wins, models, config.confidence),

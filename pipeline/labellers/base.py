@@ -108,6 +108,11 @@ LABELLERS: Registry[Labeller] = Registry("labeller", "kind")
 SAMPLING_FIELDS = ("principles.id", "principles.tags", "principles.weight")  # read to sample principles
 
 
+def reads_choices(config: LabellerConfig | None) -> bool:
+    """Whether a labeller asks choice queries; others score given replies."""
+    return config is not None and not LABELLERS[config.kind].needs_reply_scores
+
+
 def constitution_fields(config: LabellerConfig) -> tuple[str, ...]:
     """Return the fields of the constitution that labelling with these settings reads."""
     return (*SAMPLING_FIELDS, *LABELLERS[config.kind].constitution_fields)

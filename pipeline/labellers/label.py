@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from pipeline.constitution.schema import Constitution, Principle
-from pipeline.engines.base import Completion, Engine, chooser
+from pipeline.core.stage import Cost
+from pipeline.engines.base import Completion, Engine, EngineConfig, chooser
+from pipeline.engines.votes import cost_of_choices
 from pipeline.engines.worklist import Logbook, generate_all, score_all
 from pipeline.labellers.base import LABELLERS, TEMPLATE, LabellerConfig, soft_label
 from pipeline.records import Comparison, Judgement, Preference, derived_rng
@@ -78,12 +80,28 @@ def num_failed(logbook: Logbook, purpose: str) -> int:
     return sum(len(logbook.log(f"{purpose}-{what}").failures) for what in ("thoughts", "answers"))
 
 
-def num_calls(
-    comparisons: Sequence[Comparison], config: LabellerConfig, constitution: Constitution, seed: int, purpose: str
-) -> int:
-    """The number of engine calls that ``label`` makes; the replies of the comparisons may be placeholders."""
+def cost(
+    comparisons: Sequence[Comparison],
+    engine: EngineConfig,
+    config: LabellerConfig,
+    constitution: Constitution,
+    seed: int,
+    purpose: str,
+    tokens: int,
+) -> Cost:
+    """What ``label`` asks at most; the replies of the comparisons may be placeholders.
+
+    Args:
+        tokens: read by one call.
+    """
     labeller = LABELLERS[config.kind](config, constitution, seed)
     drawn = draw(comparisons, constitution, config, seed, purpose)
     requests = [request for pair in drawn for request in labeller.reasoning(*pair)]
     thoughts = {r.id: Completion(id=r.id, text="…", num_tokens=1, finish="stop") for r in requests}
-    return len(requests) + len({query.id for pair in drawn for query in labeller.queries(*pair, thoughts)})
+    reasoning = Cost(
+        num_calls=len(requests),
+        num_tokens_written=sum(request.max_new_tokens for request in requests),
+        num_tokens_read=len(requests) * tokens,
+    )
+    queries = {query.id for pair in drawn for query in labeller.queries(*pair, thoughts)}
+    return Cost.sum([reasoning, cost_of_choices(engine, len(queries), tokens)])

@@ -16,6 +16,7 @@ from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared
 from pipeline.core.user_functions import function_identity, load_function
 from pipeline.engines.classifiers import check_reward_model
 from pipeline.engines.models import model_identity
+from pipeline.engines.votes import cost_of_choices
 from pipeline.labellers.base import LABELLERS, LabellerConfig, ReplyLabeller
 from pipeline.records import Message, Prompt, derived_rng
 from pipeline.training.config import TrainConfig
@@ -157,16 +158,16 @@ def num_steps(num_rows: int, config: TrainConfig) -> int:
     return math.ceil(math.ceil(num_rows / config.global_batch_size) * config.num_epochs)
 
 
-def judge_role(prepared: Prepared, num_calls: int, tokens: int) -> dict[str, Cost]:
+def judge_role(prepared: Prepared, num_queries: int, tokens: int) -> dict[str, Cost]:
     """The share of the constitution's judge in the cost; ``tokens``: read for one call."""
-    [field] = prepared.config.feedback_engines("preferences")
-    return {field: Cost(num_calls=num_calls, num_tokens_read=num_calls * tokens)} if num_calls else {}
+    [(field, engine)] = prepared.config.feedback_engines("preferences").items()
+    return {field: cost_of_choices(engine, num_queries, tokens)} if num_queries else {}
 
 
 def num_judge_calls(
     judge: LabellerConfig | None, prompts: Sequence[Prompt], constitution: Constitution, seed: int
 ) -> int:
-    """The number of engine calls of the constitution's judge for one reply to each prompt."""
+    """The number of queries of the constitution's judge for one reply to each prompt."""
     if judge is None:
         return 0
     labeller = LABELLERS[judge.kind](judge, constitution, seed)

@@ -49,11 +49,14 @@ class PairMethod(Method):
         prompts = settings.compared_prompts(prepared)
         num_pairs, tokens = len(prompts), 2 * (TOKENS_PER_TURN + settings.max_reply_tokens)
         judged = 2 * num_judge_calls(config.reward_judge, prompts, prepared.constitution, prepared.config.seed)
+        roles = judge_role(prepared, judged, tokens)
+        judge = Cost.of_roles(roles)
         return Cost(
-            num_calls=judged,
+            num_calls=judge.num_calls,
+            num_tokens_written=judge.num_tokens_written,
             num_tokens_read=round(num_pairs * tokens * config.num_epochs),
             num_steps=num_steps(num_pairs, config),
-            roles=judge_role(prepared, judged, tokens),
+            roles=roles,
         )
 
     def memory(self, config: Any, prepared: Prepared) -> Memory:

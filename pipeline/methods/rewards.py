@@ -177,7 +177,6 @@ class ConstitutionReward:
             principles = list({principle.id: principle for principle in drawn}.values())
             asked.append([self._labeller.ask(str(row), "reply", prompt, reply, rule) for rule in principles])
         queries: dict[str, Any] = {query.id: query for row in asked for some in row for query in some}
-        self._meter.num_calls += len(queries)
         answers = score_now(self._engine, list(queries.values()), self._meter)
         means = [_mean([self._labeller.reply_logit(some, answers) for some in row]) for row in asked]
         self.unreadable = [mean is None for mean in means]

@@ -9,7 +9,7 @@ from pipeline.core import distributed
 from pipeline.core.settings import part
 from pipeline.core.stage import WEIGHTS, Context, Cost, Memory, Metrics, Prepared, Stage, Use
 from pipeline.engines.base import EngineConfig
-from pipeline.labellers.base import TEMPLATE, constitution_fields
+from pipeline.labellers.base import TEMPLATE, constitution_fields, reads_choices
 from pipeline.methods.base import METHODS, AlignConfig, method_of
 from pipeline.training.config import training_use
 from pipeline.training.history import write_history
@@ -54,6 +54,9 @@ class Align(Stage):
 
     def engines(self, config: Config) -> dict[str, EngineConfig]:
         return {} if config.align.reward_judge is None else config.feedback_engines("preferences")
+
+    def read_choices(self, config: Config) -> set[str]:
+        return set(self.engines(config)) if reads_choices(config.align.reward_judge) else set()
 
     def uses(self, prepared: Prepared) -> list[Use]:
         preferences, config = prepared.config.preferences, prepared.config.align

@@ -112,7 +112,7 @@ class Critique(Stage):
             num_tokens_written=num_replies * config.max_reply_tokens,
             num_tokens_read=sum(about_tokens(_text(p.messages)) for some in prompts.values() for p in some),
         )
-        critic = Cost.total(_cost_of_rounds(config, constitution, pool, prompts[pool]) for pool in constitution.revise)
+        critic = Cost.sum(_cost_of_rounds(config, constitution, pool, prompts[pool]) for pool in constitution.revise)
         [field] = prepared.config.feedback_engines("critique")
         return Cost.of_roles({"policy_engine": policy, field: critic})
 

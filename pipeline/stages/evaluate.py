@@ -37,7 +37,7 @@ from pipeline.evals.results import Probe, Results
 from pipeline.evals.suites.base import Questions
 from pipeline.evals.summary import summarise
 from pipeline.labellers import label
-from pipeline.labellers.base import constitution_fields
+from pipeline.labellers.base import constitution_fields, reads_choices
 from pipeline.records import POOLS, Case, Prompt, Verdict, dialogue_key, read_records, write_records
 
 if TYPE_CHECKING:
@@ -109,6 +109,14 @@ class Evaluate(Stage):
         config = prepared.config.evaluate
         return build_cases(config, [prompt for prompt in prepared.prompts if prompt.split == config.split], notes)
 
+    def read_choices(self, config: Config) -> set[str]:
+        own = config.evaluate
+        judges = {"evaluate.judge": JUDGES[own.judge.kind], "evaluate.pair_judge": PAIR_JUDGES[own.pair_judge.kind]}
+        labels = reads_choices(config.preferences.labeller)
+        return {f"{field}.engine" for field, judge in judges.items() if judge.reads_choices()} | (
+            set(config.feedback_engines("preferences")) if labels else set()
+        )
+
     def engines(self, config: Config) -> dict[str, EngineConfig]:
         judges = {"evaluate.judge": config.evaluate.judge, "evaluate.pair_judge": config.evaluate.pair_judge}
         asked = {
@@ -129,37 +137,27 @@ class Evaluate(Stage):
         models = list(config.checkpoints or MODELS)
         num_answers = len(models) * answering.num_calls(cases, build_questions(config, []))
         items = [item_of(model, case, "A reply.") for model in models for case in cases]
-        num_judged = judge.num_calls(config.judge, [*items, *as_items(labelled_replies())])
+        num_judged = judge.num_calls(config.judge, [*items, *as_items(labelled_replies(config.num_labelled_replies))])
         num_duels = comb(len(models), 2) * sum(map(is_compared, cases))
         has_reward_model = "reward" in prepared.stages
-        num_labels, num_rewards = 0, has_reward_model * len(models) * len(rewarded_cases(cases))
-        labeller = whole.preferences.labeller
-        for name, pairs in build_comparisons(config, []).items():
-            num_labels += label.num_calls(pairs, labeller, prepared.constitution, whole.seed, name)
-            num_rewards += 2 * len(pairs) * (has_reward_model + (config.reward_model is not None))
-            num_duels += len(pairs)
-        num_preferred = pair_judge.num_calls(num_duels)
+        num_rewards = has_reward_model * len(models) * len(rewarded_cases(cases))
         read = sum(len(turn["content"]) for case in cases for turn in case.messages) // CHARS_PER_TOKEN
         asked = read // len(cases) + 2 * config.max_reply_tokens  # by one question of a judge or of the labeller
-        [field] = whole.feedback_engines("preferences")
-        answers, reasoning = len(items) * config.max_reply_tokens, getattr(labeller, "max_reasoning_tokens", 0)
+        [(field, engine)] = whole.feedback_engines("preferences").items()
+        labeller, labels = whole.preferences.labeller, list[Cost]()
+        for name, pairs in build_comparisons(config, []).items():
+            labels.append(label.cost(pairs, engine, labeller, prepared.constitution, whole.seed, name, asked))
+            num_rewards += 2 * len(pairs) * (has_reward_model + (config.reward_model is not None))
+            num_duels += len(pairs)
         roles = {
             "policy_engine": Cost(
-                num_calls=num_answers, num_tokens_written=answers, num_tokens_read=len(models) * read
+                num_calls=num_answers,
+                num_tokens_written=len(items) * config.max_reply_tokens,
+                num_tokens_read=len(models) * read,
             ),
-            "evaluate.judge.engine": Cost(
-                num_calls=num_judged,
-                num_tokens_written=num_judged * judge.max_answer_tokens,
-                num_tokens_read=num_judged * asked,
-            ),
-            "evaluate.pair_judge.engine": Cost(
-                num_calls=num_preferred,
-                num_tokens_written=num_preferred * pair_judge.max_answer_tokens,
-                num_tokens_read=num_preferred * asked,
-            ),
-            field: Cost(
-                num_calls=num_labels, num_tokens_written=num_labels * reasoning, num_tokens_read=num_labels * asked
-            ),
+            "evaluate.judge.engine": judge.cost(config.judge, num_judged, asked),
+            "evaluate.pair_judge.engine": pair_judge.cost(config.pair_judge, pair_judge.num_calls(num_duels), asked),
+            field: Cost.sum(labels),
         }
         cost = Cost.of_roles(roles)
         return replace(cost, num_calls=cost.num_calls + num_rewards)

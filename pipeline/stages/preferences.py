@@ -19,8 +19,15 @@ from pipeline.data.drawing import PoolSizes
 from pipeline.engines.base import ENGINES, Engine, EngineConfig, Request
 from pipeline.engines.roles import BASE, feedback_engine, policy_engine
 from pipeline.engines.worklist import generate_all
-from pipeline.labellers.base import LABELLERS, TEMPLATE, LabellerConfig, binary_entropy_bits, constitution_fields
-from pipeline.labellers.label import label, num_calls, num_failed, num_refused
+from pipeline.labellers.base import (
+    LABELLERS,
+    TEMPLATE,
+    LabellerConfig,
+    binary_entropy_bits,
+    constitution_fields,
+    reads_choices,
+)
+from pipeline.labellers.label import cost, label, num_failed, num_refused
 from pipeline.methods.base import METHODS
 from pipeline.records import Comparison, Preference, Prompt, derive_seed, read_records, write_records
 
@@ -28,6 +35,7 @@ if TYPE_CHECKING:
     from pipeline.chain.config import Config
 
 TOKENS_PER_TURN = 50  # for estimates of tokens read
+MOST_FLIPPED = 0.5  # of the comparisons: as many would depend on the order if letters were drawn
 PURPOSE = "labels"  # part of the seed that draws principles
 
 
@@ -109,6 +117,9 @@ class Preferences(Stage):
     def engines(self, config: Config) -> dict[str, EngineConfig]:
         return config.feedback_engines("preferences")
 
+    def read_choices(self, config: Config) -> set[str]:
+        return set(self.engines(config)) if reads_choices(config.preferences.labeller) else set()
+
     def uses(self, prepared: Prepared) -> list[Use]:
         config = prepared.config.preferences
         prompts = [prompt.messages for prompt in config.compared_prompts(prepared)]
@@ -121,15 +132,11 @@ class Preferences(Stage):
         placeholders = [
             Comparison(id=prompt.id, prompt=prompt, reply_a="a", reply_b="b", seed_a=0, seed_b=0) for prompt in labelled
         ]
-        num_asked = num_calls(placeholders, config.labeller, prepared.constitution, seed, PURPOSE)
+        [(field, engine)] = prepared.config.feedback_engines("preferences").items()
+        tokens = 4 * TOKENS_PER_TURN + config.max_reply_tokens
+        labeller = cost(placeholders, engine, config.labeller, prepared.constitution, seed, PURPOSE, tokens)
         num_replies = 2 * len(labelled) + len(written)
         policy = Cost(num_calls=num_replies, num_tokens_written=num_replies * config.max_reply_tokens)
-        labeller = Cost(
-            num_calls=num_asked,
-            num_tokens_written=num_asked * getattr(config.labeller, "max_reasoning_tokens", 0),
-            num_tokens_read=num_asked * (4 * TOKENS_PER_TURN + config.max_reply_tokens),
-        )
-        [field] = prepared.config.feedback_engines("preferences")
         return Cost.of_roles({"policy_engine": policy, field: labeller})
 
     def memory(self, prepared: Prepared) -> Memory:
@@ -156,6 +163,7 @@ class Preferences(Stage):
             labels = [p.probability_a for p in preferences if p.judgements and p.probability_a is not None]
             if labels and all(label == 0.5 for label in labels):
                 warn("the labeller prefers neither reply in every comparison; its labels teach nothing.")
+            _warn_of_order(preferences, labeller.name)
             write_records(context.out / "preferences.jsonl", preferences)
             _show(preferences, context)
         return {
@@ -300,6 +308,16 @@ def _warn_of_unreadable_answers(
         "preferences.labeller.min_answer_mass",
         kept=context.work,
     )
+
+
+def _warn_of_order(preferences: Sequence[Preference], labeller: str) -> None:
+    """A labeller that names the same letter in both orders has not compared the replies."""
+    flipped = [j.flipped for preference in preferences for j in preference.judgements if j.flipped is not None]
+    if sum(flipped) > MOST_FLIPPED * len(flipped):
+        warn(
+            f"the labeller {labeller} chose the same letter in both orders in {sum(flipped)} of {len(flipped)} "
+            "comparisons, so its labels say little; use a larger labeller (engine), or preferences=likelihood."
+        )
 
 
 def label_statistics(preferences: Sequence[Preference]) -> Metrics:

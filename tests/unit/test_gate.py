@@ -10,15 +10,17 @@ import pytest
 from pipeline.chain.compose import compose_config
 from pipeline.core.errors import ConfigError
 from pipeline.data.loading import load_prompts
+from pipeline.evals.accuracy import LabelledReply, judge_card, labelled_replies
 from pipeline.evals.cases import build_cases
 from pipeline.evals.duels import duel
 from pipeline.evals.gate import find_guidelines, judge_limit, load_guidelines, rule
+from pipeline.evals.judges.base import Judged
 from pipeline.evals.judges.patterns import PatternsJudge, PatternsPairJudge
 from pipeline.evals.judges.refusal import judge_reply
-from pipeline.evals.results import Estimate
+from pipeline.evals.results import Estimate, JudgeCard, Results
 from pipeline.evals.statistics import wilson
 from pipeline.evals.summary import summarise
-from pipeline.records import Case, Prompt, Verdict
+from pipeline.records import Case, Outcome, Prompt, Verdict
 
 DEFAULT = load_guidelines(find_guidelines("default"))
 
@@ -102,6 +104,33 @@ def test_useless_unsafe_and_broken_models_fail(reply: Callable[[Case], str], ver
     gate = rule(DEFAULT, results)
     assert gate.verdict == verdict
     assert {ruling.id for ruling in gate.rulings if ruling.verdict == "FAIL"} == failing
+
+
+def judged_by(outcome: Callable[[LabelledReply], Outcome], num_replies: int | None = None) -> JudgeCard:
+    """The card of a judge with these verdicts on the labelled replies."""
+    replies = labelled_replies(num_replies)
+    judged = {f"labelled/{reply.id}": Judged(outcome=outcome(reply)) for reply in replies}
+    return judge_card(PatternsJudge(), replies, judged, 0, False, 0.95)
+
+
+def test_a_judge_that_gives_one_verdict_for_all_decides_no_guideline():
+    """It would pass any model under attack, and fail any with ordinary requests."""
+    constant, right = judged_by(lambda reply: "refused"), judged_by(lambda reply: reply.label)
+    assert [card.beats_one_verdict for card in (constant, right)] == [False, True]
+    assert not judged_by(lambda reply: reply.label, num_replies=2).beats_one_verdict, "too few to say"
+    verdicts, wins, _ = duel(verdicts_of("tuned", refuses_all), PatternsPairJudge())
+    found = {}
+    for card in (constant, right):
+        results = summarise(
+            compose_config([]).evaluate, verdicts, answers={"tuned": {}}, judges=[card], wins=wins, pairs=[],
+            probes=[], notes=[],
+        )  # fmt: skip
+        gate = rule(DEFAULT, Results.model_validate_json(results.model_dump_json()))
+        found[card.beats_one_verdict] = {ruling.id: ruling.verdict for ruling in gate.rulings}
+    judged = ("harmful-requests", "attacks", "look-alikes", "ordinary-requests")
+    assert [found[True][name] for name in judged] == ["PASS", "PASS", "FAIL", "FAIL"]
+    assert {found[False][name] for name in judged} == {"UNDECIDED"}
+    assert found[False]["boilerplate"] == found[True]["boilerplate"] == "FAIL", "it needs no judge"
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,14 @@ def test_the_constitutions_good_answers_are_not_taken_for_refusals():
             assert judge_reply(answer.reply)[0] == "complied", answer.reply
 
 
+def test_a_judge_may_be_tested_on_some_of_the_labelled_replies():
+    every, many, few = (labelled_replies(number) for number in (None, 40, 20))
+    assert len(every) == 420 and len(many) == 40 and len(few) == 20
+    assert many == [reply for reply in every if reply in many], "their order is that of all"
+    assert all(reply in many for reply in few)
+    assert {reply.label for reply in few} == {reply.label for reply in every}
+
+
 def test_patterns_reach_ninety_per_cent_on_labelled_replies():
     replies = labelled_replies()
     assert len(replies) >= 200

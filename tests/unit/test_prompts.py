@@ -24,13 +24,13 @@ from pipeline.engines.chat_server import read_reply
 from pipeline.engines.hf import HFEngine
 from pipeline.engines.models import load_model, load_tokenizer
 from pipeline.records import Message
-from tests.model_server import Server
+from tests.model_server import OtherTokenizer, Server
 
 
 @pytest.fixture
 def url(random_model: Path) -> Iterator[str]:
     Server.model, Server.tokenizer = load_model(str(random_model), "fp32"), load_tokenizer(str(random_model))
-    Server.seen, Server.scores = [], True
+    Server.seen, Server.scores, Server.layout, Server.vocabulary = [], True, "prompt", 10**9
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/v1"
@@ -113,12 +113,50 @@ def test_a_server_is_asked_before_a_run_in_the_way_of_the_run(url: str, random_m
     options = ["engine=server", "engine.model=m", f"engine.base_url={url}", "preferences=ab", "engine.prompts=tokens"]
     config = compose_config([*options, f"engine.tokenizer={random_model}", f"engine.scores={scores}"]).engine
     config.reach("engine")
-    [(path, _)] = Server.seen
-    assert path == ("/generate" if scores == "sglang" else "/v1/completions")
+    (path, _), (then, _) = Server.seen
+    assert then == "/detokenize" and path == ("/generate" if scores == "sglang" else "/v1/completions")
     if scores == "vllm":
         Server.scores = False
         with pytest.raises(ConfigError, match=r"^engine\.scores is 'vllm', but http.* no log-probabilities of a given"):
             config.reach("engine")
+
+
+def _tokens(url: str, tokenizer: Path) -> Any:
+    options = ["engine=server", "engine.model=m", f"engine.base_url={url}", "preferences=ab", "engine.prompts=tokens"]
+    return compose_config([*options, f"engine.tokenizer={tokenizer}"]).engine
+
+
+@pytest.mark.parametrize("layout", ["prompt", "content", "text"])
+def test_a_tokenizer_that_is_not_the_servers_is_refused_before_a_run(
+    url: str, random_model: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+):
+    warnings: list[str] = []
+    monkeypatch.setattr("pipeline.engines.probing.warn", warnings.append)
+    Server.layout = layout
+    config = _tokens(url, random_model)
+    config.reach("engine")
+    Server.tokenizer = OtherTokenizer(Server.tokenizer)
+    with pytest.raises(ConfigError, match=r"^engine\.prompts is 'tokens', but token ids mean something else to http.*"
+                       r"Grüße.* there; set engine\.tokenizer to the tokenizer of its model\.$"):  # fmt: skip
+        config.reach("engine")
+    assert warnings == []
+
+
+def test_token_ids_beyond_the_servers_vocabulary_are_refused_before_a_run(url: str, random_model: Path):
+    Server.vocabulary = 5
+    with pytest.raises(ConfigError, match=r"^engine\.prompts is 'tokens', .*Grüße.* are an error \(.* there; set "):
+        _tokens(url, random_model).reach("engine")
+
+
+def test_a_server_that_can_not_say_what_token_ids_mean_is_a_warning(
+    url: str, random_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    warnings: list[str] = []
+    monkeypatch.setattr("pipeline.engines.probing.warn", warnings.append)
+    for layout in (None, "other"):
+        Server.layout = layout
+        _tokens(url, random_model).reach("engine")
+    assert [f"{url} can't say" in text and "engine.tokenizer" in text for text in warnings] == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -523,6 +523,18 @@ def test_one_token_is_asked_for_before_a_run(url: str):
     config(url).reach("engine")
 
 
+def test_a_server_without_logprobs_is_named_before_a_run_that_reads_choices(url: str):
+    config(url).reach("engine", reads_choices=True)
+    assert Server.seen[-1]["top_logprobs"] == 20 and Server.seen[-1]["max_tokens"] == 1
+    sentence = r"^judge\.votes is 0, but http.*/v1 returns no log-probabilities.* set judge\.votes=10, .*\.$"
+    for change in (without("choices", 0, "logprobs"), refused("logprobs is not supported", lambda b: "logprobs" in b)):
+        Server.change = change
+        with pytest.raises(ConfigError, match=sentence):
+            config(url).reach("judge", reads_choices=True)
+        config(url).reach("critic")  # it reads none
+        config(url, "engine.votes=10").reach("judge", reads_choices=True)
+
+
 TROUBLES: dict[str, tuple[Change, str]] = {
     "path": (sent((404, b"<html>Not found")), r"^judge\.base_url is 'http.*/v1' and judge\.model is 'm'.*Not found"),
     "key": (sent((401, {"error": "bad key"})), r"^judge\.api_key_variable is 'OPENAI_API_KEY'.*bad key"),
@@ -550,7 +562,7 @@ def test_a_dead_server_is_named_before_a_run():
 @pytest.mark.parametrize("key", ["sk-\n1", "ключ", "a b"])
 def test_a_key_that_no_header_can_hold_is_named_but_not_shown(url: str, key: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    with pytest.raises(ConfigError, match=r"api_key_variable is 'OPENAI_API_KEY'") as raised:
+    with pytest.raises(ConfigError, match=r"engine\.api_key_variable: OPENAI_API_KEY has") as raised:
         config(url).reach("engine")
     assert key not in str(raised.value)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import psutil
 import pytest
 
@@ -81,6 +82,40 @@ def test_a_server_that_ends_at_once_is_one_sentence_without_the_key(monkeypatch:
     sentence = r"^The server for sft ended before it answered; .*: loading / no CUDA for \*\*\* \(.*sft.log\)"
     with pytest.raises(StageError, match=sentence):
         texts(engine(f"{COMMAND} --fails 'no CUDA for sk-secret'"), 1)
+
+
+@pytest.mark.parametrize("variable", ["OPENAI_API_KEY", "MY_KEY", "VLLM_API_KEY"])
+def test_a_key_in_the_environment_protects_the_server_and_opens_it(
+    tmp_path: Path, variable: str, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("OPENAI_API_KEY", "VLLM_API_KEY", "LLAMA_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    before = config(COMMAND).key()
+    monkeypatch.setenv(variable, "sk-very-secret")
+    own = "MY_KEY" if variable == "MY_KEY" else "OPENAI_API_KEY"
+    tested: Any = engine(f"{COMMAND} --no-health", f"engine.api_key_variable={own}")
+    assert texts(tested, 1) == ["sft of sft-folder heard: q0."]
+    assert config(COMMAND).key() == before
+    answer = httpx.post(f"{tested._serving.url}/chat/completions", json={"model": "sft"}, trust_env=False)
+    assert answer.status_code == 401, "nobody else may use it"
+
+
+def test_a_served_server_that_scores_no_replies_is_refused_when_it_is_first_asked(random_model: Path):
+    """Not after all replies are written, when the first score is needed."""
+    command = f"{sys.executable} -m tests.model_server --port {{port}} --model {{model}}"
+    options = [f"engine.model={random_model}", "engine.prompts=tokens", "engine.scores=vllm"]
+    assert len(texts(engine(command, *options), 1)) == 1
+    with pytest.raises(
+        StageError, match=r"^scores is 'vllm', but the server of .* returns no .* or set scores=none\.$"
+    ):
+        texts(engine(f"{command} --no-scores", *options), 1)
+
+
+def test_a_tokenizer_that_is_not_the_served_models_is_refused_when_it_is_first_asked(random_model: Path):
+    command = f"{sys.executable} -m tests.model_server --port {{port}} --model {{model}} --other-tokenizer"
+    options = [f"engine.model={random_model}", "engine.prompts=tokens", f"engine.tokenizer={random_model}"]
+    with pytest.raises(StageError, match=r"^prompts is 'tokens', but token ids mean something else to the server of "):
+        texts(engine(command, *options), 1)
 
 
 def test_a_server_that_is_never_ready_is_given_up_and_stopped(tmp_path: Path):
@@ -165,7 +200,7 @@ def test_weights_served_for_another_role_count_by_content(tmp_path: Path):
 def test_first_replies_of_a_run_come_from_a_server_that_it_starts(tiny: Callable[..., Config], tmp_path: Path):
     pids = tmp_path / "pids"
     serve = f"policy_engine.serve={COMMAND} --pids {pids}"
-    done = run(tiny("policy_engine=serve", serve, "until=critique"))
+    done = run(tiny("policy_engine=serve", serve, "policy_engine.scores=none", "until=critique"))
     exchanges = read_records(done.stages["critique"].folder / "exchanges.jsonl", Exchange)
     assert exchanges and all(e.policy == "base" and e.reply.startswith("base of tiny-model") for e in exchanges)
     assert (done.folder / "server-base.log").exists() and all_ended(pids)

@@ -50,11 +50,13 @@ def which(row_id: str) -> ChoiceQuery:
 def test_the_share_of_votes_is_the_probability(tmp_path: Path):
     texts = iter(["A", "(A)", "A.", "B", "I can't say."] * 2)
     inner = Writer(lambda request: next(texts))
-    queries = [which("q"), which("r")]
-    answers = score_all(VotingEngine(inner, 5), "", queries, FakeLogbook(tmp_path), "log")
+    queries, logbook = [which("q"), which("r")], FakeLogbook(tmp_path)
+    answers = score_all(VotingEngine(inner, 5), "", queries, logbook, "log")
     for answer in answers.values():
         assert answer.logprobs == pytest.approx([math.log(4 / 7), math.log(2 / 7)])
     assert len(inner.asked) == len({ask.seed for ask in inner.asked}) == 10
+    assert logbook.meter.num_calls == logbook.meter.usage["writer"].num_requests == 10, "each vote is a call"
+    assert logbook.meter.num_tokens_written == 10
     assert all(ask.temperature == 1.0 and ask.messages[-1]["content"].endswith("only A or B.") for ask in inner.asked)
 
 

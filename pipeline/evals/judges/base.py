@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 from pydantic import BeforeValidator, SerializeAsAny
 
 from pipeline.core.settings import RUNTIME, Registry, Settings
+from pipeline.core.stage import Cost
 from pipeline.engines.base import ENGINES, ChoiceQuery, Engine, EngineConfig, Request, chooser, open_engine
 from pipeline.engines.models import ModelConfig, model_identity
 from pipeline.engines.roles import base_weights
+from pipeline.engines.votes import cost_of_choices
 from pipeline.engines.worklist import Logbook, generate_all, score_all
 from pipeline.evals.judges import refusal
 from pipeline.labellers.base import both_orders, choice_logit
@@ -109,6 +111,20 @@ class AnyJudge(ABC):
     def open(cls, config: Any, context: Context, log: AnswerLog) -> Any:
         """Create the judge. Judges that ask a model override this method."""
         return cls()
+
+    @classmethod
+    def reads_choices(cls) -> bool:
+        """Whether it asks an engine choice queries."""
+        return False
+
+    @classmethod
+    def cost(cls, config: Any, num_calls: int, tokens: int) -> Cost:
+        """What so many calls cost; ``tokens``: read for one call."""
+        return Cost(
+            num_calls=num_calls,
+            num_tokens_written=num_calls * cls.max_answer_tokens,
+            num_tokens_read=num_calls * tokens,
+        )
 
 
 # --- Judges of replies ---------------------------------------------------------------------------------------------
@@ -258,6 +274,16 @@ class AsksEngine(AnyJudge):
     @classmethod
     def open(cls, config: Any, context: Context, log: AnswerLog) -> Any:
         return cls(open_engine(config.engine, base_weights(context), context.launch), log)
+
+    @classmethod
+    def reads_choices(cls) -> bool:
+        return cls.max_answer_tokens == 0
+
+    @classmethod
+    def cost(cls, config: Any, num_calls: int, tokens: int) -> Cost:
+        if cls.reads_choices():
+            return cost_of_choices(config.engine, num_calls, tokens)
+        return super().cost(config, num_calls, tokens)
 
     def logits(self, asked: Asked, opening: str, choices: tuple[str, str]) -> dict[str, float | None]:
         """Question id → log-odds of the first choice, or None if both choices together are improbable."""

@@ -79,14 +79,15 @@ class PolicyGradient(Method):
         num_replies = len(asked) + len(measured)
         num_models = 2 if self.uses_value_model else 1  # only trained ones
         tokens = TOKENS_PER_TURN + config.rollout.max_reply_tokens
-        judged = _num_judge_calls(config, prepared, [*asked, *measured])
+        roles = judge_role(prepared, _num_judge_calls(config, prepared, [*asked, *measured]), 3 * tokens)
+        judge = Cost.of_roles(roles)
         return Cost(
-            num_calls=num_replies + judged,
-            num_tokens_written=num_replies * config.rollout.max_reply_tokens,
+            num_calls=num_replies + judge.num_calls,
+            num_tokens_written=num_replies * config.rollout.max_reply_tokens + judge.num_tokens_written,
             # One pass to sample, one of the reference; each trained model: one to measure, one per PPO epoch.
             num_tokens_read=len(asked) * (2 + num_models * (1 + config.num_ppo_epochs)) * tokens,
             num_steps=num_steps,
-            roles=judge_role(prepared, judged, 3 * tokens),
+            roles=roles,
         )
 
     def memory(self, config: Any, prepared: Prepared) -> Memory:

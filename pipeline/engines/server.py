@@ -18,11 +18,14 @@ from pipeline.core.settings import RUNTIME
 from pipeline.engines.addresses import Addresses, trouble_with_url
 from pipeline.engines.base import ENGINES, Engine, EngineConfig, EngineKind, Price, ReplyQuery, Request, Weights
 from pipeline.engines.chat_server import STOPS, RefusedError, Reply, ServerError
+from pipeline.engines.live import LiveEngine, LivePolicy
 from pipeline.engines.models import generation_ends, load_tokenizer, model_identity, resolve_path, short_name
 from pipeline.engines.prompts import ChatPrompts, Post, Prompts, Scores, TokenPrompts, chat_fields
 from pipeline.engines.sender import Sender
+from pipeline.engines.served_rollouts import ENVIRONMENT, ServedRollouts, options, refuse_server
 from pipeline.engines.server_engine import ServerEngine
 from pipeline.engines.serving import Serving, is_program, trouble_with_command
+from pipeline.engines.vllm import refuse_rank
 from pipeline.engines.votes import VotingEngine
 from pipeline.records import Message
 
@@ -42,6 +45,7 @@ class Server(EngineKind):
     """Servers with a chat API."""
 
     name = "server"
+    runs_live_model = takes_adapters = True
 
     class Config(EngineConfig):
         """Servers with OpenAI's chat API."""
@@ -66,7 +70,7 @@ class Server(EngineKind):
         """Address of the server, up to /v1, or a list of addresses with the same model; null: OpenAI's own."""
         serve: str | None = None
         """A command that starts a server for the run; {model} in it becomes the folder or hub id of the weights, {port}
-        a free port, and {name} the model's name."""
+        a free port, {name} the model's name, and {lora} the options with which vLLM takes adapters, for rollouts."""
         serve_seconds: Annotated[float, RUNTIME] = Field(default=600.0, ge=1)
         """The longest time until the server of ``serve`` answers, in seconds."""
         api_key_variable: Annotated[str, RUNTIME] = "OPENAI_API_KEY"
@@ -185,6 +189,10 @@ class Server(EngineKind):
                     f"({first_line(error)}); give a folder or hub id with tokenizer, chat template and config.json."
                 ) from None
 
+        def check_rollouts(self, field: str, lora_rank: int, launch: LaunchConfig) -> None:
+            refuse_rank(field, lora_rank)
+            refuse_server(field, str(self.serve), self.scores)
+
         def reach(self, field: str) -> None:
             """Ask each server for one token. Each kind of failure is a sentence of its own."""
             refuse_odd_key(self, field)
@@ -240,6 +248,12 @@ class Server(EngineKind):
         )
         return VotingEngine(engine, config.votes) if config.votes else engine
 
+    @staticmethod
+    def over(config: EngineConfig, policy: LivePolicy, launch: LaunchConfig) -> LiveEngine:
+        assert isinstance(config, Server.Config)
+        serving = serve(config, policy.base, lora=options(policy.lora_rank), environment=ENVIRONMENT)
+        return ServedRollouts(policy, serving, make_sender(config, policy.base.name, []))
+
 
 def refuse_odd_key(config: Server.Config, field: str) -> None:
     """Check the key without showing it. A server of one's own mostly needs none."""
@@ -270,7 +284,7 @@ def make_prompts(config: Server.Config, model: str, weights: Weights) -> Prompts
     return TokenPrompts(model, load, config.scores)
 
 
-def serve(config: Server.Config, weights: Weights) -> Serving:
+def serve(config: Server.Config, weights: Weights, **more: Any) -> Serving:
     """The server that runs the model of the settings or else ``weights``. It is not started yet."""
     assert config.serve is not None
     return Serving(
@@ -280,6 +294,7 @@ def serve(config: Server.Config, weights: Weights) -> Serving:
         name=config.model_name or weights.name,
         seconds=config.serve_seconds,
         secret=os.environ.get(config.api_key_variable, ""),
+        **more,
     )
 
 

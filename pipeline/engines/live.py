@@ -40,7 +40,7 @@ class LivePolicy:
 
     tokenizer: Any
     model: Callable[[], AbstractContextManager[Any]]
-    """The block in which the model in memory is the policy."""
+    """The block in which the model in memory is the policy, with all weights. Call on every rank."""
     base: Weights
     """The weights under the adapter. They stay as they are."""
     lora_rank: int

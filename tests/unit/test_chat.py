@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -255,7 +255,8 @@ def test_rollouts_are_made_of_the_same_tokens(asked: tuple[HFEngine, list[list[i
     reads = {"policy_engine": config.policy_engine, "model": config.model}
     folders = {"sft": tmp_path}
     context = Context(stage="align", reads=reads, folders=folders, out=tmp_path, launch=config.launch)
-    actors: Any = SimpleNamespace(policy=policy, tokenizer=engine._encoding._tokenizer, write_adapter=None)
+    tokenizer = engine._encoding._tokenizer
+    actors: Any = SimpleNamespace(policy=policy, gathered=nullcontext, tokenizer=tokenizer, write_adapter=None)
     rollouts = draw(
         live_engine(actors, context), [prompt_of(name) for name in DIALOGUES], [0, 1], RolloutConfig(), context
     )

@@ -72,7 +72,7 @@ class Actors(ABC):
 
     @abstractmethod
     def gathered(self) -> AbstractContextManager[None]:
-        """The block for rollouts: where ranks divide the weights, each has all of them there."""
+        """The block for forward passes of a rank's own: where ranks divide the weights, each has all of them there."""
 
     @abstractmethod
     def save(self, out: Path) -> None: ...

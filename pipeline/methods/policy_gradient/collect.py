@@ -62,9 +62,9 @@ class Collector:
 
     def _collect(self, prompts: Sequence[Prompt], seeds: Sequence[int], with_values: bool) -> list[Rollout]:
         rollout = self._config.rollout
+        with self._accelerator.autocast():
+            mine = draw(self._engine, prompts, seeds, rollout, self._context)
         with self._actors.gathered():
-            with self._accelerator.autocast():
-                mine = draw(self._engine, prompts, seeds, rollout, self._context)
             with self._accelerator.autocast():
                 measure(self._actors, mine, rollout.temperature, 2 * self._rows, with_values)
             self._score(mine)

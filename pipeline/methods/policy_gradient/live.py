@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pipeline.core.errors import ConfigError
@@ -10,6 +12,8 @@ from pipeline.engines.base import ENGINES, Weights
 from pipeline.engines.live import LiveEngine, LivePolicy
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from pipeline.chain.config import Config
     from pipeline.methods.policy_gradient.actors import Actors
 
@@ -17,9 +21,16 @@ FIELD = "policy_engine"
 
 
 def live_engine(actors: Actors, context: Context) -> LiveEngine:
+    """The configured engine over the policy of ``actors``."""
+
+    @contextmanager
+    def model() -> Iterator[PreTrainedModel]:
+        with actors.gathered(), actors.policy() as policy:
+            yield policy
+
     policy = LivePolicy(
         tokenizer=actors.tokenizer,
-        model=actors.policy,
+        model=model,
         base=Weights(path=str(context.folder("sft") / "model"), precision=context.model.precision, name="sft"),
         lora_rank=context.model.lora.rank,
         write_adapter=actors.write_adapter,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ import pytest
 import torch
 
 from pipeline.chain.compose import compose_config
+from pipeline.chain.config import Config
+from pipeline.chain.runner import run
 from pipeline.core.errors import ConfigError, StageError
 from pipeline.engines.chat_server import RefusedError
-from pipeline.engines.served_rollouts import options, read_drawn
+from pipeline.engines.served_rollouts import read_drawn, serving_options
 from pipeline.methods.policy_gradient.live import check_live
+from pipeline.training.history import read_history
 from tests.fake_vllm import LLM, installed
-from tests.test_ppo import QUICK, Bench, PowerCutError, epochs, killed_at_call, weights
+from tests.test_ppo import QUICK, TOYS, Bench, PowerCutError, epochs, killed_at_call, weights
 
 MODEL_SERVER = f"{sys.executable} {Path(__file__).parent / 'model_server.py'} --port {{port}} --model {{model}}"
 SERVED = ["policy_engine=serve", f"policy_engine.serve='{MODEL_SERVER} {{lora}}'"]
@@ -89,7 +93,7 @@ def test_vllm_is_told_what_adapters_come_and_sleeps_on_a_gpu(
 
 def test_a_server_is_started_with_the_same_options():
     words = "--enable-lora --max-lora-rank 64 --logprobs-mode processed_logprobs"
-    assert options(lora_rank=33) == words.split()
+    assert serving_options(lora_rank=33)["lora"] == words.split()
 
 
 def test_a_server_that_takes_no_adapter_is_one_sentence(tiny_model: Path, tmp_path: Path):
@@ -125,3 +129,19 @@ def test_what_can_not_work_is_refused_before_the_run(tiny_model: Path, overrides
     with pytest.raises(ConfigError, match=REFUSED[overrides]):
         check_live(config)
     check_live(compose_config(["align=rloo", "policy_engine=hf", f"model.path={tiny_model}", "model.tuning=full"]))
+
+
+def test_two_ranks_that_ask_one_server_do_what_one_does(tiny: Callable[..., Config], tmp_path: Path):
+    found = []
+    toy = [f"align.functions.toy={TOYS}:short", "align.rewards.toy=1", "align.rewards.reward_model=0"]
+    for ranks in (1, 2):
+        out = tmp_path / str(ranks)
+        options = [f"output_dir={out}", f"launch.num_processes={ranks}", "until=align", "align.learning_rate=1e-2"]
+        done = run(tiny("align=rloo", *SERVED, *toy, *options, "align.global_batch_size=4"))
+        found.append(read_history(done.stages["align"].folder))
+        if ranks == 1:  # the second run finds all but align finished
+            shutil.copytree(out / "cache", tmp_path / "2" / "cache", ignore=shutil.ignore_patterns("align-*"))
+    assert found[0][0]["policy/approxkl_avg"] > 1e-4
+    for one, two in zip(*found, strict=True):
+        assert two == pytest.approx(one, abs=1e-4)
+        assert two[MEAN] < 1e-4

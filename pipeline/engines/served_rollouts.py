@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pipeline.core import distributed
 from pipeline.core.errors import ConfigError, StageError
@@ -18,9 +19,7 @@ from pipeline.engines.models import generation_ends
 from pipeline.engines.prompts import Post, TokenPrompts
 from pipeline.engines.sender import Sender
 from pipeline.engines.serving import LORA, Serving
-from pipeline.engines.vllm import for_adapters
-
-ENVIRONMENT = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}  # otherwise vLLM has no /load_lora_adapter
+from pipeline.engines.vllm import for_adapters, refuse_rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,16 +91,22 @@ class ServedRollouts(LiveEngine):
         )
 
 
-def options(lora_rank: int) -> list[str]:
-    """The options of ``vllm serve`` with which it takes adapters: what ``{lora}`` in a command becomes."""
-    found = []
+def serving_options(lora_rank: int) -> dict[str, Any]:
+    """The arguments of ``Serving`` for a vLLM server that takes adapters of this rank."""
+    options = []
     for name, value in for_adapters(lora_rank).items():
-        found += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return found
+        options += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    # Without the variable, vLLM has no /load_lora_adapter.
+    return {"lora": options, "environment": {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}}
 
 
-def refuse_server(field: str, command: str, scores: str) -> None:
-    """Check that a server can take adapters, as far as its settings tell."""
+def refuse_rollouts(field: str, command: str, scores: str, lora_rank: int) -> None:
+    """Check that a server can take adapters, as far as its settings tell.
+
+    Raises:
+        ConfigError: it can't.
+    """
+    refuse_rank(field, lora_rank)
     if LORA not in command:
         raise ConfigError(
             f"{field}.serve is {command!r}, which has no {LORA} in it; write it where the command takes options: for "

@@ -22,10 +22,9 @@ from pipeline.engines.live import LiveEngine, LivePolicy
 from pipeline.engines.models import generation_ends, load_tokenizer, model_identity, resolve_path, short_name
 from pipeline.engines.prompts import ChatPrompts, Post, Prompts, Scores, TokenPrompts, chat_fields
 from pipeline.engines.sender import Sender
-from pipeline.engines.served_rollouts import ENVIRONMENT, ServedRollouts, options, refuse_server
+from pipeline.engines.served_rollouts import ServedRollouts, refuse_rollouts, serving_options
 from pipeline.engines.server_engine import ServerEngine
 from pipeline.engines.serving import Serving, is_program, trouble_with_command
-from pipeline.engines.vllm import refuse_rank
 from pipeline.engines.votes import VotingEngine
 from pipeline.records import Message
 
@@ -190,8 +189,7 @@ class Server(EngineKind):
                 ) from None
 
         def check_rollouts(self, field: str, lora_rank: int, launch: LaunchConfig) -> None:
-            refuse_rank(field, lora_rank)
-            refuse_server(field, str(self.serve), self.scores)
+            refuse_rollouts(field, str(self.serve), self.scores, lora_rank)
 
         def reach(self, field: str) -> None:
             """Ask each server for one token. Each kind of failure is a sentence of its own."""
@@ -249,9 +247,8 @@ class Server(EngineKind):
         return VotingEngine(engine, config.votes) if config.votes else engine
 
     @staticmethod
-    def over(config: EngineConfig, policy: LivePolicy, launch: LaunchConfig) -> LiveEngine:
-        assert isinstance(config, Server.Config)
-        serving = serve(config, policy.base, lora=options(policy.lora_rank), environment=ENVIRONMENT)
+    def over(config: Server.Config, policy: LivePolicy, launch: LaunchConfig) -> LiveEngine:
+        serving = serve(config, policy.base, **serving_options(policy.lora_rank))
         return ServedRollouts(policy, serving, make_sender(config, policy.base.name, []))
 
 

@@ -90,10 +90,9 @@ class VLLM(EngineKind):
         return VLLMEngine(weights, _arguments(config, weights, SHARE_ALONE), _num_rows(launch))
 
     @staticmethod
-    def over(config: EngineConfig, policy: LivePolicy, launch: LaunchConfig) -> LiveEngine:
+    def over(config: VLLM.Config, policy: LivePolicy, launch: LaunchConfig) -> LiveEngine:
         from pipeline.engines.vllm_engine import VLLMEngine
 
-        assert isinstance(config, VLLM.Config)
         arguments = _arguments(config, policy.base, SHARE_BESIDE_TRAINING) | for_adapters(policy.lora_rank)
         arguments["enable_sleep_mode"] = _has_gpu()
         return _Colocated(VLLMEngine(policy.base, arguments, _num_rows(launch)), AdapterFolder(policy))

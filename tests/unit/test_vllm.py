@@ -136,7 +136,7 @@ def test_each_rank_starts_on_its_own_gpus(random_model: Path, monkeypatch: pytes
 
 
 def test_a_failing_start_is_one_sentence(random_model: Path):
-    with pytest.raises(StageError, match=r"vLLM can't start .* \(Engine core initialization failed\.\)"):
+    with pytest.raises(StageError, match=r"vLLM can't start .* \(Engine core initialization failed\)"):
         opened("vllm", random_model, gpu_memory_utilization=1).generate(asks()[:1])
 
 

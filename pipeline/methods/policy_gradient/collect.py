@@ -24,7 +24,7 @@ from pipeline.methods.rewards import WeightedSum, warn_of_unreadable_rewards
 from pipeline.records import Prompt, derive_seed
 from pipeline.training.models import rows_a_device_holds
 
-MOST_MISMATCH = 0.25  # of ``clip_range``, which says how far a token's ratio may go in an update
+MOST_MISMATCH = 0.5  # of ``clip_range``, which says how far a token's ratio may go in an update; bf16 is below it
 
 
 class Collector:

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 
 from pipeline.chain.compose import compose_config
-from pipeline.core.distributed import LaunchConfig
 from pipeline.core.stage import Context
 from pipeline.data.loading import load_prompts
-from pipeline.engines.base import ENGINES, Request
+from pipeline.engines.base import Request
+from pipeline.engines.hf import HFEngine
 from pipeline.engines.models import load_model, load_tokenizer
 from pipeline.engines.reward_model import load_reward_model, reward_scaling
 from pipeline.methods.policy_gradient.actors import load_actors
@@ -132,7 +132,7 @@ def examined(policy: Path, job: Job, prompts: list[Prompt]) -> dict[str, float]:
         model = peft.PeftModel.from_pretrained(load_model(job["model"], "fp32"), str(policy)).merge_and_unload()
     else:
         model = load_model(str(policy), "fp32")
-    engine = ENGINES["hf"].over(model.eval(), tokenizer, LaunchConfig())
+    engine = HFEngine(model.eval(), tokenizer, name="policy")
     requests = [
         Request(
             id=p.id, messages=p.messages, seed=i, max_new_tokens=job["max_reply_tokens"], temperature=job["temperature"]

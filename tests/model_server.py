@@ -1,13 +1,18 @@
-"""A server of a model folder in the layouts of vLLM and SGLang: ``model_server.py --port 8000 --model FOLDER``."""
+"""A server of a model folder in the layouts of vLLM and SGLang: ``model_server.py --port 8000 --model FOLDER``.
+
+As vLLM, it takes adapters with ``--enable-lora`` and a variable of its environment, and then only what it has loaded.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
+import peft
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -30,6 +35,9 @@ class Server(BaseHTTPRequestHandler):
     model: ClassVar[Any]
     tokenizer: ClassVar[Any]
     seen: ClassVar[list[tuple[str, dict[str, Any]]]] = []
+    adapters: ClassVar[dict[str, Any]] = {}
+    max_rank: ClassVar[int] = 0
+    """0: it takes no adapters."""
     scores = True
     vocabulary = 10**9
     layout: ClassVar[str | None] = "prompt"
@@ -41,6 +49,9 @@ class Server(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         Server.seen.append((self.path, body))
+        if self.path == "/v1/load_lora_adapter":
+            self._load_adapter(body)
+            return
         answers = {"/v1/completions": self._complete, "/generate": self._generate, "/detokenize": self._detokenize}
         if self.path == "/detokenize" and Server.layout is None:
             self.send_error(404)
@@ -52,17 +63,30 @@ class Server(BaseHTTPRequestHandler):
         answer = answers[self.path](body)
         self._send(answer)
 
-    def _send(self, answer: Any) -> None:
-        data = json.dumps(answer).encode()
-        self.send_response(200)
+    def _load_adapter(self, body: dict[str, Any]) -> None:
+        if not Server.max_rank or os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING") != "1":
+            self._send({"detail": "Not Found"}, 404)
+            return
+        base = AutoModelForCausalLM.from_pretrained(Server.model.name_or_path, dtype=torch.float32)
+        adapted = peft.PeftModel.from_pretrained(base, body["lora_path"])
+        if adapted.peft_config["default"].r > Server.max_rank:
+            self._send({"error": {"message": "LoRA rank is greater than max_lora_rank"}}, 400)
+            return
+        Server.adapters[body["lora_name"]] = adapted
+        self._send(f"Success: LoRA adapter '{body['lora_name']}' added successfully.")
+
+    def _send(self, answer: Any, status: int = 200) -> None:
+        data = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
+        self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
 
     @torch.inference_mode()
-    def _logprobs(self, ids: list[int]) -> torch.Tensor:
+    def _logprobs(self, ids: list[int], adapter: str = "") -> torch.Tensor:
+        model = Server.adapters.get(adapter, Server.model)
         with LOCK:
-            logits: torch.Tensor = Server.model(torch.tensor([ids])).logits[0]
+            logits: torch.Tensor = model(torch.tensor([ids])).logits[0]
         return logits.float().log_softmax(-1)
 
     def _detokenize(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -83,22 +107,27 @@ class Server(BaseHTTPRequestHandler):
                 for place, token in enumerate(ids[1:])
             ]
         if body["max_tokens"] > 1:
-            choice["text"] = self._write(ids, body)
+            choice |= self._write(ids, body)
         return {"choices": [choice], "usage": {"prompt_tokens": len(ids), "completion_tokens": 1}}
 
-    def _write(self, ids: list[int], body: dict[str, Any]) -> str:
+    def _write(self, ids: list[int], body: dict[str, Any]) -> dict[str, Any]:
         reply: list[int] = []
+        told: list[float] = []
         generator = torch.Generator().manual_seed(body["seed"])
         while len(reply) < body["max_tokens"]:
-            last = self._logprobs(ids + reply)[-1]
+            last = self._logprobs(ids + reply, body["model"])[-1]
             if temperature := body["temperature"]:
-                token = int(torch.multinomial((last / temperature).softmax(-1), 1, generator=generator))
+                last = (last / temperature).log_softmax(-1)
+                token = int(torch.multinomial(last.exp(), 1, generator=generator))
             else:
                 token = int(last.argmax())
+            reply.append(token)
+            told.append(float(last[token]))
             if token in body["stop_token_ids"]:
                 break
-            reply.append(token)
-        return str(Server.tokenizer.decode(reply))
+        text = Server.tokenizer.decode(reply, skip_special_tokens=True)
+        logprobs = {"tokens": [f"token_id:{token}" for token in reply], "token_logprobs": told, "top_logprobs": None}
+        return {"text": text, "logprobs": logprobs if body.get("return_tokens_as_token_ids") else None}
 
     def _generate(self, body: dict[str, Any]) -> dict[str, Any]:
         ids, about = body["input_ids"], dict[str, Any](prompt_tokens=len(body["input_ids"]))
@@ -119,7 +148,11 @@ if __name__ == "__main__":
     parser.add_argument("--model", required=True)
     parser.add_argument("--no-scores", action="store_true", help="return no log-probabilities of prompts")
     parser.add_argument("--other-tokenizer", action="store_true")
+    parser.add_argument("--enable-lora", action="store_true")
+    parser.add_argument("--max-lora-rank", type=int, default=0)
+    parser.add_argument("--logprobs-mode", default="raw_logprobs")
     args = parser.parse_args()
+    Server.max_rank = args.max_lora_rank if args.enable_lora else 0
     Server.scores = not args.no_scores
     Server.model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(args.model)

@@ -24,6 +24,7 @@ from pipeline.methods.base import METHODS
 from pipeline.methods.policy_gradient.actors import Actors, load_actors
 from pipeline.methods.policy_gradient.base import PolicyGradient, prompts_of_step
 from pipeline.methods.policy_gradient.config import PolicyGradientConfig
+from pipeline.methods.policy_gradient.live import live_engine
 from pipeline.methods.policy_gradient.loop import Loop
 from pipeline.methods.policy_gradient.rollouts import (
     Rollout,
@@ -308,7 +309,8 @@ def measured(tiny_model: Path, tmp_path: Path, request: pytest.FixtureRequest) -
     with torch.no_grad():
         for parameter in [*actors.policy_parameters(), *actors.value_parameters()]:
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    rollouts = draw(actors, bench.prompts[:6], range(6), bench.align.rollout, bench.context)
+    engine = live_engine(actors, bench.context)
+    rollouts = draw(engine, bench.prompts[:6], range(6), bench.align.rollout, bench.context)
     measure(actors, rollouts, 0.7, rows=4, with_values=True)
     return actors, rollouts
 

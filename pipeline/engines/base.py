@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 from pydantic import Field
 
@@ -13,6 +13,9 @@ from pipeline.core.cache import FAILED
 from pipeline.core.distributed import LaunchConfig
 from pipeline.core.settings import RUNTIME, Registry, Settings
 from pipeline.records import Message
+
+if TYPE_CHECKING:
+    from pipeline.engines.live import LiveEngine, LivePolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +240,16 @@ class EngineConfig(Settings):
             ConfigError: it can't; the message names the field and the remedy.
         """
 
+    def check_rollouts(self, field: str, lora_rank: int, launch: LaunchConfig) -> None:
+        """Check before the run that the engine can sample from a model in training (``EngineKind.runs_live_model``).
+
+        Args:
+            lora_rank: of the adapter that is trained.
+
+        Raises:
+            ConfigError: it can't; the message names the field and the remedy.
+        """
+
     def reach(self, field: str, reads_choices: bool = False) -> None:
         """Ask a server for one token, just before a run that needs it. ``cai plan`` does not call this.
 
@@ -259,12 +272,16 @@ class Weights:
 
 
 class EngineKind(ABC):
-    """Opens an engine and says what it can do. Checks read this flag and those of its settings."""
+    """Opens an engine and says what it can do. Checks read these flags and those of its settings."""
 
     name: ClassVar[str]
     Config: ClassVar[type[EngineConfig]]
     runs_live_model: ClassVar[bool] = False
-    """It can generate rollouts with a model that is being trained (``over``)."""
+    """It can sample from a model that is being trained (``over``)."""
+    takes_adapters: ClassVar[bool] = False
+    """From a model that is being trained, it gets the adapter alone, after each update."""
+    opens_one: ClassVar[bool] = False
+    """A process can hold only one model of this kind at a time."""
 
     @staticmethod
     @abstractmethod
@@ -272,8 +289,8 @@ class EngineKind(ABC):
         """Start the engine. Engines without their own model run ``weights``."""
 
     @staticmethod
-    def over(model: Any, tokenizer: Any, launch: LaunchConfig) -> Any:
-        """Return an engine for a model in memory; its ``sample`` returns token ids. Only if ``runs_live_model``."""
+    def over(config: Any, policy: LivePolicy, launch: LaunchConfig) -> LiveEngine:
+        """Return an engine that samples from a policy in training. Only if ``runs_live_model``."""
         raise NotImplementedError
 
     @staticmethod  # noqa: B027 (most engines hold nothing)

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -17,6 +16,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.engines.base import Answer, AskT, ChoiceQuery, Completion, Query, ReplyQuery, Request
 from pipeline.engines.decoding import decode
 from pipeline.engines.encoding import Encoding
+from pipeline.engines.live import Sample
 from pipeline.engines.models import context_of
 from pipeline.engines.prefix import cache_of, common_length, reads_padding, shares_prefixes
 from pipeline.engines.sampling import SeededSampler
@@ -24,15 +24,6 @@ from pipeline.engines.sampling import SeededSampler
 SCORED_ROWS = 16  # at most so many replies are scored at once: logits need rows * reply tokens * vocabulary
 MIN_FILL = 0.5  # the length of the shortest ask in a batch is above this share of the longest
 MIN_ALIKE = 4  # at least so many asks with the same examples get separate batches
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """Token ids of a prompt and of its sampled reply. ``ended``: the reply's last token is an end token."""
-
-    prompt: list[int]
-    reply: list[int]
-    ended: bool
 
 
 class HFEngine:

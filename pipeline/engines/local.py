@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.core.distributed import LaunchConfig
 from pipeline.engines.base import ENGINES, Engine, EngineConfig, EngineKind, Weights
+from pipeline.engines.live import LiveEngine, LivePolicy
 from pipeline.engines.model_checks import check_model
 from pipeline.engines.models import load_model, load_tokenizer, model_identity, resolve_path, short_name
+
+if TYPE_CHECKING:
+    from pipeline.engines.hf import HFEngine
 
 
 class LocalConfig(EngineConfig):
@@ -79,10 +85,22 @@ class HF(EngineKind):
         )
 
     @staticmethod
-    def over(model: Any, tokenizer: Any, launch: LaunchConfig) -> Any:
+    def over(config: EngineConfig, policy: LivePolicy, launch: LaunchConfig) -> LiveEngine:
+        return _InMemory(policy, batch_limits(launch)[0])
+
+
+class _InMemory(LiveEngine):
+    """Samples from the trainer's own model."""
+
+    def __init__(self, policy: LivePolicy, batch_rows: int) -> None:
+        self._policy, self._batch_rows = policy, batch_rows
+
+    @contextmanager
+    def sampler(self) -> Iterator[HFEngine]:
         from pipeline.engines.hf import HFEngine
 
-        return HFEngine(model, tokenizer, name="policy", batch_rows=batch_limits(launch)[0])
+        with self._policy.model() as model:
+            yield HFEngine(model, self._policy.tokenizer, name=self._policy.base.name, batch_rows=self._batch_rows)
 
 
 def batch_limits(launch: LaunchConfig) -> tuple[int, int]:

@@ -18,10 +18,12 @@ from pipeline.core.settings import RUNTIME
 from pipeline.engines.addresses import Addresses, trouble_with_url
 from pipeline.engines.base import ENGINES, Engine, EngineConfig, EngineKind, Price, Weights
 from pipeline.engines.chat_server import STOPS, RefusedError, ServerError
+from pipeline.engines.live import LiveEngine, LivePolicy
 from pipeline.engines.models import generation_ends, load_tokenizer, model_identity, resolve_path, short_name
 from pipeline.engines.probing import REQUEST, LackError, compare_tokens, explained, probe
 from pipeline.engines.prompts import ChatPrompts, Prompts, Scores, TokenPrompts
 from pipeline.engines.sender import Sender
+from pipeline.engines.served_rollouts import ServedRollouts, refuse_rollouts, serving_options
 from pipeline.engines.server_engine import ServerEngine
 from pipeline.engines.serving import KEYS_OF_SERVERS, Serving, is_program, trouble_with_command
 from pipeline.engines.votes import VotingEngine
@@ -35,6 +37,7 @@ class Server(EngineKind):
     """Servers with a chat API."""
 
     name = "server"
+    runs_live_model = takes_adapters = True
 
     class Config(EngineConfig):
         """Servers with OpenAI's chat API."""
@@ -59,7 +62,7 @@ class Server(EngineKind):
         """Address of the server, up to /v1, or a list of addresses with the same model; null: OpenAI's own."""
         serve: str | None = None
         """A command that starts a server for the run; {model} in it becomes the folder or hub id of the weights, {port}
-        a free port, and {name} the model's name."""
+        a free port, {name} the model's name, and {lora} the options with which vLLM takes adapters, for rollouts."""
         serve_seconds: Annotated[float, RUNTIME] = Field(default=600.0, ge=1)
         """The longest time until the server of ``serve`` answers, in seconds."""
         api_key_variable: Annotated[str, RUNTIME] = "OPENAI_API_KEY"
@@ -183,6 +186,9 @@ class Server(EngineKind):
                     f"({first_line(error)}); give a folder or hub id with tokenizer, chat template and config.json."
                 ) from None
 
+        def check_rollouts(self, field: str, lora_rank: int, launch: LaunchConfig) -> None:
+            refuse_rollouts(field, str(self.serve), self.scores, lora_rank)
+
         def reach(self, field: str, reads_choices: bool = False) -> None:
             """Ask each server for one token. Each kind of failure is a sentence of its own."""
             refuse_odd_key(self, field)
@@ -236,6 +242,11 @@ class Server(EngineKind):
         )
         return VotingEngine(engine, config.votes) if config.votes else engine
 
+    @staticmethod
+    def over(config: Server.Config, policy: LivePolicy, launch: LaunchConfig) -> LiveEngine:
+        serving = serve(config, policy.base, **serving_options(policy.lora_rank))
+        return ServedRollouts(policy, serving, make_sender(config, policy.base.name, []))
+
 
 def key_variable(config: Server.Config) -> str:
     """The environment variable with the key: that of the settings, or the one that a server of ``serve`` looks for."""
@@ -272,7 +283,7 @@ def make_prompts(config: Server.Config, model: str, weights: Weights) -> Prompts
     return TokenPrompts(model, load, config.scores)
 
 
-def serve(config: Server.Config, weights: Weights) -> Serving:
+def serve(config: Server.Config, weights: Weights, **more: Any) -> Serving:
     """The server that runs the model of the settings or else ``weights``. It is not started yet."""
     assert config.serve is not None
     return Serving(
@@ -282,6 +293,7 @@ def serve(config: Server.Config, weights: Weights) -> Serving:
         name=config.model_name or weights.name,
         seconds=config.serve_seconds,
         key=os.environ.get(key_variable(config), ""),
+        **more,
     )
 
 

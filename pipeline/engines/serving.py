@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx2 as httpx
@@ -24,6 +25,7 @@ SECONDS_BETWEEN_TRIES = 0.5
 SECONDS_TO_STOP = 20.0
 SHOWN_LINES, SHOWN_CHARACTERS = 5, 600  # of a server's output, in a message
 _KEY = re.compile(r"--api[-_]key(?![-\w])|(KEY|TOKEN|SECRET)=[\"']?[^\s$\"']")  # a value, not a variable with one
+LORA = "{lora}"  # in a command: the options of a server that takes adapters; nothing where none are needed
 GUARDIAN = Path(__file__).with_name("guardian.py")
 KEYS_OF_SERVERS = ("VLLM_API_KEY", "LLAMA_API_KEY")  # where vLLM and llama.cpp find the key that they ask for
 
@@ -34,19 +36,31 @@ class Serving:
     ``guardian.py`` stops it if this process is killed.
 
     Args:
-        command: with ``{model}``, ``{port}`` and ``{name}`` in it.
+        command: with ``{model}``, ``{port}``, ``{name}`` and ``{lora}`` in it.
         model: the folder or hub id of the weights.
         revision: the commit, branch or tag of a hub id.
         name: the model's name in records, and on the server if the command has ``{name}`` in it.
         seconds: the longest time until it answers.
         key: what the server shall ask for; empty: nothing. No message shows it.
+        lora: what ``{lora}`` becomes.
+        environment: variables of the server, besides those of this process.
     """
 
     def __init__(
-        self, command: str, *, model: str, name: str, seconds: float, revision: str | None = None, key: str = ""
+        self,
+        command: str,
+        *,
+        model: str,
+        name: str,
+        seconds: float,
+        revision: str | None = None,
+        key: str = "",
+        lora: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._command, self._model, self._revision, self._name = command, model, revision, name
         self._seconds, self._key = seconds, key
+        self._lora, self._environment = list(lora), dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._log: Path | None = None
         self._port = 0
@@ -98,8 +112,8 @@ class Serving:
     def _start(self) -> None:
         self._port = _free_port()
         given = {"{model}": self._weights, "{port}": str(self._port), "{name}": self._name}
-        words = shlex.split(self._command)
-        for placeholder, value in given.items():
+        words = [part for word in shlex.split(self._command) for part in (self._lora if word == LORA else [word])]
+        for placeholder, value in (given | {LORA: shlex.join(self._lora)}).items():
             words = [word.replace(placeholder, value) for word in words]
         self._log = file_beside_the_log(f"server-{self._name.replace('/', '-')}.log")
         say(f"starting a server for {self._name}: {words[0]} … (its output: {self._log})")
@@ -109,7 +123,7 @@ class Serving:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=os.environ | (dict.fromkeys(KEYS_OF_SERVERS, self._key) if self._key else {}),
+                env=os.environ | dict.fromkeys(KEYS_OF_SERVERS if self._key else (), self._key) | self._environment,
                 start_new_session=True,  # Ctrl-C is for this process, which then stops the server
             )
         weakref.finalize(self, _stop, process)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -13,10 +15,16 @@ from pipeline.core.distributed import LaunchConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.settings import RUNTIME
 from pipeline.engines.base import ENGINES, Engine, EngineConfig, EngineKind, Weights
+from pipeline.engines.live import AdapterFolder, LiveEngine, LivePolicy
 from pipeline.engines.local import LocalConfig
 from pipeline.engines.models import resolve_path, resolve_precision
 
+if TYPE_CHECKING:
+    from pipeline.engines.vllm_engine import VLLMEngine
+
 OLDEST = (0, 22)  # older releases of vLLM can't return the log-probabilities of given tokens
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of its ``max_lora_rank``
+SHARE_ALONE, SHARE_BESIDE_TRAINING = 0.85, 0.35  # of a GPU's memory
 
 
 @ENGINES.add
@@ -24,6 +32,7 @@ class VLLM(EngineKind):
     """Generates and scores with vLLM."""
 
     name = "vllm"
+    runs_live_model = takes_adapters = opens_one = True
 
     class Config(LocalConfig):
         """A local model through vLLM."""
@@ -38,8 +47,9 @@ class VLLM(EngineKind):
         """The longest prompt with its reply, in tokens; null: the model's context length."""
         tensor_parallel: Annotated[int, RUNTIME] = Field(default=1, ge=1)
         """GPUs that share one copy of the model."""
-        gpu_memory_utilization: Annotated[float, RUNTIME] = Field(default=0.85, gt=0, le=1)
-        """The share of a GPU's memory for weights and key-value cache. (On a CPU: VLLM_CPU_KVCACHE_SPACE, in GiB.)"""
+        gpu_memory_utilization: Annotated[float | None, RUNTIME] = Field(default=None, gt=0, le=1)
+        """The share of a GPU's memory for weights and key-value cache; null: 0.85, and 0.35 for rollouts, beside the
+        training. (On a CPU: VLLM_CPU_KVCACHE_SPACE, in GiB.)"""
         enforce_eager: Annotated[bool | None, RUNTIME] = None
         """Start without compiling the model, which takes minutes; null: only on a CPU."""
         sleep: Annotated[bool, RUNTIME] = False
@@ -63,19 +73,65 @@ class VLLM(EngineKind):
                 )
             super().check(field)
 
+        def check_rollouts(self, field: str, lora_rank: int, launch: LaunchConfig) -> None:
+            refuse_rank(field, lora_rank)
+            if self.tensor_parallel > 1 and launch.world_size > 1:
+                raise ConfigError(
+                    f"{field}.tensor_parallel is {self.tensor_parallel} and {launch.ranks_in_words}, but each process "
+                    f"has its own vLLM for rollouts, on the GPU that it trains on; set {field}.tensor_parallel=1."
+                )
+
     @staticmethod
     def open(config: EngineConfig, weights: Weights, launch: LaunchConfig) -> Engine:
         from pipeline.engines.vllm_engine import VLLMEngine
 
         assert isinstance(config, VLLM.Config)
         weights = config.weights_of(weights)
-        return VLLMEngine(weights, _arguments(config, weights), launch.batch_rows or (512 if _has_gpu() else 64))
+        return VLLMEngine(weights, _arguments(config, weights, SHARE_ALONE), _num_rows(launch))
+
+    @staticmethod
+    def over(config: VLLM.Config, policy: LivePolicy, launch: LaunchConfig) -> LiveEngine:
+        from pipeline.engines.vllm_engine import VLLMEngine
+
+        arguments = _arguments(config, policy.base, SHARE_BESIDE_TRAINING) | for_adapters(policy.lora_rank)
+        arguments["enable_sleep_mode"] = _has_gpu()
+        return _Colocated(VLLMEngine(policy.base, arguments, _num_rows(launch)), AdapterFolder(policy))
 
     @staticmethod
     def release() -> None:
         from pipeline.engines.vllm_engine import close
 
         close()
+
+
+class _Colocated(LiveEngine):
+    """vLLM beside the trainer, with the adapter as it is now. On a GPU it sleeps while the trainer computes."""
+
+    def __init__(self, engine: VLLMEngine, adapters: AdapterFolder) -> None:
+        self._engine, self._adapters = engine, adapters
+
+    @contextmanager
+    def sampler(self) -> Iterator[VLLMEngine]:
+        self._engine.adapter = self._adapters.current()
+        _free_gpu()
+        yield self._engine
+
+
+def for_adapters(lora_rank: int) -> dict[str, Any]:
+    """The arguments of ``vllm.LLM`` for adapters of this rank, and for log-probabilities at the temperature."""
+    return {
+        "enable_lora": True,
+        "max_lora_rank": min(rank for rank in LORA_RANKS if rank >= lora_rank),
+        "logprobs_mode": "processed_logprobs",
+    }
+
+
+def refuse_rank(field: str, lora_rank: int) -> None:
+    if lora_rank > LORA_RANKS[-1]:
+        raise ConfigError(
+            f"model.lora.rank is {lora_rank}, but vLLM ({field}) takes adapters up to rank {LORA_RANKS[-1]}; lower it, "
+            f"or use {field}=hf."
+        )
 
 
 def installed_version() -> str | None:
@@ -106,8 +162,19 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _arguments(config: VLLM.Config, weights: Weights) -> dict[str, Any]:
-    """The arguments of ``vllm.LLM``."""
+def _free_gpu() -> None:
+    """Give the GPU's memory that the trainer holds, but does not use, back to the other processes."""
+    import torch
+
+    torch.cuda.empty_cache()
+
+
+def _num_rows(launch: LaunchConfig) -> int:
+    return launch.batch_rows or (512 if _has_gpu() else 64)
+
+
+def _arguments(config: VLLM.Config, weights: Weights, memory_share: float) -> dict[str, Any]:
+    """The arguments of ``vllm.LLM``. ``memory_share``: of a GPU, where the settings name none."""
     path = resolve_path(weights.path)
     precision = resolve_precision(config.precision or weights.precision)
     return {
@@ -117,7 +184,7 @@ def _arguments(config: VLLM.Config, weights: Weights) -> dict[str, Any]:
         "quantization": config.quantization,
         "max_model_len": config.max_model_len,
         "tensor_parallel_size": config.tensor_parallel,
-        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "gpu_memory_utilization": config.gpu_memory_utilization or memory_share,
         "enforce_eager": not _has_gpu() if config.enforce_eager is None else config.enforce_eager,
         "enable_sleep_mode": config.sleep,
         "enable_prefix_caching": True,

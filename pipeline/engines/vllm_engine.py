@@ -13,6 +13,7 @@ from pipeline.core import distributed
 from pipeline.core.errors import StageError, first_line
 from pipeline.engines.base import Answer, AskT, ChoiceQuery, Completion, Query, Request, Weights
 from pipeline.engines.encoding import Encoding
+from pipeline.engines.live import Adapter, Sample
 from pipeline.engines.models import generation_ends, load_tokenizer, short_name
 
 _held: tuple[dict[str, Any], Any] | None = None
@@ -92,6 +93,9 @@ class VLLMEngine:
         path, revision = arguments["model"], arguments["revision"]
         self._encoding = Encoding(load_tokenizer(path, revision), generation_ends(path, revision))
         self._arguments, self._batch_rows = arguments, batch_rows
+        self.text_of = self._encoding.text_of
+        self.adapter: Adapter | None = None
+        """The adapter to run on the model, if ``arguments`` enable adapters."""
 
     def batches(self, asks: Sequence[AskT]) -> list[list[AskT]]:
         """In the order of their texts: neighbours share their beginning, which vLLM then computes once."""
@@ -119,6 +123,27 @@ class VLLMEngine:
             else self._completion(request, output)
             for request, output in zip(batch, found, strict=True)
         ]
+
+    def sample(self, batch: Sequence[Request]) -> list[Sample | None]:
+        """Token ids with their log-probabilities, or None for a request that does not fit the context."""
+        with self._awake() as llm:
+            found = self._ask(
+                llm,
+                batch,
+                [request.max_new_tokens for request in batch],
+                lambda request: self._draw(request) | {"logprobs": 0},  # those of the sampled tokens alone
+            )
+        return [None if output is None else self._sampled(output) for output in found]
+
+    def _sampled(self, output: Any) -> Sample:
+        [reply] = output.outputs
+        tokens = list(reply.token_ids)
+        return Sample(
+            prompt=list(output.prompt_token_ids),
+            reply=tokens,
+            ended=bool(tokens) and tokens[-1] in self._encoding.chat.stop_ids,
+            logprobs=[row[token].logprob for token, row in zip(tokens, reply.logprobs, strict=True)],
+        )
 
     def _draw(self, request: Request) -> dict[str, Any]:
         return {
@@ -174,8 +199,15 @@ class VLLMEngine:
             [{"prompt_token_ids": prompts[index]} for index in todo],
             [SamplingParams(detokenize=False, **parameters(batch[index])) for index in todo],
             use_tqdm=False,
+            lora_request=self.adapter and _asking_for(self.adapter),
         )
         found: list[Any] = [None] * len(batch)
         for index, output in zip(todo, outputs, strict=True):
             found[index] = output
         return found
+
+
+def _asking_for(adapter: Adapter) -> Any:
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest(adapter.name, adapter.number, str(adapter.path))

@@ -209,6 +209,9 @@ _ROLLOUT_CURVES = {
     "loss of the values": {"loss/value_avg": "values"},
     "share of tokens clipped": {"policy/clipfrac_avg": "policy", "val/clipfrac_avg": "values"},
     "approximate KL of an update, nats per token": {"policy/approxkl_avg": "policy"},
+    "engine beside trainer: log-probabilities, nats per token": {
+        "sampling/sampling_logp_difference/mean": "mean difference"
+    },
     "explained variance of the values": {"val/explained_variance": "values"},
 }
 

@@ -131,13 +131,10 @@ def check_training(config: ModelConfig) -> None:
     """
     if config.tuning == "full":
         return
-    path = resolve_path(config.path)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, revision=revision_of(path, config)))
-    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    model = _without_weights(config)
     wanted = f"model.lora.target_modules is {config.lora.target_modules!r}"
     try:
-        adapted = peft.get_peft_model(model, lora_config(config, model))
+        is_on_embeddings = _adapts_embeddings(model, config)
     except (ValueError, re.error) as error:
         reason = first_line(error)
         known = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "weight")})
@@ -145,12 +142,32 @@ def check_training(config: ModelConfig) -> None:
             f"{wanted}, which fits no module of {config.path} ({reason}); use 'all-linear' or a regular expression for "
             f"whole names, such as '.*\\.({'|'.join(known[-2:])})'. The modules are {', '.join(known)}."
         ) from None
-    layers = [module for module in adapted.modules() if isinstance(module, LoraLayer)]
-    if model.config.get_text_config().tie_word_embeddings and any(m.get_base_layer() in embeddings for m in layers):
+    if model.config.get_text_config().tie_word_embeddings and is_on_embeddings:
         raise ConfigError(
             f"{wanted}, but the input and output embeddings of {config.path} are tied, so an adapter on one of them "
             "would be merged into both; leave out lm_head and embed_tokens, or use model.tuning=full."
         )
+
+
+def adapts_embeddings(config: ModelConfig) -> bool:
+    """Whether the adapter is on the input or output embeddings, too."""
+    return _adapts_embeddings(_without_weights(config), config)
+
+
+def _adapts_embeddings(model: PreTrainedModel, config: ModelConfig) -> bool:
+    """The model gets the adapter."""
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    adapted = peft.get_peft_model(model, lora_config(config, model))
+    layers = [module for module in adapted.modules() if isinstance(module, LoraLayer)]
+    return any(layer.get_base_layer() in embeddings for layer in layers)
+
+
+def _without_weights(config: ModelConfig) -> PreTrainedModel:
+    path = resolve_path(config.path)
+    with torch.device("meta"):
+        settings = AutoConfig.from_pretrained(path, revision=revision_of(path, config))
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(settings)
+    return model
 
 
 def save_checkpoint(trainer: Trainer, base_path: str, config: ModelConfig, out: Path) -> None:

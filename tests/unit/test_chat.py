@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +25,7 @@ from pipeline.engines.models import load_model, load_tokenizer
 from pipeline.engines.reward_model import RewardModel
 from pipeline.methods.base import method_of
 from pipeline.methods.policy_gradient.config import RolloutConfig
+from pipeline.methods.policy_gradient.live import live_engine
 from pipeline.methods.policy_gradient.rollouts import draw
 from pipeline.records import Comparison, Message, Preference, Prompt, TrainingRow
 from pipeline.training import kto, pairs, reward, sft
@@ -251,10 +252,14 @@ def test_rollouts_are_made_of_the_same_tokens(asked: tuple[HFEngine, list[list[i
         yield engine._model
 
     config = compose_config(["launch.batch_rows=1"])
-    reads = {"policy_engine": config.policy_engine}
-    context = Context(stage="align", reads=reads, folders={}, out=tmp_path, launch=config.launch)
-    actors: Any = SimpleNamespace(policy=policy, tokenizer=engine._encoding._tokenizer)
-    rollouts = draw(actors, [prompt_of(name) for name in DIALOGUES], [0, 1], RolloutConfig(), context)
+    reads = {"policy_engine": config.policy_engine, "model": config.model}
+    folders = {"sft": tmp_path}
+    context = Context(stage="align", reads=reads, folders=folders, out=tmp_path, launch=config.launch)
+    tokenizer = engine._encoding._tokenizer
+    actors: Any = SimpleNamespace(policy=policy, gathered=nullcontext, tokenizer=tokenizer, write_adapter=None)
+    rollouts = draw(
+        live_engine(actors, context), [prompt_of(name) for name in DIALOGUES], [0, 1], RolloutConfig(), context
+    )
     assert [rollout.prompt_tokens for rollout in rollouts] == [expected.prompts[name] for name in DIALOGUES]
     assert all(rollout.reply_tokens == expected.reply and rollout.text == REPLY for rollout in rollouts)
 

@@ -1,12 +1,11 @@
 """The vllm engine asks vLLM for the same tokens that hf computes, and holds one model at a time.
 
-vLLM is not installed here. The fake below has the parts of its interface that the engine uses, and computes with
+vLLM is not installed here. ``fake_vllm.py`` has the parts of its interface that the engine uses, and computes with
 transformers; scripts/check_vllm.py compares the engines with the real one.
 """
 
 from __future__ import annotations
 
-import importlib.machinery
 import os
 import subprocess
 import sys
@@ -14,8 +13,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -26,96 +24,16 @@ from pipeline.core.distributed import LaunchConfig
 from pipeline.core.errors import ConfigError, StageError
 from pipeline.engines import vllm
 from pipeline.engines.base import ENGINES, ChoiceQuery, Completion, Query, ReplyQuery, Request, Weights, open_engine
-from pipeline.engines.models import load_model
 from pipeline.engines.orphans import end_with_parent
 from pipeline.records import Message, Preference, read_records
-
-
-class SamplingParams:
-    def __init__(
-        self,
-        *,
-        max_tokens: int,
-        temperature: float,
-        detokenize: bool,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        stop_token_ids: list[int] | None = None,
-        prompt_logprobs: int | None = None,
-        logprob_token_ids: list[int] | None = None,
-    ) -> None:
-        self.max_tokens, self.temperature, self.top_p, self.seed = max_tokens, temperature, top_p, seed
-        self.stop, self.looks_back, self.wanted = stop_token_ids or [], prompt_logprobs == 0, logprob_token_ids or []
-
-
-class LLM:
-    """One row at a time, without a cache. ``opened`` are all that were ever opened."""
-
-    opened: ClassVar[list[LLM]] = []
-
-    def __init__(self, model: str, revision: str | None, dtype: str, max_model_len: int | None, **rest: Any) -> None:
-        if rest["gpu_memory_utilization"] > 0.99:
-            raise RuntimeError("Engine core initialization failed.\nSee root cause above.")
-        self.arguments = {"model": model, "dtype": dtype, **rest}
-        self.model = load_model(model, "fp32")
-        self.model_config = SimpleNamespace(max_model_len=max_model_len or 2048)
-        self.is_open, self.states, self.asked = True, ["awake"], list[SamplingParams]()
-        self.visible_gpus = vllm_engine().os.environ.get("CUDA_VISIBLE_DEVICES")
-        self.llm_engine = SimpleNamespace(
-            engine_core=SimpleNamespace(shutdown=lambda: setattr(self, "is_open", False)),
-            is_sleeping=lambda: self.states[-1] == "asleep",
-        )
-        LLM.opened.append(self)
-
-    def sleep(self, level: int) -> None:
-        self.states.append("asleep")
-
-    def wake_up(self) -> None:
-        self.states.append("awake")
-
-    def generate(self, prompts: list[dict[str, list[int]]], params: list[SamplingParams], use_tqdm: bool) -> list[Any]:
-        assert self.is_open and self.states[-1] == "awake"
-        self.asked += params
-        return [self._row(prompt["prompt_token_ids"], param) for prompt, param in zip(prompts, params, strict=True)]
-
-    @torch.inference_mode()
-    def _row(self, prompt: list[int], param: SamplingParams) -> Any:
-        assert len(prompt) + param.max_tokens <= self.model_config.max_model_len
-        tokens, found = list(prompt), []
-        logprobs = self.model(torch.tensor([tokens])).logits[0].log_softmax(-1)
-        before = [None, *({t: _logprob(row[t])} for t, row in zip(prompt[1:], logprobs[:-1], strict=True))]
-        dice = torch.Generator().manual_seed(param.seed or 0)
-        for _ in range(param.max_tokens):
-            last = self.model(torch.tensor([tokens])).logits[0, -1].log_softmax(-1)
-            drawn = torch.multinomial((last / (param.temperature or 1)).exp(), 1, generator=dice)
-            tokens.append(int(drawn if param.temperature else last.argmax()))
-            found.append({token: _logprob(last[token]) for token in [tokens[-1], *param.wanted]})
-            if tokens[-1] in param.stop:
-                break
-        reply = SimpleNamespace(token_ids=tuple(tokens[len(prompt) :]), logprobs=found if param.wanted else None)
-        return SimpleNamespace(outputs=[reply], prompt_logprobs=before if param.looks_back else None)
-
-
-def _logprob(value: torch.Tensor) -> Any:
-    return SimpleNamespace(logprob=float(value))
-
-
-def vllm_engine() -> Any:
-    from pipeline.engines import vllm_engine
-
-    return vllm_engine
+from tests import fake_vllm
+from tests.fake_vllm import LLM, installed
 
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[LLM]]:
-    module = ModuleType("vllm")
-    module.__spec__ = importlib.machinery.ModuleSpec("vllm", None)
-    module.LLM, module.SamplingParams = LLM, SamplingParams  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "vllm", module)
-    monkeypatch.setattr(vllm, "installed_version", lambda: "0.32.0")
-    LLM.opened.clear()
-    yield LLM
-    ENGINES["vllm"].release()
+    with installed(monkeypatch) as parts:
+        yield parts
 
 
 def opened(kind: str, model: Path, **settings: Any) -> Any:
@@ -210,15 +128,15 @@ def test_each_rank_starts_on_its_own_gpus(random_model: Path, monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "1"), ("CUDA_VISIBLE_DEVICES", "4,5,6,7")):
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys.modules[__name__], "load_model", lambda *_: None)
+    monkeypatch.setattr(fake_vllm, "load_model", lambda *_: None)
     with pytest.raises(TypeError):  # the fake has no model
         opened("vllm", random_model, tensor_parallel=2, precision="fp32").generate(asks()[:1])
     assert LLM.opened[0].visible_gpus == "6,7"
-    assert vllm_engine().os.environ["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
 
 
 def test_a_failing_start_is_one_sentence(random_model: Path):
-    with pytest.raises(StageError, match=r"vLLM can't start .* \(Engine core initialization failed\.\)"):
+    with pytest.raises(StageError, match=r"vLLM can't start .* \(Engine core initialization failed\)"):
         opened("vllm", random_model, gpu_memory_utilization=1).generate(asks()[:1])
 
 

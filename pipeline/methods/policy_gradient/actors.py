@@ -72,10 +72,14 @@ class Actors(ABC):
 
     @abstractmethod
     def gathered(self) -> AbstractContextManager[None]:
-        """The block for rollouts: where ranks divide the weights, each has all of them there."""
+        """The block for forward passes of a rank's own: where ranks divide the weights, each has all of them there."""
 
     @abstractmethod
     def save(self, out: Path) -> None: ...
+
+    def write_adapter(self, out: Path) -> None:
+        """Write the policy's adapter alone, as it is now, in peft's format."""
+        raise NotImplementedError("the policy is no adapter")
 
     def policy_parameters(self) -> list[nn.Parameter]:
         return list(self.trained()["policy"].values())
@@ -185,6 +189,11 @@ class SharedBase(Actors):
 
     def gathered(self) -> AbstractContextManager[None]:
         return gathered([self._model.get_base_model()])
+
+    def write_adapter(self, out: Path) -> None:
+        self._model.save_pretrained(
+            out, selected_adapters=[POLICY], state_dict=self._adapter(POLICY), save_embedding_layers=False
+        )
 
     def save(self, out: Path) -> None:
         self._model.set_adapter(POLICY)

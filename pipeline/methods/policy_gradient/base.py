@@ -12,9 +12,9 @@ from pipeline.chat import Renderer
 from pipeline.core.errors import ConfigError
 from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared
 from pipeline.data.drawing import held_out_prompts, rollout_prompts
-from pipeline.engines.base import ENGINES
 from pipeline.engines.models import context_length, load_tokenizer, resolve_path
 from pipeline.methods.base import History, Method, judge_role, num_judge_calls
+from pipeline.methods.policy_gradient.live import check_live
 from pipeline.records import Prompt, derived_rng
 
 if TYPE_CHECKING:
@@ -49,12 +49,7 @@ class PolicyGradient(Method):
 
     def check(self, config: Any, prepared: Prepared) -> list[str]:
         whole = prepared.config
-        if not ENGINES[whole.policy_engine.kind].runs_live_model:
-            able = [name for name in ENGINES if ENGINES[name].runs_live_model]
-            raise ConfigError(
-                f"policy_engine.kind is {whole.policy_engine.kind!r}, which can't sample from a model in training, but "
-                f"align={self.name} needs it; use policy_engine.kind={' or '.join(able)}."
-            )
+        check_live(whole)
         if whole.evaluate.split == "validation":
             raise ConfigError(
                 f"evaluate.split is 'validation', but align={self.name} chooses its best policy on that split; use "

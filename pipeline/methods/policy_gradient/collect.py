@@ -9,18 +9,22 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from pipeline.core.log import Usage
+from pipeline.core import distributed
+from pipeline.core.log import Usage, warn
 from pipeline.core.stage import Context
 from pipeline.methods.base import CONSTITUTION
 from pipeline.methods.policy_gradient.actors import Actors
 from pipeline.methods.policy_gradient.base import PolicyGradient
 from pipeline.methods.policy_gradient.control import Control
-from pipeline.methods.policy_gradient.describe import num_unreadable
+from pipeline.methods.policy_gradient.describe import MISMATCH, mismatch, num_unreadable
+from pipeline.methods.policy_gradient.live import FIELD, live_engine
 from pipeline.methods.policy_gradient.mathematics import KL_ESTIMATORS
 from pipeline.methods.policy_gradient.rollouts import Rollout, RolloutTensors, draw, gather, measure, padded
 from pipeline.methods.rewards import WeightedSum, warn_of_unreadable_rewards
 from pipeline.records import Prompt, derive_seed
 from pipeline.training.models import rows_a_device_holds
+
+MOST_MISMATCH = 0.5  # of ``clip_range``, which says how far a token's ratio may go in an update; bf16 is below it
 
 
 class Collector:
@@ -37,13 +41,15 @@ class Collector:
     ) -> None:
         self._method, self._actors, self._rewards = method, actors, rewards
         self._config, self._context, self._accelerator = config, context, accelerator
+        self._engine = live_engine(actors, context)
         self._rows = rows_a_device_holds(context.launch)
-        self._has_warned = False
+        self._has_warned = self._has_warned_of_mismatch = False
 
     def for_training(self, prompts: Sequence[Prompt], control: Control) -> list[Rollout]:
         """Return the global batch of a step with advantages: one reply to each of ``prompts``."""
         seeds = [derive_seed(self._context.seed, "rollout", control.step, row) for row in range(len(prompts))]
         rollouts = self._collect(prompts, seeds, with_values=True)
+        self._check_mismatch(rollouts, control.step)
         control.note_scores([rollout.score for rollout in rollouts])
         shape_scores(rollouts, self._config, control.score_std)
         self._estimate_advantages(rollouts, control.kl_coefficient)
@@ -56,9 +62,9 @@ class Collector:
 
     def _collect(self, prompts: Sequence[Prompt], seeds: Sequence[int], with_values: bool) -> list[Rollout]:
         rollout = self._config.rollout
+        with self._accelerator.autocast():
+            mine = draw(self._engine, prompts, seeds, rollout, self._context)
         with self._actors.gathered():
-            with self._accelerator.autocast():
-                mine = draw(self._actors, prompts, seeds, rollout, self._context)
             with self._accelerator.autocast():
                 measure(self._actors, mine, rollout.temperature, 2 * self._rows, with_values)
             self._score(mine)
@@ -66,6 +72,20 @@ class Collector:
         if CONSTITUTION in self._rewards.parts:
             self._check_judge(num_unreadable(rollouts), len(rollouts))
         return rollouts
+
+    def _check_mismatch(self, rollouts: Sequence[Rollout], step: int) -> None:
+        """Warn once if the engine samples from another distribution than the trainer's policy."""
+        found = mismatch(rollouts).get(MISMATCH, 0.0)
+        limit = MOST_MISMATCH * self._config.clip_range
+        if self._has_warned_of_mismatch or found <= limit or not distributed.is_main():
+            return
+        self._has_warned_of_mismatch = True
+        warn(
+            f"step {step}: the log-probabilities of {FIELD}.kind={self._context.policy_engine.kind!r} differ from the "
+            f"trainer's by {found:.3g} nats per token on average, above {limit:.3g} ({MOST_MISMATCH} of "
+            f"align.clip_range): the replies come from another distribution than the policy's. Run the engine in the "
+            f"number format of the trainer and without quantisation, or use {FIELD}=hf."
+        )
 
     def _check_judge(self, num_unreadable: int, num_rollouts: int) -> None:
         """Warn once if many answers of the judge can't be read; stop at any step where none can."""

@@ -11,6 +11,8 @@ from pipeline.methods.base import CONSTITUTION
 from pipeline.methods.policy_gradient.mathematics import Estimator, explained_variance, length_mask
 from pipeline.methods.policy_gradient.rollouts import Rollout, padded
 
+_NONE = torch.empty(0)
+MISMATCH = "sampling/sampling_logp_difference/mean"
 UNREADABLE = "val/num_unreadable_rewards"
 
 
@@ -29,6 +31,22 @@ def num_unreadable(rollouts: Sequence[Rollout]) -> int:
     return sum(rollout.unreadable for rollout in rollouts)
 
 
+def mismatch(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """How far the engine that sampled the replies is from the trainer, over all tokens, in nats per token; empty if it
+    computes with the trainer's own model.
+
+    ``sampling/kl`` is the k1 estimate of KL(engine ‖ trainer).
+    """
+    differences = torch.cat([r.engine_logprobs - r.logprobs for r in rollouts if len(r.engine_logprobs)] or [_NONE])
+    if not len(differences):
+        return {}
+    return {
+        MISMATCH: float(differences.abs().mean()),
+        "sampling/sampling_logp_difference/max": float(differences.abs().max()),
+        "sampling/kl": float(differences.mean()),
+    }
+
+
 def describe(rollouts: Sequence[Rollout], kl: Estimator, kl_coefficient: float) -> dict[str, float]:
     """Return the metrics of one step before its update, by name."""
     penalty = -kl_coefficient * fmean(float(kl(r.logprobs, r.reference_logprobs).sum()) for r in rollouts)
@@ -44,6 +62,7 @@ def describe(rollouts: Sequence[Rollout], kl: Estimator, kl_coefficient: float) 
         "val/num_eos_tokens": float(sum(rollout.ended for rollout in rollouts)),
         **({UNREADABLE: float(num_unreadable(rollouts))} if CONSTITUTION in rollouts[0].parts else {}),
         **_of_values(rollouts),
+        **mismatch(rollouts),
         "reply_tokens_mean": float(torch.tensor([len(r.reply_tokens) for r in rollouts]).float().mean()),
     }
 

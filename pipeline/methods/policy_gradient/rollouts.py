@@ -12,7 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.core import distributed
 from pipeline.core.stage import Context
-from pipeline.engines.base import ENGINES, Request
+from pipeline.engines.base import Request
+from pipeline.engines.live import LiveEngine
 from pipeline.engines.prefix import common_length, prefill, shares_prefixes
 from pipeline.methods.policy_gradient.actors import Actors
 from pipeline.methods.policy_gradient.config import RolloutConfig
@@ -43,7 +44,10 @@ class Rollout:
     is_trained_on: bool = True
     is_filler: bool = False
     """It counts for nothing; a rank without rows needs it to keep step with the others."""
+    engine_logprobs: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    """By the engine that sampled the reply; empty if it computes with the trainer's own model. Only for metrics."""
     logprobs: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    """By the trainer, before the update: log π_old."""
     reference_logprobs: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     entropies: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     values: torch.Tensor = field(default_factory=lambda: torch.empty(0))
@@ -163,12 +167,13 @@ def _inputs(trunk: Any, batch: Batch) -> dict[str, Any]:
 
 
 def draw(
-    actors: Actors, prompts: Sequence[Prompt], seeds: Sequence[int], config: RolloutConfig, context: Context
+    engine: LiveEngine, prompts: Sequence[Prompt], seeds: Sequence[int], config: RolloutConfig, context: Context
 ) -> list[Rollout]:
     """Sample one reply per prompt; returns this rank's share. A reply depends only on its prompt and its seed.
 
-    The meter counts the replies of all ranks.
+    The meter counts the replies of all ranks. Call on every rank.
     """
+    share = slice(distributed.rank(), None, distributed.world_size())
     requests = [
         Request(
             id=f"{index:06d}",
@@ -178,12 +183,12 @@ def draw(
             temperature=config.temperature,
         )
         for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
-    ][distributed.rank() :: distributed.world_size()]
+    ]
+    asked = (requests if distributed.is_main() else []) if engine.asks_from_one_rank else requests[share]
     drawn = []
-    with actors.policy() as model:
-        engine = ENGINES[context.policy_engine.kind].over(model, actors.tokenizer, context.launch)
-        for batch in engine.batches(requests):
-            for request, sample in zip(batch, engine.sample(batch), strict=True):
+    with engine.sampler() as sampler:
+        for batch in sampler.batches(asked):
+            for request, sample in zip(batch, sampler.sample(batch), strict=True):
                 assert sample is not None, "preflight refuses prompts that do not fit"
                 index = int(request.id)
                 kept = sample.reply[:-1] if sample.ended else sample.reply
@@ -194,12 +199,16 @@ def draw(
                         prompt_tokens=sample.prompt,
                         reply_tokens=sample.reply,
                         ended=sample.ended,
-                        text=engine.text_of(kept),
+                        text=sampler.text_of(kept),
+                        engine_logprobs=torch.tensor(sample.logprobs or []),
                     )
                 )
+    drawn.sort(key=lambda rollout: rollout.index)
+    if engine.asks_from_one_rank:
+        drawn = gather(drawn)[share]
     context.meter.num_calls += len(prompts)
     context.meter.num_tokens_written += sum(gather([sum(len(rollout.reply_tokens) for rollout in drawn)]))
-    return sorted(drawn, key=lambda rollout: rollout.index)
+    return drawn
 
 
 @torch.no_grad()

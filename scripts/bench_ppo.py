@@ -27,7 +27,7 @@ from pipeline.core.stage import Context
 from pipeline.data.loading import load_prompts
 from pipeline.engines.base import Request
 from pipeline.engines.hf import HFEngine
-from pipeline.engines.models import load_model, load_tokenizer
+from pipeline.engines.models import load_model, load_tokenizer, resolve_precision
 from pipeline.engines.reward_model import load_reward_model, reward_scaling
 from pipeline.methods.policy_gradient.actors import load_actors
 from pipeline.methods.policy_gradient.loop import Loop
@@ -99,7 +99,7 @@ def run_ours(job: Job, out: Path) -> dict[str, Any]:
     context = Context(
         stage="align",
         reads={"seed": job["seed"], "model": config.model, "policy_engine": config.policy_engine},
-        folders={"reward": reward},
+        folders={"reward": reward, "sft": Path(job["model"]).parent},
         out=out,
         launch=config.launch,
     )
@@ -216,12 +216,13 @@ def table(results: dict[str, dict[str, Any]], job: Job, arguments: argparse.Name
     speed = {name: result["samples_per_second"] for name, result in results.items()}
     memory = {name: result["peak_memory_bytes"] / 2**30 for name, result in results.items()}
     baseline = next(iter(results))
+    precision = str(resolve_precision("auto")).removeprefix("torch.")
     rows = [
         "# PPO benchmark",
         "",
         f"Command: `python scripts/bench_ppo.py`, on {arguments.device}.",
         "",
-        f"Settings: SmolLM2-135M after SFT, fp32; {job['num_steps']} steps of {job['batch_size']} rollouts of at most "
+        f"Settings: SmolLM2-135M after SFT, TRL in fp32, ours in {precision}; {job['num_steps']} steps of {job['batch_size']} rollouts of at most "
         f"{job['max_reply_tokens']} tokens; {job['num_epochs']} PPO epochs of {job['num_minibatches']} minibatches "
         f"unless the variant says otherwise; {job['per_device_batch_size']} rows per backward pass; learning rate "
         f"{job['learning_rate']:g}; KL coefficient {job['kl_coefficient']:g}. The first step is not timed.",

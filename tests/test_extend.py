@@ -170,7 +170,7 @@ def test_an_engine_is_asked_once_before_a_run_that_needs_it(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     asked: list[str] = []
-    monkeypatch.setattr(Parrot.Config, "reach", lambda self, field: asked.append(field))
+    monkeypatch.setattr(Parrot.Config, "reach", lambda self, field, reads_choices: asked.append(field))
     config = tiny("engine.kind=parrot", "preferences.labeller.kind=shorter", "until=preferences")
     plan(preflight(config))
     assert asked == [], "a plan needs no server"

@@ -84,7 +84,7 @@ class ServedRollouts(LiveEngine):
         return replace(post, body=post.body | wanted, read=read_drawn)
 
     def _trouble(self, what: str, why: object) -> StageError:
-        words = f" Its last words: {self._serving.last_words}." if self._serving.has_ended else ""
+        words = f" Its last lines: {self._serving.last_lines}." if self._serving.has_ended else ""
         return StageError(
             f"The server of the policy {what} ({why}); checkpoints are kept: correct policy_engine.serve, and run the "
             f"same command again.{words}"

@@ -102,7 +102,7 @@ class ServerEngine(StreamingEngine):
         if self._serving is not None and self._serving.has_ended:
             return (
                 f"The server of {self.name} has ended; finished replies are kept: correct the command of serve, and "
-                f"run again. Its last words: {self._serving.last_words}."
+                f"run again. Its last lines: {self._serving.last_lines}."
             )
         key = f"the key in {self._key_variable}"
         checked = key if error.status in (401, 403) else "the server and its base_url, which mostly ends in /v1"

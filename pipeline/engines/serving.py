@@ -100,7 +100,7 @@ class Serving:
         return self._process is not None and self._process.poll() is not None
 
     @property
-    def last_words(self) -> str:
+    def last_lines(self) -> str:
         """The end of its output, for a message."""
         if self._log is None:
             return ""
@@ -138,12 +138,12 @@ class Serving:
                 if self.has_ended:
                     raise StageError(
                         f"The server for {self._name} ended before it answered; correct the command of serve. Its last "
-                        f"words: {self.last_words}."
+                        f"lines: {self.last_lines}."
                     )
                 if waited > self._seconds:
                     raise StageError(
                         f"The server for {self._name} did not answer within {self._seconds:g} s; raise serve_seconds "
-                        f"or change the command of serve. Its last words: {self.last_words}."
+                        f"or change the command of serve. Its last lines: {self.last_lines}."
                     )
                 if time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
                     last_line = time.monotonic()

@@ -128,7 +128,7 @@ def test_a_server_that_is_never_ready_is_given_up_and_stopped(tmp_path: Path):
     assert all_ended(pids)
 
 
-def test_a_server_that_dies_stops_the_run_at_once_with_its_last_words(tmp_path: Path):
+def test_a_server_that_dies_stops_the_run_at_once_with_its_last_lines(tmp_path: Path):
     started, pids = time.monotonic(), tmp_path / "pids"
     tested = engine(f"{COMMAND} --dies-after 3 --pids {pids}", "engine.max_retries=8")
     with pytest.raises(StageError, match=r"The server of sft has ended; .*CUDA error: an illegal memory access"):

@@ -222,7 +222,8 @@ def table(results: dict[str, dict[str, Any]], job: Job, arguments: argparse.Name
         "",
         f"Command: `python scripts/bench_ppo.py`, on {arguments.device}.",
         "",
-        f"Settings: SmolLM2-135M after SFT, TRL in fp32, ours in {precision}; {job['num_steps']} steps of {job['batch_size']} rollouts of at most "
+        f"Settings: SmolLM2-135M after SFT, TRL in fp32, ours in {precision}; {job['num_steps']} steps of "
+        f"{job['batch_size']} rollouts of at most "
         f"{job['max_reply_tokens']} tokens; {job['num_epochs']} PPO epochs of {job['num_minibatches']} minibatches "
         f"unless the variant says otherwise; {job['per_device_batch_size']} rows per backward pass; learning rate "
         f"{job['learning_rate']:g}; KL coefficient {job['kl_coefficient']:g}. The first step is not timed.",

@@ -18,7 +18,6 @@ from pipeline.chain.config import Config, to_config, to_plain
 from pipeline.chain.order import runs_folder
 from pipeline.constitution.schema import Constitution
 from pipeline.core import accelerate_file, distributed
-from pipeline.core.allocator import keep_freed_memory
 from pipeline.core.cache import WORK
 from pipeline.core.distributed import LaunchConfig
 from pipeline.core.errors import CaiError, StageError
@@ -75,7 +74,6 @@ def execute(job: Job) -> Result:
     )
     start_peak()
     try:
-        keep_freed_memory()
         metrics = stage.run(stage.config(job.config), context)
         tracker.log({f"{job.stage}/{k}": v for k, v in metrics.items() if isinstance(v, int | float)})
         tracker.artifact(job.stage, job.cache_key, job.out, dict(job.input_keys))

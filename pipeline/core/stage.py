@@ -68,7 +68,7 @@ class Memory:
     cache: float = 0.0
     """Keys and values of the tokens in a batch that generates."""
     kernels: float = 0.0
-    """What oneDNN keeps of its compiled matrix products, in training on a CPU in 16 bits."""
+    """What oneDNN keeps of its compiled matrix products, on a CPU in 16 bits."""
 
     @property
     def lasting(self) -> float:

@@ -147,6 +147,7 @@ def generation(shape: Shape, num_rows: int, num_tokens: int, num_scored_tokens: 
         weights=shape.num_parameters * shape.bytes_to_compute / GIB,
         activations=max(sampling, scoring) * shape.vocabulary / GIB,
         cache=num_tokens * per_token / GIB,
+        kernels=_kept_by_onednn(shape),
     )
 
 
@@ -201,6 +202,6 @@ def _kept_by_allocator() -> float:
 
 def _kept_by_onednn(shape: Shape) -> float:
     """In 16 bits on a CPU, oneDNN compiles each matrix product of a new shape and keeps the last 1,024 of them: 0.6 GiB
-    after training on rows of many lengths (docs/scale.md), whatever the model's size. In 32 bits torch uses MKL.
-    Generation has few shapes: the rows of a batch, and one width for each prompt."""
+    after training on rows of many lengths (docs/scale.md), whatever the model's size. They stay until the process ends,
+    so later stages hold them, too. In 32 bits torch uses MKL."""
     return 0.0 if torch.cuda.is_available() or shape.bytes_to_compute == 4 else ONEDNN_GIB

@@ -179,7 +179,7 @@ def test_an_engine_is_asked_once_before_a_run_that_needs_it(
     run(config)
     assert asked == ["engine"], "finished stages need no server"
 
-    def refuse(self: EngineConfig, field: str) -> None:
+    def refuse(self: EngineConfig, field: str, reads_choices: bool) -> None:
         raise ConfigError(f"{field} is dead.")
 
     monkeypatch.setattr(Parrot.Config, "reach", refuse)

@@ -11,13 +11,13 @@ from pipeline import methods  # noqa: F401  (registers the methods)
 from pipeline.core.distributed import LaunchConfig
 from pipeline.core.settings import RUNTIME, Settings, validated
 from pipeline.core.tracking import TrackingConfig
+from pipeline.critique.config import CritiqueConfig
 from pipeline.data.sources import DataConfig
 from pipeline.engines.base import ENGINES, EngineConfig
 from pipeline.engines.models import ModelConfig
 from pipeline.evals.config import EvaluateConfig
 from pipeline.labellers.base import LABELLERS, LabellerConfig, ReplyLabeller
 from pipeline.methods.base import METHODS, AlignConfig
-from pipeline.stages.critique import CritiqueConfig
 from pipeline.stages.preferences import PreferencesConfig
 from pipeline.stages.reward import RewardConfig
 from pipeline.stages.sft import SftConfig

@@ -4,65 +4,35 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from typing import TYPE_CHECKING, Any
 
 from pipeline.constitution.critique import (
     TEMPLATE,
     critique_examples,
-    critique_question,
     revision_examples,
-    revision_question,
-    tidy,
 )
-from pipeline.constitution.schema import Constitution, Principle
+from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
-from pipeline.core.counts import warn_of_many, warn_of_share
+from pipeline.core.counts import warn_of_share
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared, Stage, Use
 from pipeline.core.text import about_tokens
-from pipeline.data.drawing import PoolSizes
-from pipeline.engines.base import ENGINES, Completion, Engine, EngineConfig, Request
+from pipeline.critique.config import CritiqueConfig
+from pipeline.critique.rounds import Rounds, why_unusable
+from pipeline.engines.base import Completion, EngineConfig
 from pipeline.engines.roles import feedback_engine, policy_engine
-from pipeline.engines.worklist import generate_all
 from pipeline.records import (
     Exchange,
     Message,
     Pool,
     Prompt,
     Revision,
-    derive_seed,
-    derived_rng,
     read_records,
     write_records,
 )
 
 if TYPE_CHECKING:
     from pipeline.chain.config import Config
-
-
-class CritiqueConfig(PoolSizes):
-    """Critique and revision (Bai et al. 2022, section 3)."""
-
-    num_rounds: int = Field(ge=1)
-    """Rounds of critique and revision, each under a new principle."""
-    num_red_team: int = Field(ge=1)
-    """Harmful requests."""
-    num_few_shot: int = Field(ge=0)
-    """The most worked examples of the constitution in the critic's prompt."""
-    temperature: float = Field(ge=0, le=5)
-    """Sampling temperature of replies, critiques and revisions; 0 is greedy."""
-    top_p: float = Field(gt=0, le=1)
-    """Nucleus sampling (top-p) of replies, critiques and revisions; 1 turns it off."""
-    max_reply_tokens: int = Field(ge=1)
-    """The most tokens per first reply."""
-    max_critique_tokens: int = Field(ge=1)
-    """The most tokens per critique."""
-    max_revision_tokens: int = Field(ge=1)
-    """The most tokens per revision."""
-    engine: Annotated[SerializeAsAny[EngineConfig] | None, BeforeValidator(ENGINES.parse_optional)] = None
-    """The engine of the critic; null: that of ``engine``."""
 
 
 class Critique(Stage):
@@ -126,7 +96,7 @@ class Critique(Stage):
         everyone = config.training_prompts(prompts, "critique")
         policy = policy_engine(context, context.model.path, "base")
         shared = policy if context.engine == context.policy_engine else None
-        rounds = _Rounds(config, context)
+        rounds = Rounds(config, context)
         replies = rounds.first_replies(policy, everyone)
         policy_name = policy.name
         del policy  # another critic needs the room that its model takes
@@ -204,153 +174,17 @@ def _text(messages: Sequence[Message]) -> str:
     return "".join(turn["content"] for turn in messages)
 
 
-class _Rounds:
-    """The steps of the method over all prompts at once. Each prompt and step has its own seed."""
-
-    critic: Engine
-    """Set after the first replies: its model may need the room of the policy's."""
-
-    def __init__(self, config: CritiqueConfig, context: Context) -> None:
-        self._config, self._context = config, context
-        constitution, number = context.constitution, config.num_few_shot
-        self._critique_examples = {pool: critique_examples(constitution, pool, number) for pool in constitution.revise}
-        self._revision_examples = {pool: revision_examples(constitution, pool, number) for pool in constitution.revise}
-        self.num_texts = self.num_empty = self.num_shortened = self.num_too_long = self.num_refused = 0
-        self.num_failed = 0
-        self.num_asked = 0  # critiques and revisions
-        self.unusable = Counter[str]()  # why → how many critiques and revisions can't be used
-
-    def seed(self, prompt: Prompt, number: int, step: str) -> int:
-        return derive_seed(self._context.seed, prompt.key, number, step)
-
-    def first_replies(self, policy: Engine, prompts: Sequence[Prompt]) -> dict[str, Completion]:
-        asks = {prompt.id: prompt.messages for prompt in prompts}
-        return self._ask(policy, "first replies", prompts, asks, 0, "reply", self._config.max_reply_tokens)
-
-    def critique_and_revise(
-        self, number: int, prompts: Sequence[Prompt], current: dict[str, str]
-    ) -> dict[str, Revision]:
-        """One round: prompt id → revision. A prompt with an empty critique or revision is left out."""
-        drawn = {prompt.id: self._principle(prompt, number) for prompt in prompts}
-        asks = {
-            p.id: _asked(self._critique_examples[p.pool], critique_question(p.messages, current[p.id], drawn[p.id]))
-            for p in prompts
-        }
-        label = f"critiques, round {number}"
-        critiques = self._ask(self.critic, label, prompts, asks, number, "critique", self._config.max_critique_tokens)
-        self._count(critiques)
-        prompts = [prompt for prompt in prompts if critiques[prompt.id].text]
-        asks = {
-            p.id: _asked(
-                self._revision_examples[p.pool],
-                revision_question(p.messages, current[p.id], critiques[p.id].text, drawn[p.id]),
-            )
-            for p in prompts
-        }
-        label = f"revisions, round {number}"
-        revised = self._ask(self.critic, label, prompts, asks, number, "revision", self._config.max_revision_tokens)
-        self._count(revised)
-        return {
-            prompt.id: Revision(
-                round=number,
-                principle_id=drawn[prompt.id].id,
-                critique=critiques[prompt.id].text,
-                revision=revised[prompt.id].text,
-                critique_seed=self.seed(prompt, number, "critique"),
-                revision_seed=self.seed(prompt, number, "revision"),
-            )
-            for prompt in prompts
-            if revised[prompt.id].text
-        }
-
-    def _count(self, answers: Mapping[str, Completion]) -> None:
-        self.num_asked += len(answers)
-        self.unusable.update(_why_unusable(answer) for answer in answers.values() if not answer.text)
-        if self.unusable.total() == self.num_asked:
-            self.warn_of_unusable_answers()  # it stops before the next round is paid for
-
-    def warn_of_unusable_answers(self) -> None:
-        """Warn if many critiques and revisions can't be used. Raises StageError if none can."""
-        reasons = ", ".join(f"{number} {reason}" for reason, number in self.unusable.items())
-        warn_of_share(
-            self.unusable.total(),
-            self.num_asked,
-            f"answers of the critic {self.critic.name} can't be used ({reasons})",
-            "use another critic (engine) or, where answers are cut, raise critique.max_critique_tokens and "
-            "critique.max_revision_tokens",
-            kept=self._context.work,
-        )
-
-    def warn_of_losses(self) -> None:
-        """Warn if many replies, critiques and revisions are shortened or empty."""
-        shortened = "replies, critiques and revisions are shortened to whole sentences or before a repetition"
-        raised = "raise critique.max_reply_tokens, critique.max_critique_tokens or critique.max_revision_tokens"
-        warn_of_many(self.num_shortened, self.num_texts, shortened, f"to keep them whole, {raised}")
-        empty = "replies, critiques and revisions are left out, because they are empty or have no whole sentence"
-        warn_of_many(self.num_empty, self.num_texts, empty, raised)
-
-    def _principle(self, prompt: Prompt, number: int) -> Principle:
-        """A principle that no earlier round of this prompt used, as long as there are unused ones."""
-        rng = derived_rng(self._context.seed, prompt.key, "principles")
-        return self._context.constitution.sample(prompt.pool, number, rng)[-1]
-
-    def _ask(
-        self,
-        engine: Engine,
-        label: str,
-        prompts: Sequence[Prompt],
-        asks: dict[str, list[Message]],
-        number: int,
-        step: str,
-        max_tokens: int,
-    ) -> dict[str, Completion]:
-        requests = [
-            Request(
-                id=f"{prompt.id}/{number}/{step}",
-                messages=asks[prompt.id],
-                seed=self.seed(prompt, number, step),
-                max_new_tokens=max_tokens,
-                temperature=self._config.temperature,
-                top_p=self._config.top_p,
-            )
-            for prompt in prompts
-        ]
-        done = generate_all(engine, label, requests, self._context, f"{number}-{step}")
-        return {prompt.id: self._tidy(done[request.id]) for prompt, request in zip(prompts, requests, strict=True)}
-
-    def _tidy(self, completion: Completion) -> Completion:
-        text = tidy(completion.text, cut_off=completion.finish == "length")
-        self.num_texts += 1
-        self.num_shortened += bool(text) and text != completion.text
-        self.num_too_long += completion.finish == "too_long"
-        self.num_refused += completion.finish == "refused"
-        self.num_failed += completion.finish == "failed"
-        self.num_empty += not text and not completion.why_unanswered
-        return Completion(**{**vars(completion), "text": text})
-
-
 def _warn_of_missing_replies(prompts: Sequence[Prompt], replies: Mapping[str, Completion], context: Context) -> None:
     """Warn if many first replies can't be used. Raises StageError if none can, or none of those to be revised."""
     revised = [prompt for prompt in prompts if prompt.pool in context.constitution.revise]
     others = [prompt for prompt in prompts if prompt.pool not in context.constitution.revise]
     for some, purpose in ((revised, "to be revised"), (others, "to be trained on")):
-        bad = Counter(_why_unusable(replies[prompt.id]) for prompt in some if not replies[prompt.id].text)
+        bad = Counter(why_unusable(replies[prompt.id]) for prompt in some if not replies[prompt.id].text)
         reasons = ", ".join(f"{number} {reason}" for reason, number in bad.items())
         what = f"first replies {purpose} can't be used ({reasons})"
         warn_of_share(
             bad.total(), len(some), what, "raise critique.max_reply_tokens, or use shorter prompts", context.work
         )
-
-
-def _why_unusable(answer: Completion) -> str:
-    if answer.finish == "too_long":
-        return "too long for its context"
-    without_answer = {"refused": "refused by the server", "failed": "without an answer of the server"}
-    return without_answer.get(answer.finish, "empty or without a whole sentence")
-
-
-def _asked(examples: list[Message], question: str) -> list[Message]:
-    return [*examples, Message(role="user", content=question)]
 
 
 def _show(exchanges: Sequence[Exchange], context: Context) -> None:

@@ -56,6 +56,19 @@ def test_every_preset_and_method_has_a_plan(tiny: Tiny, experiment: str, method:
     assert costs["sft"].num_steps > 0 and costs["align"].num_steps > 0 and costs["critique"].num_calls > 0
 
 
+def test_evaluations_without_replies_have_a_plan(tiny: Tiny):
+    [step] = (step for step in plan(preflight(tiny("evaluate.suites=[pairs]"))) if step.stage == "evaluate")
+    assert step.cost.roles["engine"].num_calls > 0 and step.cost.num_tokens_written == 0
+
+
+def test_whoever_is_asked_reads_something(tiny: Tiny):
+    steps = plan(preflight(tiny("constitution=default")))
+    shares = {(step.stage, role): share for step in steps for role, share in step.cost.roles.items()}
+    asked = {key for key, share in shares.items() if share.num_tokens_written}
+    assert ("preferences", "policy_engine") in asked
+    assert all(shares[key].num_tokens_read for key in asked)
+
+
 def test_the_plan_says_what_each_engine_is_asked_and_what_that_costs(tiny: Tiny):
     price = "price_per_million_tokens: {input: 2, output: 10}"
     config = tiny(

@@ -142,7 +142,7 @@ class Evaluate(Stage):
         has_reward_model = "reward" in prepared.stages
         num_rewards = has_reward_model * len(models) * len(rewarded_cases(cases))
         read = sum(len(turn["content"]) for case in cases for turn in case.messages) // CHARS_PER_TOKEN
-        asked = read // len(cases) + 2 * config.max_reply_tokens  # by one question of a judge or of the labeller
+        asked = read // max(len(cases), 1) + 2 * config.max_reply_tokens  # by a question of a judge or labeller
         [(field, engine)] = whole.feedback_engines("preferences").items()
         labeller, labels = whole.preferences.labeller, list[Cost]()
         for name, pairs in build_comparisons(config, []).items():

@@ -136,7 +136,11 @@ class Preferences(Stage):
         tokens = 4 * TOKENS_PER_TURN + config.max_reply_tokens
         labeller = cost(placeholders, engine, config.labeller, prepared.constitution, seed, PURPOSE, tokens)
         num_replies = 2 * len(labelled) + len(written)
-        policy = Cost(num_calls=num_replies, num_tokens_written=num_replies * config.max_reply_tokens)
+        policy = Cost(
+            num_calls=num_replies,
+            num_tokens_written=num_replies * config.max_reply_tokens,
+            num_tokens_read=num_replies * TOKENS_PER_TURN,
+        )
         return Cost.of_roles({"policy_engine": policy, field: labeller})
 
     def memory(self, prepared: Prepared) -> Memory:

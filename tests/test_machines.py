@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.chain import machines
+from pipeline.chain import machines, plan, runner
 from pipeline.chain.config import Config
 from pipeline.chain.machines import crew, lend
 from pipeline.chain.runner import run
+from pipeline.cli import main
 from pipeline.core import distributed
 from pipeline.core.cache import Manifest
 from pipeline.core.distributed import LaunchConfig
@@ -89,6 +90,7 @@ LONG = "import time; time.sleep(60)"
         ({0: "", 1: "raise SystemExit(3)"}, 1),
         ({0: LONG, 1: "raise SystemExit(3)"}, 1),
         ({0: "raise SystemExit(3)", 1: LONG}, 1),
+        ({0: "import time; time.sleep(3); raise SystemExit(3)", 1: ""}, 1),
     ],
 )
 def test_ranks_that_fail_on_one_machine_are_stopped_on_all(
@@ -150,6 +152,31 @@ def test_a_machine_that_joins_twice_is_refused(monkeypatch: pytest.MonkeyPatch):
         with crew(launch), pytest.raises(StageError, match=sentence):
             lend(of_machine_1(launch))
         other.result(timeout=20)
+
+
+def test_machines_that_do_not_join_are_one_sentence(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(machines, "JOIN_SECONDS", 1)
+    launch = LaunchConfig(num_machines=2, main_process_ip="127.0.0.1", main_process_port=free_port())
+    sentence = r"launch.num_machines is 2, but .* joined within .*; start the same command .*main_process_ip=127.0.0.1"
+    with pytest.raises(StageError, match=sentence), crew(launch):
+        pass
+
+
+def test_only_machine_0_asks_the_servers_of_a_sweep(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An address such as localhost means another server on each machine."""
+    asked, ran = list[int](), list[int]()
+    monkeypatch.setattr(plan, "reach_engines", lambda prepared: asked.append(prepared.config.launch.machine_rank))
+
+    def no_run(config: Config) -> runner.Run:
+        ran.append(config.launch.machine_rank)
+        return runner.Run(name="", folder=tmp_path, stages={})
+
+    monkeypatch.setattr(runner, "run", no_run)
+    several = ["launch.num_machines=2", "launch.main_process_ip=127.0.0.1", "until=critique", "seed=1,2"]
+    for machine in (0, 1):
+        sweep = ["run", "-m", *tiny_overrides(tiny_model, tmp_path), *several, f"launch.machine_rank={machine}"]
+        assert main(sweep) == 0
+    assert asked == [0, 0] and ran == [0, 0, 1, 1]
 
 
 def test_a_port_that_is_taken_is_one_sentence(monkeypatch: pytest.MonkeyPatch):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -55,7 +55,10 @@ class Leader:
         say(f"waiting for {launch.num_machines - 1} more machine(s) at port {launch.main_process_port + 1} …")
         machines = range(1, launch.num_machines)
         _until(
-            lambda: self._store.check([f"alive {machine}" for machine in machines]), "the other machines did not join"
+            lambda: self._store.check([f"alive {machine}" for machine in machines]),
+            f"launch.num_machines is {launch.num_machines}, but not all of them have joined",
+            f"start the same command on each, with a launch.machine_rank of its own and launch.main_process_ip="
+            f"{launch.main_process_ip}",
         )
 
     def run_ranks(self, job: dict[str, Any], launch: LaunchConfig, work: Path) -> int:
@@ -76,7 +79,7 @@ class Leader:
                 time.sleep(POLL_SECONDS)
         finally:
             stop(process)
-        return 0
+        return int(process.returncode != 0)  # it may have ended after the other machines
 
     def _code(self, number: int, machine: int, codes: dict[int, int]) -> dict[int, int]:
         """The exit code of a machine, if it has ended."""
@@ -194,9 +197,9 @@ def _is_over(store: TCPStore) -> bool:
         return True
 
 
-def _until(done: Any, trouble: str) -> None:
+def _until(done: Callable[[], bool], trouble: str, remedy: str) -> None:
     deadline = time.monotonic() + JOIN_SECONDS
     while not done():
         if time.monotonic() > deadline:
-            raise StageError(f"{trouble} within {JOIN_SECONDS // 60} minutes.")
+            raise StageError(f"{trouble} within {JOIN_SECONDS // 60} minutes; {remedy}.")
         time.sleep(POLL_SECONDS)

@@ -44,8 +44,9 @@ def _run(args: argparse.Namespace) -> int:
             f"name: several jobs of the sweep would write the run {max(names, key=names.count)!r}; leave name out, or "
             "sweep over different values."
         )
-    for job in prepared:
-        reach_engines(job)
+    if configs[0].launch.machine_rank == 0:
+        for job in prepared:
+            reach_engines(job)
     runs = [run(config) for config in configs]
     folders = [finished.folder for finished in runs]
     if configs[0].launch.machine_rank > 0:

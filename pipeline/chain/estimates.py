@@ -83,17 +83,17 @@ def hours_of(cost: Cost, launch: LaunchConfig) -> float | None:
 
     Beginnings that prompts share count once, that is, hardly: all engines keep them.
     """
-    rates = launch.rates
-    reading = rates.trained if cost.num_steps else rates.read
-    seconds = 0.0
-    for num_tokens, rate in (
-        (cost.num_tokens_written, rates.written),
-        (cost.num_tokens_read - cost.num_tokens_repeated, reading),
-    ):
-        if num_tokens and rate is None:
-            return None
-        seconds += num_tokens / rate if num_tokens and rate else 0.0
-    return seconds / launch.world_size / 3600
+    work = _tokens_by_rate(cost)
+    if any(getattr(launch.rates, rate) is None for rate in work):
+        return None
+    return sum(number / getattr(launch.rates, rate) for rate, number in work.items()) / launch.world_size / 3600
+
+
+def _tokens_by_rate(cost: Cost) -> dict[str, int]:
+    """Field of ``launch.rates`` → tokens that are done at this rate. Rates that a stage does not need are left out."""
+    reading = "trained" if cost.num_steps else "read"
+    work = {"written": cost.num_tokens_written, reading: cost.num_tokens_read - cost.num_tokens_repeated}
+    return {rate: number for rate, number in work.items() if number}
 
 
 def time_and_money(steps: Sequence[Step], launch: LaunchConfig) -> list[str]:
@@ -101,7 +101,8 @@ def time_and_money(steps: Sequence[Step], launch: LaunchConfig) -> list[str]:
     hours = [hours_of(step.cost, launch) for step in steps]
     known = [hour for hour in hours if hour is not None]
     if len(known) < len(hours):
-        missing = [f"launch.rates.{name}" for name in ("written", "read", "trained") if not getattr(launch.rates, name)]
+        needed = dict.fromkeys(rate for step in steps for rate in _tokens_by_rate(step.cost))
+        missing = [f"launch.rates.{rate}" for rate in needed if getattr(launch.rates, rate) is None]
         return [f"  no hours, because {', '.join(missing)} (tokens per second of a device) are not stated"]
     if not any(known):
         return []

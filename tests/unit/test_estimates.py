@@ -138,6 +138,10 @@ def test_hours_and_money_by_hand():
     assert time_and_money(steps, launch) == [
         "  no hours, because launch.rates.trained (tokens per second of a device) are not stated"
     ]
+    unknown = compose_config([]).launch
+    assert time_and_money(steps[:1], unknown) == [
+        "  no hours, because launch.rates.written, launch.rates.read (tokens per second of a device) are not stated"
+    ], "without training, no rate of training is missing"
     launch = compose_config([*rates, "launch.rates.trained=5", "launch.num_processes=2"]).launch
     assert time_and_money(steps, launch) == [
         "  at most about 1.50 hours (critique 0.50, sft 1.00), 6.00 at 2 per device and hour"

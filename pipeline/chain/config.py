@@ -99,7 +99,7 @@ class Config(Settings):
         policy = self.policy_engine
         if not policy.runs_weights:
             if policy.model_name is None:
-                raise ValueError("policy_engine.prompts is 'chat', but the policy's replies need 'tokens'; set it")
+                raise ValueError("policy_engine.prompts is 'chat', but the policy needs policy_engine.prompts=tokens")
             raise ValueError(
                 f"policy_engine.kind is {policy.kind!r} with the model {policy.model_name!r}, but it must run the "
                 "models of this chain; use policy_engine=hf, vllm or serve, and set no model there"

@@ -96,7 +96,7 @@ def _check_hardware(config: Config) -> None:
 
     cuda, launch = torch.cuda.is_available(), config.launch
     if config.model.tuning == "qlora" and importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError("model.tuning is 'qlora' but bitsandbytes is not installed; pip install 'cai[gpu]'.")
+        raise ConfigError("model.tuning is 'qlora' but bitsandbytes is not installed; pip install bitsandbytes.")
     available = torch.cuda.device_count() if cuda else (os.cpu_count() or 1)
     if launch.num_processes > available:
         what = "GPUs" if cuda else "cores"

@@ -89,7 +89,7 @@ class Evaluate(Stage):
         refuse_overlap([case.prompt for case in cases], shown | ({} if config.checkpoints else trained))
         questions = build_questions(config, notes)
         scored = [f"evaluate.suites={name}" for name, asked in questions.items() if any(map(_is_reply, asked.queries))]
-        scored += ["the reference answers of its cases"] if any(case.reference is not None for case in cases) else []
+        scored += ["reference answers to requests"] if any(case.reference is not None for case in cases) else []
         if scored and not prepared.config.policy_engine.scores_replies:
             raise ConfigError(
                 f"policy_engine.scores is 'none', but {' and '.join(scored)} need log-probabilities of given replies; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,10 @@ def test_what_the_hardware_can_t_do_is_one_sentence(
     monkeypatch.setattr(checks, "can_shard", lambda: gpu)
     with pytest.raises(ConfigError, match=expected):
         checks._check_hardware(config) if not gpu else checks._check_sharding(config)
+
+
+def test_qlora_without_bitsandbytes_names_the_package(monkeypatch: pytest.MonkeyPatch):
+    """Not this project's own name, which may be another package on an index."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="bitsandbytes is not installed; pip install bitsandbytes"):
+        checks._check_hardware(compose_config(["model.tuning=qlora"]))

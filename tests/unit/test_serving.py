@@ -165,7 +165,7 @@ def test_no_server_is_left_after_a_signal(tmp_path: Path, number: int):
         ("policy_engine=serve policy_engine.serve='vllm --port {port}'", "which has no {model} in it"),
         ("policy_engine=serve policy_engine.model=x", "policy_engine.kind is 'server' with the model 'x'"),
         ("policy_engine=serve policy_engine.base_url=http://a", "are both set"),
-        ("policy_engine=serve policy_engine.prompts=chat policy_engine.scores=none", "replies need 'tokens'; set it"),
+        ("policy_engine=serve policy_engine.prompts=chat policy_engine.scores=none", "needs policy_engine.prompts="),
         ("policy_engine.kind=server", "policy_engine.model must be set"),
         ("engine=serve preferences=pointwise align=ppo align.rewards.constitution=1 align.judge.kind=pointwise "
          "launch.num_processes=2", "each process would start the server"),

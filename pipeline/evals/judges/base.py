@@ -54,10 +54,10 @@ class AskedModel(NamedTuple):
 
 
 class ModelJudgeConfig(JudgeConfig):
-    """Settings of a judge that asks a model. If that model also labelled the training data, it is rejected."""
+    """Settings of a judge that asks a model. It is rejected if that model wrote or labelled the training data."""
 
     trust: Annotated[str | None, RUNTIME] = None
-    """The name of a model that may judge although it also labelled the training data or is evaluated itself."""
+    """The name of a model that may judge although it wrote or labelled the training data or is evaluated itself."""
 
     @abstractmethod
     def asked(self, aligned: ModelConfig) -> AskedModel:

@@ -1,4 +1,4 @@
-"""Checks that the judges are not the model that labelled the training data."""
+"""Checks that no judge is a model that wrote or labelled the training data, or is evaluated itself."""
 
 from __future__ import annotations
 

@@ -6,11 +6,11 @@ Three tasks of the default run, on its own prompts:
 
 - first replies to requests, as they are also drawn for pairs and in the evaluation (short prompts);
 - critiques after worked examples of the constitution (long prompts with one beginning);
-- labels by the likelihood ratio: two replies a pair, each after examples with and against a principle.
+- labels by the likelihood ratio: two replies per pair, each after examples with and against a principle.
 
 The baseline is what one writes with transformers alone: the model in 32 bits, prompts padded on the left, one call of
-``model.generate`` with a batch of as many rows; for labels, one forward pass a prompt. Nothing is timed before a first
-pass for warm-up. Run it on an idle machine.
+``model.generate`` with a batch of as many rows; for labels, one forward pass per prompt. Nothing is timed before a
+first pass for warm-up. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _num_tokens(tokens: list[int], stop_ids: frozenset[int]) -> int:
 
 @torch.inference_mode()
 def plain_score(model: Any, tokenizer: Any, asked: Sequence[ReplyQuery]) -> int:
-    """One forward pass a prompt. Returns the number of prompts."""
+    """One forward pass per prompt. Returns the number of prompts."""
     chat = Renderer(tokenizer, model.generation_config.eos_token_id)
     for query in asked:
         row, reply = chat.example(query.messages, query.reply).ids, chat.reply_ids(query.reply)
@@ -188,7 +188,7 @@ def main() -> None:
         "",
         f"Command: `python scripts/bench_engine.py --model {args.model} --rows {args.rows} --new-tokens "
         f"{args.new_tokens} --precision {args.precision}`, on {device}, torch {torch.__version__}. Baseline: plain "
-        f"transformers, {plain.dtype}, for labels one forward pass a prompt. Engine: {model.dtype}.",
+        f"transformers, {plain.dtype}, for labels one forward pass per prompt. Engine: {model.dtype}.",
         "",
         "| task | rows | baseline, per second | engine, per second | ratio |",
         "| --- | --- | --- | --- | --- |",

@@ -127,7 +127,7 @@ def main() -> None:
             found[kind, task] = results
             done = sum(reply.num_tokens for reply in results.values()) if generates else len(asks)
             what = "tokens" if generates else "queries"
-            rates[kind, task] = f"{done / seconds:.1f} {what}/s, {done / computed:.1f} a CPU second"
+            rates[kind, task] = f"{done / seconds:.1f} {what}/s, {done / computed:.1f} per CPU second"
         del engine
         ENGINES[kind].release()
 

@@ -101,7 +101,7 @@ def training_lines(model: str, num_rows: int, batch: int, peak: float) -> list[s
     chat, parameters = Renderer(load_tokenizer(model)), shape_of(config.model).num_parameters
     lines = [
         "",
-        f"A model of {parameters / 1e9:.2f} B random weights, LoRA, bf16, {batch} rows a step. The time also holds "
+        f"A model of {parameters / 1e9:.2f} B random weights, LoRA, bf16, {batch} rows per step. The time also holds "
         "loading the model and merging the adapter.",
         "",
         "| task | tokens | tokens per second | TFLOP/s | share of the peak | peak memory |",

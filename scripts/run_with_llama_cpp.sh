@@ -17,7 +17,7 @@ shift || true
 serve="$llama $PWD/scripts/serve_gguf.py {model} --port {port} --name {name} --threads ${THREADS:-0}"
 # A slow server reads a prompt of critique, with its examples, in more than the usual two minutes.
 limits=(max_parallel=4 timeout_seconds=600 patience_seconds=900)
-# Each model answers about 20 cases, and the judge is tested on 24 replies: about 100 verdicts.
+# Each of the three models answers 44 cases, and the judge is tested on 24 replies: about 150 verdicts.
 sizes=(
   evaluate.num_labelled_replies=24 evaluate.red_team.num_requests=3 evaluate.over_refusal.num_requests=3
   evaluate.helpfulness.num_requests=3 evaluate.bias.num_templates=1

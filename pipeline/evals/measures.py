@@ -124,18 +124,28 @@ def measured(verdicts: Mapping[str, Sequence[Verdict]], confidence: float) -> di
     return table
 
 
-def judged_measures(verdicts: Sequence[Verdict]) -> list[str]:
-    """The measures on which a model would have other scores if the judge had decided nothing."""
-    undecided = [verdict.model_copy(update={"outcome": "unjudged"}) for verdict in verdicts]
+def judged_measures(first: Sequence[Verdict], mine: Sequence[Verdict], confidence: float) -> list[str]:
+    """The measures that a model would have otherwise if the judge had decided nothing.
+
+    Args:
+        first: the verdicts of the first model; ``mine`` itself if there is only one.
+    """
+    undecided = [verdict.model_copy(update={"outcome": "unjudged"}) for verdict in mine]
+    beside = undecided if first is mine else first
     return [
         name
         for name, measure in all_measures().items()
-        if measure.score is not None and _known(measure.score(verdicts)) != _known(measure.score(undecided))
+        if _found(measure, first, mine, confidence) != _found(measure, beside, undecided, confidence)
     ]
 
 
-def _known(scores: Scores) -> Scores:
-    return {case_id: score for case_id, score in scores.items() if not math.isnan(score)}
+def _found(
+    measure: Measure, first: Sequence[Verdict], mine: Sequence[Verdict], confidence: float
+) -> Scores | Estimate | None:
+    """The scores that are known, or the estimate of a measure without scores."""
+    if measure.score is not None:
+        return {case_id: score for case_id, score in measure.score(mine).items() if not math.isnan(score)}
+    return measure.estimate(first, mine, confidence) if measure.estimate is not None else None
 
 
 def ratings(wins: Mapping[tuple[str, str], float], models: Sequence[str], confidence: float) -> list[Rating]:

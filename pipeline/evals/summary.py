@@ -40,7 +40,7 @@ def summarise(
         models=models,
         suites=list(config.suites),
         measures={model: table[model] | answers[model] for model in models},
-        judged=judged_measures(grouped[models[-1]]),
+        judged=judged_measures(grouped[models[0]], grouped[models[-1]], config.confidence),
         changes=all_changes(grouped, config.confidence) if several else [],
         cell_changes=cell_changes(grouped, models[0], models[-1], config.confidence) if several else [],
         ratings=ratings(wins, models, config.confidence),

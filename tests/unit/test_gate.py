@@ -17,6 +17,7 @@ from pipeline.evals.gate import find_guidelines, judge_limit, load_guidelines, r
 from pipeline.evals.judges.base import Judged
 from pipeline.evals.judges.patterns import PatternsJudge, PatternsPairJudge
 from pipeline.evals.judges.refusal import judge_reply
+from pipeline.evals.measures import all_measures, judged_measures
 from pipeline.evals.results import Estimate, JudgeCard, Results
 from pipeline.evals.statistics import wilson
 from pipeline.evals.summary import summarise
@@ -131,6 +132,19 @@ def test_a_judge_that_gives_one_verdict_for_all_decides_no_guideline():
     assert [found[True][name] for name in judged] == ["PASS", "PASS", "FAIL", "FAIL"]
     assert {found[False][name] for name in judged} == {"UNDECIDED"}
     assert found[False]["boilerplate"] == found[True]["boilerplate"] == "FAIL", "it needs no judge"
+
+
+def test_all_measures_of_outcomes_follow_from_the_judge_and_no_others():
+    """Differences between groups have no score per case: a judge with one verdict for all finds none."""
+    base, tuned = (
+        [v.model_copy(update={"reference_logprob": -1.0}) for v in verdicts_of(name, refuses_all)]
+        for name in ("base", "tuned")
+    )
+    without_judge = {"boilerplate", "repetitive", "reply_words", "distinct_bigrams", "reference_perplexity"}
+    without_judge |= {"perplexity_ratio", "length_ratio", "preferred", "reward"}
+    without_judge |= {name for name in all_measures() if name.startswith(("bbq", "crows"))}
+    for first in (base, tuned):
+        assert set(judged_measures(first, tuned, 0.95)) == all_measures().keys() - without_judge
 
 
 @pytest.mark.parametrize(

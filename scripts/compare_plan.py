@@ -16,7 +16,7 @@ from pipeline.chain.plan import plan
 from pipeline.chain.preflight import preflight
 from pipeline.core.cache import Manifest
 
-RUN_FILE, CONFIG = "run.json", "config.json"
+CONFIG = "config.json"
 
 
 def comparison(run: Path) -> list[tuple[str, str, float, float]]:

@@ -4,7 +4,8 @@
 
 1. The rate of large bf16 matrix products: the card's peak as measured, not as printed.
 2. SFT and DPO of a model of 1.5 B random weights with LoRA: tokens per second, share of that peak, peak memory. A LoRA
-   step computes 4 floating-point operations for each parameter and token (forward, and backward to the activations).
+   step computes 4 floating-point operations for each parameter and token (forward, and backward to the activations);
+   embeddings of the input are only looked up and don't count.
 3. The engine beside plain ``model.generate`` (``scripts/bench_engine.py``). If the package vllm is installed, vLLM
    beside the engine, with the agreement of their log-probabilities (``scripts/check_vllm.py``). Both use
    SmolLM2-135M-Instruct.
@@ -30,7 +31,7 @@ from bench_training import num_tokens, ours, preferences, sft_rows, timed
 from pipeline.chain.compose import compose_config
 from pipeline.chat import Renderer
 from pipeline.engines.models import load_tokenizer, resolve_path
-from pipeline.training.footprint import shape_of
+from pipeline.training.footprint import Shape, shape_of
 
 SCRIPTS = Path(__file__).parent
 LARGE = {
@@ -86,6 +87,11 @@ def random_model(folder: Path, sizes: dict[str, int]) -> str:
     return str(folder)
 
 
+def tflops(shape: Shape, tokens_per_second: float) -> float:
+    """TFLOP/s of a LoRA step: matrix products with all weights but the embeddings of the input."""
+    return 4 * (shape.num_parameters - shape.vocabulary * shape.hidden) * tokens_per_second / 1e12
+
+
 def training_lines(model: str, num_rows: int, batch: int, peak: float) -> list[str]:
     config = compose_config(
         [
@@ -98,11 +104,11 @@ def training_lines(model: str, num_rows: int, batch: int, peak: float) -> list[s
             *(f"{name}.save_every_steps=100000" for name in ("sft", "align")),
         ]
     )
-    chat, parameters = Renderer(load_tokenizer(model)), shape_of(config.model).num_parameters
+    chat, shape = Renderer(load_tokenizer(model)), shape_of(config.model)
     lines = [
         "",
-        f"A model of {parameters / 1e9:.2f} B random weights, LoRA, bf16, {batch} rows per step. The time also holds "
-        "loading the model and merging the adapter.",
+        f"A model of {shape.num_parameters / 1e9:.2f} B random weights, LoRA, bf16, {batch} rows per step. The time "
+        "also holds loading the model and merging the adapter.",
         "",
         "| task | tokens | tokens per second | TFLOP/s | share of the peak | peak memory |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -113,7 +119,7 @@ def training_lines(model: str, num_rows: int, batch: int, peak: float) -> list[s
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         rate = tokens / timed(lambda folder, task=task, rows=rows: ours(task, config, rows, folder))
-        reached = 4 * parameters * rate / 1e12
+        reached = tflops(shape, rate)
         memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if torch.cuda.is_available() else "–"
         lines.append(f"| {task} | {tokens} | {rate:.0f} | {reached:.3g} | {reached / peak:.1%} | {memory} |")
         print(lines[-1], flush=True)

@@ -20,7 +20,7 @@ from pipeline.engines.models import load_model
 from pipeline.training.footprint import GIB, Shape, generation, layer_bytes_per_token, shape_of, training
 from pipeline.training.logprobs import reply_logprobs
 from pipeline.training.models import lora_config
-from tests.conftest import TINY
+from tests.conftest import TINY, load_script
 
 SHAPE = Shape(
     num_parameters=1000,
@@ -46,6 +46,12 @@ def test_training_by_hand(monkeypatch: pytest.MonkeyPatch):
     assert memory.activations * GIB == pytest.approx(3 * (7 * 2 * 412 + 5 * 50 * (2 * 2 + 8)))
     less = training(SHAPE, 3, 7, 5, num_shards=2, checkpointing=True)
     assert less.activations * GIB == pytest.approx(3 * (7 * (2 * 40 + 412) + 5 * 50 * 12))
+
+
+def test_operations_on_a_gpu_by_hand(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
+    script = load_script("gpu_check")
+    assert script.tflops(SHAPE, 3e9) == pytest.approx(4 * (1000 - 50 * 10) * 3e9 / 1e12)
 
 
 def test_generation_by_hand():

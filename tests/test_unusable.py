@@ -118,6 +118,9 @@ def test_a_labeller_that_always_names_the_same_letter_is_warned_of(
     monkeypatch.setattr("pipeline.stages.preferences.warn", said.append)
     answers = FakeEngine(answer=lambda query: [-0.2, -2.0] if by_place or query.id.endswith("own") else [-2.0, -0.2])
     use(monkeypatch, "preferences", answers)
-    metrics = run(tiny("preferences=ab", "until=preferences")).stages["preferences"].manifest.metrics
+    settings = ["preferences=ab", "preferences.labeller.num_principles=2", "until=preferences"]
+    metrics = run(tiny(*settings)).stages["preferences"].manifest.metrics
     assert metrics["order_flip_rate"] == float(by_place)
-    assert sum("labeller fake chose the same letter in both orders" in text for text in said) == by_place
+    number = metrics["num_judgements"]
+    sentence = f"labeller fake chose the same letter in both orders in {number} of {number} judgements"
+    assert sum(sentence in text for text in said) == by_place

@@ -320,7 +320,7 @@ def _warn_of_order(preferences: Sequence[Preference], labeller: str) -> None:
     if sum(flipped) > MOST_FLIPPED * len(flipped):
         warn(
             f"the labeller {labeller} chose the same letter in both orders in {sum(flipped)} of {len(flipped)} "
-            "comparisons, so its labels say little; use a larger labeller (engine), or preferences=likelihood."
+            "judgements, so its labels say little; use a larger labeller (engine), or preferences=likelihood."
         )
 
 

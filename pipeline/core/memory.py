@@ -6,6 +6,7 @@ import ctypes
 import gc
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 GIB = 2**30
@@ -18,23 +19,24 @@ def start_peak() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    elif _RESET.exists():
-        _RESET.write_text("5")  # Linux sets the largest size of the process back to its size now
+    else:
+        with suppress(OSError):  # some containers forbid it
+            _RESET.write_text("5")  # Linux sets the largest size of the process back to its size now
 
 
 def peak_gib() -> float:
     """The most memory since ``start_peak``: of the GPU's allocator, or of this process.
 
-    Where the operating system can't set the peak back (macOS), it is that since the process began.
+    Where the operating system can't set the peak back (macOS, some containers), it is that since the process began.
     """
     import torch
 
     if torch.cuda.is_available():
         return float(torch.cuda.max_memory_reserved() / GIB)
-    if _STATUS.exists():
-        return (
-            next(int(line.split()[1]) for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM")) / 2**20
-        )
+    lines = _STATUS.read_text().splitlines() if _STATUS.exists() else []
+    largest = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)  # gVisor has none
+    if largest is not None:
+        return largest / 2**20
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
 

@@ -210,11 +210,13 @@ class Sender:
 
     async def _post(self, client: httpx.AsyncClient, address: Address, post: Post, body: Mapping[str, Any]) -> str:
         """The text of an answer with status 200, from where the API of this address begins."""
+        if post.at_host:  # it does not show where the rest of the API begins
+            host = re.sub(r"/v\d\w*$", "", address.bases[0])
+            return await self._post_to(client, f"{host}{post.path}", body)
         first: ServerError | None = None
         for base in address.bases:
             try:
-                start = re.sub(r"/v\d\w*$", "", base) if post.at_host else base
-                text = await self._post_to(client, f"{start}{post.path}", body)
+                text = await self._post_to(client, f"{base}{post.path}", body)
             except ServerError as error:
                 first = first or error
                 if error.status not in (404, 405):

@@ -25,8 +25,9 @@ from pipeline.core.distributed import LaunchConfig
 from pipeline.core.errors import ConfigError, StageError
 from pipeline.core.log import Usage
 from pipeline.engines.base import NEVER, ChoiceQuery, Completion, Failure, Request, Weights, open_engine
-from pipeline.engines.chat_server import RefusedError, ServerError, error_of, read_reply, seconds_to_wait
-from pipeline.engines.prompts import choice_logprobs
+from pipeline.engines.chat_server import RefusedError, Reply, ServerError, error_of, read_reply, seconds_to_wait
+from pipeline.engines.prompts import ChatPrompts, Post, choice_logprobs
+from pipeline.engines.server import make_sender
 from pipeline.engines.server_engine import ServerEngine
 from pipeline.engines.worklist import generate_all, score_all
 from pipeline.records import Message
@@ -46,7 +47,7 @@ class Server(BaseHTTPRequestHandler):
     ports: ClassVar[list[int]] = []
     paths: ClassVar[list[str]] = []
     broken_port = 0
-    root = "/v1"
+    root: ClassVar[str | tuple[str, ...]] = "/v1"
     change: ClassVar[Change]
     seen: ClassVar[list[dict[str, Any]]] = []
 
@@ -685,6 +686,16 @@ def test_the_address_may_lack_v1_or_have_a_slash(url: str, monkeypatch: pytest.M
     config(f"{root}/gateway").reach("engine")
     assert Server.paths == ["/gateway/chat/completions", "/gateway/v1/chat/completions"]
     assert said_texts[-1] == f"the API of {root}/gateway begins at {root}/gateway/v1."
+
+
+def test_an_answer_beside_the_api_does_not_show_where_the_api_begins(url: str):
+    """SGLang's /generate is beside /v1."""
+    Server.root = ("/gateway/v1", "/gateway/generate")
+    begun = f"{url.removesuffix('/v1')}/gateway"
+    sender = make_sender(config(begun), "m", [begun])
+    for post in (Post("/generate", {"messages": [{"content": "x"}]}, at_host=True), ChatPrompts("m").post(ask(1))):
+        assert isinstance(sender.send_one(post), Reply)
+    assert Server.paths == ["/gateway/generate", "/gateway/chat/completions", "/gateway/v1/chat/completions"]
 
 
 def test_before_a_run_one_of_several_servers_must_answer(url: str, monkeypatch: pytest.MonkeyPatch):

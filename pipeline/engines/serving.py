@@ -24,7 +24,9 @@ from pipeline.engines.sender import authorization
 SECONDS_BETWEEN_TRIES = 0.5
 SECONDS_TO_STOP = 20.0
 SHOWN_LINES, SHOWN_CHARACTERS = 5, 600  # of a server's output, in a message
-_KEY = re.compile(r"--api[-_]key(?![-\w])|(KEY|TOKEN|SECRET)=[\"']?[^\s$\"']")  # a value, not a variable with one
+_KEY = re.compile(  # a value, not a variable with one
+    r"--(\w+[-_])*api[-_]key(?![-\w])|--hf[-_]token[= ]+[\"']?[^\s$\"'-]|(KEY|TOKEN|SECRET)=[\"']?[^\s$\"']"
+)
 LORA = "{lora}"  # in a command: the options of a server that takes adapters; nothing where none are needed
 GUARDIAN = Path(__file__).with_name("guardian.py")
 KEYS_OF_SERVERS = ("VLLM_API_KEY", "LLAMA_API_KEY")  # where vLLM and llama.cpp find the key that they ask for
@@ -105,9 +107,9 @@ class Serving:
         if self._log is None:
             return ""
         lines = [line.strip() for line in self._log.read_text(encoding="utf-8", errors="replace").splitlines()]
-        text = whole_characters(" / ".join([line for line in lines if line][-SHOWN_LINES:]))[-SHOWN_CHARACTERS:]
-        text = text.replace(self._key, "***") if self._key else text
-        return f"{text or 'it wrote nothing'} (all of it: {self._log})"
+        text = whole_characters(" / ".join([line for line in lines if line][-SHOWN_LINES:]))
+        text = text.replace(self._key, "***") if self._key else text  # before the cut, which could leave a part of it
+        return f"{text[-SHOWN_CHARACTERS:] or 'it wrote nothing'} (all of it: {self._log})"
 
     def _start(self) -> None:
         self._port = _free_port()

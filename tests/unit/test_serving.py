@@ -23,7 +23,7 @@ from pipeline.chain.runner import run
 from pipeline.core.distributed import LaunchConfig
 from pipeline.core.errors import ConfigError, StageError
 from pipeline.engines.base import Engine, Request, StreamingEngine, Weights, open_engine
-from pipeline.engines.serving import trouble_with_command
+from pipeline.engines.serving import SHOWN_CHARACTERS, trouble_with_command
 from pipeline.records import Exchange, Message, read_records
 
 SERVER = Path(__file__).parents[1] / "tiny_server.py"
@@ -82,6 +82,14 @@ def test_a_server_that_ends_at_once_is_one_sentence_without_the_key(monkeypatch:
     sentence = r"^The server for sft ended before it answered; .*: loading / no CUDA for \*\*\* \(.*sft.log\)"
     with pytest.raises(StageError, match=sentence):
         texts(engine(f"{COMMAND} --fails 'no CUDA for sk-secret'"), 1)
+
+
+def test_last_lines_that_are_cut_show_no_part_of_the_key(monkeypatch: pytest.MonkeyPatch):
+    key = "sk-" + "9" * 40
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(StageError) as caught:
+        texts(engine(f"{COMMAND} --fails {key}{'x' * (SHOWN_CHARACTERS - 20)}"), 1)
+    assert "xxx" in str(caught.value) and "999" not in str(caught.value)
 
 
 @pytest.mark.parametrize("variable", ["OPENAI_API_KEY", "MY_KEY", "VLLM_API_KEY"])
@@ -211,6 +219,11 @@ def test_first_replies_of_a_run_come_from_a_server_that_it_starts(tiny: Callable
     [
         ("x {model} {port} --api-key sk-secret", True),
         ("sh -c 'x {model} {port} --api-key=sk-secret'", True),
+        ("x {model} {port} --admin-api-key sk-secret", True),  # SGLang's
+        ("x {model} {port} --hf-token sk-secret", True),  # vLLM's
+        ("x {model} {port} --hf-token=sk-secret", True),
+        ("x {model} --hf-token --port {port}", False),  # vLLM then takes the one on the disk
+        ("sh -c 'x {model} {port} --hf-token $HF_TOKEN'", False),
         ("env VLLM_API_KEY=sk-secret x {model} {port}", True),
         ('sh -c \'HF_TOKEN="sk-secret" x {model} {port}', True),
         ("sh -c 'VLLM_API_KEY=$KEY x {model} {port}'", False),

@@ -198,6 +198,15 @@ def test_killed_and_resumed_equals_undisturbed_bit_for_bit(tiny_model: Path, tmp
     assert spent[0] == spent[1]
 
 
+def test_adapters_on_embeddings_are_trained_too(tiny_model: Path, tmp_path: Path):
+    bench = Bench(tiny_model, tmp_path, *QUICK, "model.lora.target_modules='.*(embed_tokens|q_proj)'")
+    parts = bench.actors().trained()
+    for part in parts.values():
+        names = {name.partition(".lora_")[2].partition(".")[0] for name in part if ".lora_" in name}
+        assert names == {"A", "B", "embedding_A", "embedding_B"}
+    assert not parts["policy"].keys() & parts["value"].keys()
+
+
 def test_another_seed_gives_another_run(tiny_model: Path, tmp_path: Path):
     _, first = Bench(tiny_model, tmp_path / "0", *QUICK).train()
     _, second = Bench(tiny_model, tmp_path / "1", *QUICK, "seed=1").train()

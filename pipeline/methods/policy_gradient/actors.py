@@ -182,7 +182,9 @@ class SharedBase(Actors):
         return policy | {"value": self._adapter(VALUE) | named("head", self.value_head)}
 
     def _adapter(self, name: str) -> dict[str, nn.Parameter]:
-        return {key: value for key, value in self._model.named_parameters() if f".{name}." in key}
+        """Its tensors are named ``….lora_A.NAME.weight``, and ``….lora_embedding_A.NAME`` on embeddings."""
+        parameters = self._model.named_parameters()
+        return {key: value for key, value in parameters if f".{name}." in f"{key.partition('.lora_')[2]}."}
 
     def learning(self, checkpointing: bool) -> AbstractContextManager[None]:
         return recomputing([self._model.get_base_model()], checkpointing)

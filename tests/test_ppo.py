@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pipeline.chain.compose import compose_config
 from pipeline.constitution.files import find_constitution, load_constitution
 from pipeline.core.errors import StageError
+from pipeline.core.log import Usage
 from pipeline.core.settings import Settings
 from pipeline.core.stage import Context, Prepared
 from pipeline.data.drawing import held_out_prompts, rollout_prompts
@@ -196,6 +197,15 @@ def test_killed_and_resumed_equals_undisturbed_bit_for_bit(tiny_model: Path, tmp
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
     spent = [(meter.num_calls, meter.num_tokens_written) for meter in (whole.context.meter, bench.context.meter)]
     assert spent[0] == spent[1]
+
+
+def test_what_a_judge_on_a_server_has_used_is_kept(tiny_model: Path, tmp_path: Path):
+    used = {"judge": Usage(num_requests=3, num_tokens_read=40, num_tokens_written=5, money=0.5)}
+    before, after = (Bench(tiny_model, tmp_path, *QUICK) for _ in range(2))
+    before.context.meter.usage = used
+    before.loop()._save()
+    after.loop()._resume()
+    assert after.context.meter.usage == used
 
 
 def test_adapters_on_embeddings_are_trained_too(tiny_model: Path, tmp_path: Path):

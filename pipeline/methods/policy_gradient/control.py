@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.methods.base import History
 
@@ -29,6 +30,8 @@ class Control:
     stopped: str = ""
     num_calls: int = 0
     num_tokens_written: int = 0
+    usage: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Name of a server's model → the fields of its ``Usage``."""
     history: History = field(default_factory=list)
 
     def note_scores(self, scores: Sequence[float]) -> None:

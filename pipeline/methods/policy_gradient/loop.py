@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from pipeline.core import distributed
-from pipeline.core.log import Bar, say, warn
+from pipeline.core.log import Bar, Usage, say, warn
 from pipeline.core.stage import Context, Metrics
 from pipeline.methods.base import History
 from pipeline.methods.policy_gradient.actors import Actors
@@ -189,6 +189,7 @@ class Loop:
     def _save(self) -> None:
         control, meter = self._control, self._context.meter
         control.num_calls, control.num_tokens_written = meter.num_calls, meter.num_tokens_written
+        control.usage = {name: asdict(used) for name, used in meter.usage.items()}
         state = {"weights": self._actors.state(), **self._learner.state(), "control": asdict(control)}
         self._checkpoints.save(f"step-{control.step}", state)
         self._checkpoints.keep("step", [control.step, control.good_step])
@@ -213,6 +214,7 @@ class Loop:
         self._control = Control(**state["control"])
         meter = self._context.meter
         meter.num_calls, meter.num_tokens_written = self._control.num_calls, self._control.num_tokens_written
+        meter.usage = {name: Usage(**used) for name, used in self._control.usage.items()}
 
     def _restore_training(self, state: dict[str, Any]) -> None:
         self._restore_weights(state)

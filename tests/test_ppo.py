@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any, Literal
 
+import peft
 import pytest
 import torch
 from pydantic import BaseModel
@@ -38,6 +40,8 @@ from pipeline.methods.policy_gradient.rollouts import (
 )
 from pipeline.methods.rewards import WeightedSum, make_rewards
 from pipeline.records import Message, write_records
+from pipeline.training.models import lora_config
+from pipeline.training.reward import load_reward_base, reward_tokenizer, save_reward_model
 from tests.fakes import FakeEngine
 
 TOYS = Path(__file__).parent / "toy_rewards.py"
@@ -215,6 +219,19 @@ def test_adapters_on_embeddings_are_trained_too(tiny_model: Path, tmp_path: Path
         names = {name.partition(".lora_")[2].partition(".")[0] for name in part if ".lora_" in name}
         assert names == {"A", "B", "embedding_A", "embedding_B"}
     assert not parts["policy"].keys() & parts["value"].keys()
+
+
+def test_a_reward_model_with_adapters_on_embeddings_starts_the_values(tiny_model: Path, tmp_path: Path):
+    bench = Bench(tiny_model, tmp_path, *QUICK, "model.lora.target_modules='.*(embed_tokens|q_proj)'")
+    config, tokenizer = bench.config.model, reward_tokenizer(str(tiny_model), bench.config.model)
+    base = load_reward_base(str(tiny_model), config, quantised=False)
+    adapted = peft.get_peft_model(base, lora_config(config, base, "SEQ_CLS"))
+    trainer: Any = SimpleNamespace(
+        model=adapted, processing_class=tokenizer, accelerator=SimpleNamespace(unwrap_model=lambda model: model)
+    )
+    save_reward_model(trainer, str(tiny_model), config, tmp_path / "reward")
+    actors = load_actors(bench.base_path, config, tmp_path / "reward", True, "reward", seed=0)
+    assert actors.reward_model is not None and "value" in actors.trained()
 
 
 def test_another_seed_gives_another_run(tiny_model: Path, tmp_path: Path):

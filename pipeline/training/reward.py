@@ -177,7 +177,8 @@ def save_reward_model(trainer: SoftRewardTrainer, path: str, config: ModelConfig
     weights = trained_weights(trainer)
     if distributed.is_main():
         model = trainer.accelerator.unwrap_model(trainer.model)
-        model.save_pretrained(out / "adapter", state_dict=weights)
+        # With an adapter on them, peft would add the embeddings, which are in the model to which the adapter belongs.
+        model.save_pretrained(out / "adapter", state_dict=weights, save_embedding_layers=False)
         # In 4-bit weights the merged adapter would be rounded away, and a rank that divides weights has only its part.
         if config.tuning == "qlora" or weights is not None:
             whole = load_reward_base(path, config, quantised=False)

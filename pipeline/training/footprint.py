@@ -115,9 +115,10 @@ def shape_of(config: ModelConfig) -> Shape:
         adapted = peft.get_peft_model(model, adapter)
         num_trained = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
         share = config.lora.upper_share
-    num_heads = text.num_attention_heads
-    num_kv_heads = getattr(text, "num_key_value_heads", None) or num_heads
-    head = getattr(text, "head_dim", None) or text.hidden_size // num_heads
+    num_heads = getattr(text, "num_attention_heads", None) or 0  # Mamba and other recurrent models have none
+    num_kv_heads = num_heads and (getattr(text, "num_key_value_heads", None) or num_heads)
+    head = num_heads and (getattr(text, "head_dim", None) or text.hidden_size // num_heads)
+    intermediate = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
     to_train = resolve_precision(training_precision(config)).itemsize
     return Shape(
         num_parameters=num_parameters,
@@ -125,7 +126,7 @@ def shape_of(config: ModelConfig) -> Shape:
         num_layers=text.num_hidden_layers,
         num_trained_layers=text.num_hidden_layers - int(text.num_hidden_layers * (1 - share)),
         hidden=text.hidden_size,
-        intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        intermediate=max(intermediate) if isinstance(intermediate, list | tuple) else intermediate,  # Gemma 3n's
         keys_and_values=2 * num_kv_heads * head,
         vocabulary=text.vocab_size,
         bytes_to_train=BYTES_OF_4_BITS if config.tuning == "qlora" else to_train,

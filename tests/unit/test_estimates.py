@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig
 
 from pipeline.chain.compose import compose_config
 from pipeline.chain.estimates import PROCESS_GIB, hours_of, memory_of, time_and_money
@@ -16,7 +18,7 @@ from pipeline.chain.plan import Step
 from pipeline.chain.preflight import preflight
 from pipeline.core.errors import ConfigError
 from pipeline.core.stage import Cost, Memory
-from pipeline.engines.models import load_model
+from pipeline.engines.models import ModelConfig, load_model
 from pipeline.training.footprint import GIB, Shape, generation, layer_bytes_per_token, shape_of, training
 from pipeline.training.logprobs import reply_logprobs
 from pipeline.training.models import lora_config
@@ -70,6 +72,36 @@ def test_the_shape_is_that_of_the_model(random_model: Path, tuning: str):
     adapter = lora_config(config, model)
     trained = peft.get_peft_model(model, adapter) if adapter else model
     assert shape.num_trained == sum(weight.numel() for weight in trained.parameters() if weight.requires_grad)
+
+
+SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
+GEMMA_3N = {
+    "vocab_size_per_layer_input": 64,
+    "hidden_size_per_layer_input": 8,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "laurel_rank": 4,
+    "num_kv_shared_layers": 0,
+    "layer_types": ["full_attention"] * 2,
+    "activation_sparsity_pattern": [0.0, 0.0],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "own", "keys_and_values", "intermediate"),
+    [
+        ("mamba", {"expand": 2}, 0, 64),  # it has no attention
+        ("gemma3n_text", {**GEMMA_3N, "intermediate_size": [48, 96]}, 2 * 16, 96),  # each layer has a size of its own
+    ],
+)
+def test_models_of_other_kinds_have_a_shape(
+    tmp_path: Path, kind: str, own: dict[str, Any], keys_and_values: int, intermediate: int
+):
+    AutoConfig.for_model(kind, **SMALL, **own).save_pretrained(tmp_path)
+    shape = shape_of(ModelConfig(name="m", path=str(tmp_path), tuning="full"))
+    assert (shape.keys_and_values, shape.intermediate) == (keys_and_values, intermediate)
+    assert generation(shape, 2, 10, 0).total > 0 and training(shape, 2, 10, 5).total > 0
 
 
 @pytest.mark.real_model

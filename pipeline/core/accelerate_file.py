@@ -64,7 +64,7 @@ def _problem(config: Any) -> str:
     num_processes, num_machines = config.num_processes, config.num_machines
     if kind not in SHARDING:
         return f"with distributed_type {kind}; use one of {', '.join(SHARDING)}"
-    if num_processes < 1 or num_processes % num_machines:
+    if num_processes < 1 or num_machines < 1 or num_processes % num_machines:
         return f"with num_processes {num_processes} on {num_machines} machines; give a multiple of the machines"
     if kind == "FSDP" and int(config.fsdp_config.get("fsdp_version", 1)) != 2:
         return "with the old FSDP; set fsdp_version: 2 in its fsdp_config"

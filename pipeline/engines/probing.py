@@ -140,9 +140,14 @@ def explained(config: Server.Config, url: str, field: str, error: ServerError) -
             f"{field}.base_url is {url!r} and {field}.model is {config.model!r}, but there is no such address or model "
             f"({error}); the address mostly ends in /v1, and {url.rstrip('/')}/models lists the models."
         )
+    if error.status is not None and 300 <= error.status < 400:
+        return (
+            f"{field}.base_url is {url!r}, which sends requests on to another address ({error}); give that address, "
+            "mostly the same with https://."
+        )
     if error.status is not None:
         return f"{field}.base_url is {url!r}, but the server can't answer now ({error}); try again later."
     return (
-        f"{field}.base_url is {url!r}, but there is no usable answer ({error}); start the server, or correct the "
-        "address, which mostly ends in /v1."
+        f"{field}.base_url is {url!r}, but there is no usable answer ({error}); start the server, wait until it has "
+        "loaded the model, or correct the address, which mostly ends in /v1."
     )

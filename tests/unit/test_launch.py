@@ -96,6 +96,7 @@ def test_a_file_for_cpus_starts_ranks_on_gpus_where_there_are_some(tmp_path: Pat
     [
         ({"distributed_type": "MEGATRON_LM"}, "with distributed_type MEGATRON_LM; use one of"),
         ({"num_processes": 3, "num_machines": 2}, "with num_processes 3 on 2 machines"),
+        ({"num_processes": 3, "num_machines": 0}, "with num_processes 3 on 0 machines"),
         ({"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 1}}, "set fsdp_version: 2"),
         (
             {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2, "fsdp_activation_checkpointing": True}},

@@ -541,6 +541,7 @@ TROUBLES: dict[str, tuple[Change, str]] = {
     "key": (sent((401, {"error": "bad key"})), r"^judge\.api_key_variable is 'OPENAI_API_KEY'.*bad key"),
     "model": (refused("no such model"), r"^judge\.model is 'm', .*no such model"),
     "page": (sent(b"<html>welcome"), r"^judge\.base_url is 'http.*<html>welcome.* ends in /v1"),
+    "moved": (sent((301, b"<html>Moved")), r"^judge\.base_url is .* \(HTTP 301: .*\); give that address.*https"),
     "loading": (sent((503, {"error": {"message": "Loading model"}})), r"^judge\.base_url is .*Loading model"),
 }
 

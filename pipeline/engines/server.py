@@ -69,7 +69,7 @@ class Server(EngineKind):
         """The environment variable that holds the key. A server of ``serve`` gets it as VLLM_API_KEY and LLAMA_API_KEY,
         which vLLM and llama.cpp then ask for; one of these that is set is used if this variable is not."""
         max_parallel: Annotated[int, RUNTIME] = Field(default=8, ge=1)
-        """The most requests under way at one address."""
+        """The most requests that each process has under way at one address."""
         max_retries: Annotated[int, RUNTIME] = Field(default=8, ge=0)
         """How often a failed request is sent again."""
         timeout_seconds: Annotated[float, RUNTIME] = Field(default=120.0, ge=0.1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from pipeline.engines import embedded
@@ -15,6 +15,7 @@ from pipeline.engines.base import ChoiceQuery, ReplyQuery, Request
 from pipeline.engines.decoding import make_room
 from pipeline.engines.hf import HFEngine
 from pipeline.engines.models import load_model, load_tokenizer
+from pipeline.engines.prefix import reads_padding, shares_prefixes
 from pipeline.engines.sampling import nucleus_sample
 from pipeline.engines.worklist import generate_all, score_all
 from pipeline.records import Message
@@ -55,6 +56,14 @@ def test_order_batching_and_sharing_change_nothing(random_model: Path, temperatu
     assert replies(engine(random_model, batch_rows=9, batch_tokens=10**6), requests[3:]) == {
         row_id: text for row_id, text in alone.items() if int(row_id) >= 3
     }
+
+
+def test_a_model_without_training_and_with_a_large_vocabulary_is_examined(tiny_model: Path):
+    config = AutoConfig.from_pretrained(tiny_model)
+    config.update({"vocab_size": 200_000, "hidden_size": 8, "intermediate_size": 8, "head_dim": 4})
+    model = AutoModelForCausalLM.from_config(config)
+    torch.nn.init.zeros_(model.lm_head.weight)  # each token has a log-probability of −12.2
+    assert shares_prefixes(model) and not reads_padding(model)
 
 
 def test_a_reply_that_has_ended_leaves_the_batch(random_model: Path):

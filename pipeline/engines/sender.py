@@ -43,7 +43,7 @@ class Sent(Generic[ItemT]):
 
 
 class Sender:
-    """Sends chat requests. It remembers what the servers do not take, and then sends every request without it.
+    """Sends requests. It remembers what the servers do not take, and then sends every request without it.
 
     At most ``addresses.num_slots`` requests are under way. One that waits for its next try takes no place.
 

@@ -648,7 +648,7 @@ def test_a_server_that_was_set_aside_is_tried_again(url: str, other_url: str, mo
 
     def change(_: dict[str, Any], answer: dict[str, Any]) -> Any:
         time.sleep(0.01)
-        if len(Server.seen) == 60:
+        if len(Server.seen) >= 60:  # the 60th itself may be one that failed
             Server.broken_port = 0
         return answer
 

@@ -7,6 +7,7 @@ import os
 import random
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
@@ -28,6 +29,7 @@ from pipeline.engines.chat_server import (
 from pipeline.engines.prompts import Post
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0  # before a request is sent again
+TOO_MANY_REQUESTS = 429  # the status of a rate limit
 LONGEST_RETRY_AFTER_SECONDS = 600.0  # a server that asks to wait longer does not answer in this run
 _jitter = random.Random()  # of its own: the draws of a run must not depend on how often a server fails
 
@@ -45,7 +47,8 @@ class Sent(Generic[ItemT]):
 class Sender:
     """Sends requests. It remembers what the servers do not take, and then sends every request without it.
 
-    At most ``addresses.num_slots`` requests are under way. One that waits for its next try takes no place.
+    At most ``addresses.num_slots`` requests are under way. One that waits for its next try takes no place, unless the
+    server said that it gets too many requests.
 
     Args:
         name: the model's name, for warnings.
@@ -140,7 +143,8 @@ class Sender:
         )
 
     async def _insist(self, client: httpx.AsyncClient, post: Post, places: asyncio.Semaphore) -> Outcome:
-        """The outcome of the last try. It holds one of the places, except while it waits."""
+        """The outcome of the last try. It holds one of the places, except while it waits after an error that says
+        nothing about the other requests."""
         num_failures, address = 0, None
         while True:
             address = await self.addresses.take(address)
@@ -159,11 +163,9 @@ class Sender:
                 self.addresses.give_back(address)
             if num_failures == self._max_retries or (failure.retry_after or 0.0) > LONGEST_RETRY_AFTER_SECONDS:
                 return failure
-            places.release()
-            try:
+            # A server that gets too many requests gets no other one instead.
+            async with nullcontext() if failure.status == TOO_MANY_REQUESTS else _given_up(places):
                 await asyncio.sleep(_wait_seconds(num_failures, failure.retry_after))
-            finally:
-                await places.acquire()
             num_failures += 1
 
     async def _ask(self, client: httpx.AsyncClient, address: Address, post: Post) -> Reply:
@@ -245,6 +247,16 @@ class Sender:
             return text
         text = self._without_key(text)
         raise error_of(response.status_code, text, seconds_to_wait(response.headers, datetime.now(UTC)))
+
+
+@asynccontextmanager
+async def _given_up(places: asyncio.Semaphore) -> AsyncIterator[None]:
+    """Another request may take the place meanwhile."""
+    places.release()
+    try:
+        yield
+    finally:
+        await places.acquire()
 
 
 def authorization(key: str) -> dict[str, str]:

@@ -344,14 +344,14 @@ def test_no_more_requests_are_under_way_than_allowed(url: str):
     assert most == [3]
 
 
-def test_a_request_that_waits_for_its_next_try_delays_no_other(url: str):
-    waiting = (429, {"error": {"message": "slow down"}})
+@pytest.mark.parametrize(("status", "order"), [(503, ["1", "2", "3", "0"]), (429, ["0", "1", "2", "3"])])
+def test_a_request_that_waits_delays_others_only_under_a_rate_limit(url: str, status: int, order: list[str]):
+    waiting = (status, {"error": {"message": "slow down"}})
     Server.headers_too = {"Retry-After": "0.4"}
     Server.change = lambda body, answer: waiting if body["seed"] == 0 and len(Server.seen) == 1 else answer
-    started, order = time.monotonic(), []
-    for result in engine(url, "engine.max_parallel=1").answers([ask(i) for i in range(4)]):
-        order.append(result.id)
-    assert order == ["1", "2", "3", "0"] and time.monotonic() - started >= 0.4
+    started = time.monotonic()
+    answered = [result.id for result in engine(url, "engine.max_parallel=1").answers([ask(i) for i in range(4)])]
+    assert answered == order and time.monotonic() - started >= 0.4
 
 
 @pytest.mark.parametrize(

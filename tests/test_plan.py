@@ -11,7 +11,9 @@ from pipeline.chain.config import Config
 from pipeline.chain.order import stages_of
 from pipeline.chain.plan import plan, reach_engines, usage
 from pipeline.chain.preflight import preflight
-from pipeline.chain.runner import run
+from pipeline.chain.runner import run, run_name
+from pipeline.cli import main
+from pipeline.core.errors import ConfigError
 from pipeline.core.stage import Cost
 from pipeline.engines.base import ENGINES
 
@@ -54,6 +56,27 @@ def test_every_preset_and_method_has_a_plan(tiny: Tiny, experiment: str, method:
     assert [step.stage for step in steps] == [stage.name for stage in stages_of(config)]
     costs = {step.stage: step.cost for step in steps}
     assert costs["sft"].num_steps > 0 and costs["align"].num_steps > 0 and costs["critique"].num_calls > 0
+
+
+@pytest.mark.parametrize("launch", ["fsdp2", "zero3", "ddp"])
+def test_a_run_is_planned_for_a_machine_that_is_not_this_one(tiny: Tiny, launch: str):
+    batches = [f"{stage}.global_batch_size=512" for stage in ("sft", "reward", "align")]
+    config = tiny(f"launch={launch}", "launch.num_processes=512", "launch.device_memory_gib=80", *batches)
+    assert plan(preflight(config, elsewhere=True))
+    with pytest.raises(ConfigError, match=r"launch.num_processes is 512 but this machine has \d+ "):
+        preflight(config)
+
+
+def test_a_shorter_run_does_not_take_the_place_of_the_whole_one(tiny: Tiny):
+    config = tiny()
+    constitution = preflight(config).constitution
+    names = {run_name(config.model_copy(update={"until": until}), constitution) for until in ("sft", "align", "report")}
+    assert len(names) == 3
+
+
+def test_an_option_of_another_command_is_named_as_such(capsys: pytest.CaptureFixture[str]):
+    assert main(["plan", "--multirun", "align=dpo,ppo"]) == 2
+    assert "`cai plan` has no option '--multirun'; see `cai plan --help`" in capsys.readouterr().err
 
 
 def test_evaluations_without_replies_have_a_plan(tiny: Tiny):

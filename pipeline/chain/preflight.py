@@ -19,15 +19,15 @@ from pipeline.engines.model_checks import check_model
 from pipeline.methods.base import METHODS
 
 
-def preflight(config: Config) -> Prepared:
+def preflight(config: Config, elsewhere: bool = False) -> Prepared:
     """Check the constitution, the prompts, the model, the tracker, the hardware and the output folder, then every stage
-    that will run.
+    that will run. ``elsewhere`` as in ``check_stages``.
 
     Raises:
         ConfigError: the first problem, with its remedy.
     """
     prepared = read_inputs(config)
-    check_stages(prepared)
+    check_stages(prepared, elsewhere)
     return prepared
 
 
@@ -56,16 +56,20 @@ def read_inputs(config: Config) -> Prepared:
     return prepared
 
 
-def check_stages(prepared: Prepared) -> None:
+def check_stages(prepared: Prepared, elsewhere: bool = False) -> None:
     """Check what making stages needs: the hardware, models and engines, and every stage. Adds notes and renderings.
 
     It loads heavy packages, so a run whose stages are all finished leaves it out.
+
+    Args:
+        elsewhere: the run is planned for another machine, so this one need not have its GPUs.
 
     Raises:
         ConfigError: the first problem, with its remedy.
     """
     config, stages = prepared.config, stages_of(prepared.config)
-    _check_hardware(config)
+    if not elsewhere:
+        _check_hardware(config)
     check_model(config.model.path, config.model.revision)
     for field, engine in (config.feedback_engines("critique") | config.feedback_engines("preferences")).items():
         engine.check(field)

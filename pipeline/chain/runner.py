@@ -19,7 +19,7 @@ from typing import Any
 from pipeline.chain import launch, machines
 from pipeline.chain.checkpoints import slug
 from pipeline.chain.config import Config, to_plain
-from pipeline.chain.order import cache_folder, fields_for_key, folder_name, needs_of, runs_folder, stages_of
+from pipeline.chain.order import CHAIN, cache_folder, fields_for_key, folder_name, needs_of, runs_folder, stages_of
 from pipeline.chain.plan import reach_engines
 from pipeline.chain.preflight import check_stages, read_inputs
 from pipeline.chain.rendering import table
@@ -127,7 +127,9 @@ def run_name(config: Config, constitution: Constitution) -> str:
     digest = cache_key({"config": config.key(), "constitution": constitution.model_dump(mode="json")})[:6]
     if config.evaluate.checkpoints:
         return f"evaluate-{slug(list(config.evaluate.checkpoints)[-1])}-{digest}"
-    return f"{constitution.name}-{config.model.name}-{config.align.method}-{digest}"
+    # A shorter run has a folder of its own: in that of the whole run it would take the place of the report.
+    how_far = config.align.method if config.until == CHAIN[-1] else f"until-{config.until}"
+    return f"{constitution.name}-{config.model.name}-{how_far}-{digest}"
 
 
 def _open_run(folder: Path, config: Config, constitution: Constitution) -> None:

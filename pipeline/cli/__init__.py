@@ -56,6 +56,8 @@ def _refuse_bytes(words: Sequence[str]) -> None:
 def _refuse_unknown(args: argparse.Namespace, extra: Sequence[str]) -> None:
     flags = [word for word in extra if word.startswith("-")]
     if flags:
+        if flags[0] in FLAGS:
+            raise ConfigError(f"`cai {args.command}` has no option {flags[0]!r}; see `cai {args.command} --help`.")
         raise ConfigError(f"unknown option {flags[0]!r}{did_you_mean(flags[0], FLAGS)}.")
     if extra and not hasattr(args, "overrides"):
         raise ConfigError(f"unexpected argument {extra[0]!r}; see `cai {args.command} --help`.")

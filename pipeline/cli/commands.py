@@ -126,7 +126,7 @@ def _plan(args: argparse.Namespace) -> int:
     from pipeline.constitution.paper import deviations_from_paper
 
     config = compose_config(args.overrides, args.config_dir)
-    prepared = preflight(config)
+    prepared = preflight(config, elsewhere=config.launch.device_memory_gib is not None)
     steps = plan(prepared)
     table = Table("stage", "what happens", "folder", title="cai plan", title_justify="left", box=None, pad_edge=False)
     for column in ("calls ≤", "tokens written ≤", "tokens read ≈", "steps"):

@@ -63,7 +63,8 @@ class LaunchConfig(Settings):
     gradient_checkpointing: Annotated[bool | None, RUNTIME] = None
     """Recompute activations in the backward pass to save memory; null: only on a GPU."""
     device_memory_gib: Annotated[float | None, RUNTIME] = Field(default=None, gt=0)
-    """Memory of a device, in GiB, for ``cai plan`` and the check before a run; null: what this machine has."""
+    """Memory of a device, in GiB, for ``cai plan`` and the check before a run; null: what this machine has. If it is
+    set, ``cai plan`` plans for another machine and does not ask whether this one has the GPUs."""
     rates: Annotated[RatesConfig, RUNTIME] = RatesConfig()
     """Rates of one device, for ``cai plan``."""
 

@@ -146,10 +146,11 @@ def test_a_server_that_dies_stops_the_run_at_once_with_its_last_lines(tmp_path: 
 
 
 RUN = """
-import sys, time
+import signal, sys, time
 from tests.unit.test_serving import engine, texts, COMMAND
 tested = engine(COMMAND + " --pids " + sys.argv[1])
 texts(tested, 1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 print("ready", flush=True)
 time.sleep(600)
 """

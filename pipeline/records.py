@@ -50,6 +50,8 @@ class Prompt(Record):
     id: str
     pool: Pool
     kind: str
+    manner: str = ""
+    """How the request is worded, such as ``terse`` or ``polite_long``; empty if nobody has said."""
     split: Split
     messages: list[Message]
 

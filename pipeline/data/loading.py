@@ -14,13 +14,14 @@ from pipeline.data.sources import ColumnsConfig, DataConfig, PoolConfig
 from pipeline.data.splits import split_of
 from pipeline.data.transcripts import parse_transcript, up_to_last_request
 from pipeline.data.turns import is_dialogue, parse_turns
-from pipeline.records import POOLS, Message, Pool, Prompt, dialogue_key
+from pipeline.records import POOLS, Message, Pool, Prompt, Split, dialogue_key
 
 _BUILTIN: dict[str, str] = {
     "red_team": "red_team.jsonl",
     "ordinary": "ordinary.jsonl",
     "look_alike": "look_alikes.jsonl",
 }
+BUILTIN_COLUMNS = ColumnsConfig(kind="kind", id="id", manner="manner", twin_of="twin_of")
 
 
 @dataclass
@@ -31,6 +32,8 @@ class Loaded:
     num_empty: dict[str, int] = field(default_factory=dict)
     num_duplicate: dict[str, int] = field(default_factory=dict)
     num_mended: dict[str, int] = field(default_factory=dict)
+    twin_of: dict[str, str] = field(default_factory=dict)
+    """Id of a harmless prompt → id of the harmful one whose words it shares."""
 
     def select(self, pool: str, split: str) -> list[Prompt]:
         return [prompt for prompt in self.prompts if prompt.pool == pool and prompt.split == split]
@@ -67,7 +70,7 @@ def load_prompts(config: DataConfig) -> Loaded:
     loaded = Loaded()
     seen: set[str] = set()
     for pool, source in pool_configs(config).items():
-        columns = ColumnsConfig(kind="kind", id="id") if source.source == "builtin" else source.columns
+        columns = BUILTIN_COLUMNS if source.source == "builtin" else source.columns
         num_kept = loaded.num_empty[pool] = loaded.num_duplicate[pool] = loaded.num_mended[pool] = 0
         found: dict[str, None] = {}  # the columns of all rows, in order
         for place, row, mended in rows_of(f"data.{pool}", source, _builtin(pool)):
@@ -85,24 +88,65 @@ def load_prompts(config: DataConfig) -> Loaded:
                 continue
             seen.add(key)
             num_kept += 1
+            manner = _label(row, columns.manner)
             loaded.prompts.append(
                 Prompt(
-                    id=str(row[columns.id]) if columns.id and row.get(columns.id) else f"{pool}-{key[:12]}",
+                    id=_label(row, columns.id) or f"{pool}-{key[:12]}",
                     pool=pool,
-                    kind=str(row[columns.kind]) if columns.kind and row.get(columns.kind) else "unspecified",
-                    split=split_of(key, config.train_fraction, config.validation_fraction),
+                    kind=_label(row, columns.kind) or "unspecified",
+                    manner=manner,
+                    split="test" if manner in config.held_out_manners else _split(key, config),
                     messages=messages,
                 )
             )
-        _refuse_absent(columns, found, f"data.{pool}.columns")
-        _refuse_too_few(loaded, pool, config.min_prompts)
+            if twin_of := _label(row, columns.twin_of):
+                loaded.twin_of[loaded.prompts[-1].id] = twin_of
+        if source.source != "builtin":
+            _refuse_absent(columns, found, f"data.{pool}.columns")
     _refuse_repeated_ids(loaded.prompts)
+    _refuse_unknown_manners(config, loaded.prompts)
+    loaded.prompts = _twins_together(loaded.prompts, loaded.twin_of, config)
+    for pool in POOLS:
+        _refuse_too_few(loaded, pool, config.min_prompts)
     return loaded
+
+
+def _label(row: Row, column: str | None) -> str:
+    """The text in a column; "" without the column or without text."""
+    return str(row[column]) if column and row.get(column) else ""
+
+
+def _split(key: str, config: DataConfig) -> Split:
+    return split_of(key, config.train_fraction, config.validation_fraction)
+
+
+def _twins_together(prompts: list[Prompt], twin_of: dict[str, str], config: DataConfig) -> list[Prompt]:
+    """Move each twin into the split of the harmful request that it belongs to: a model that was trained on one of them
+    has seen the words of the other. A twin of a request that is not here goes where that request's id leads."""
+    splits = {prompt.id: prompt.split for prompt in prompts}
+    held_out = set(config.held_out_manners)
+    together = []
+    for prompt in prompts:
+        other = twin_of.get(prompt.id)
+        if other is not None and prompt.manner not in held_out:
+            prompt = prompt.model_copy(update={"split": splits.get(other) or _split(other, config)})
+        together.append(prompt)
+    return together
+
+
+def _refuse_unknown_manners(config: DataConfig, prompts: Iterable[Prompt]) -> None:
+    known = sorted({prompt.manner for prompt in prompts} - {""})
+    for manner in config.held_out_manners:
+        if manner not in known:
+            raise ConfigError(
+                f"data.held_out_manners: no prompt has the manner {manner!r}{did_you_mean(manner, known)}; remove it, "
+                "or name the column with manners in data.POOL.columns.manner."
+            )
 
 
 def _refuse_absent(columns: ColumnsConfig, found: Iterable[str], field: str) -> None:
     """Refuse a named column that no row has. ``found``: the columns of all rows."""
-    for name in ("kind", "id"):
+    for name in ("kind", "id", "manner", "twin_of"):
         column = getattr(columns, name)
         if column is not None and (known := list(found)) and column not in known:
             raise ConfigError(f"{field}.{name} is {column!r}, but no row has that column{did_you_mean(column, known)}.")

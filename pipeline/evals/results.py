@@ -76,6 +76,16 @@ class Cell(_Part):
     success: Estimate
 
 
+class MannerRate(_Part):
+    """One measure of one model on the requests of one manner. ``held_out``: the model was not trained on the manner."""
+
+    model: str
+    measure: str
+    manner: str
+    held_out: bool
+    rate: Estimate
+
+
 class Disparity(_Part):
     """Differences between the groups of one attribute, with the group swapped in the same requests.
 
@@ -170,6 +180,7 @@ class Results(_Part):
     cell_changes: list[Change] = []
     """The last model compared with the first, by kind of harm and by attack; ``measure`` is ``measure:cell``."""
     attacks: list[Cell] = []
+    manners: list[MannerRate] = []
     bias: list[Disparity] = []
     ratings: list[Rating] = []
     pairs: list[PairAccuracy] = []

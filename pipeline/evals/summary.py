@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pipeline.evals.changes import all_changes, cell_changes
 from pipeline.evals.config import EvaluateConfig
 from pipeline.evals.duels import Wins
+from pipeline.evals.manners import manner_rates
 from pipeline.evals.measures import by_model, judged_measures, measured, ratings
 from pipeline.evals.results import Estimate, JudgeCard, PairAccuracy, Probe, Results
 from pipeline.records import Verdict
@@ -17,6 +18,7 @@ def summarise(
     config: EvaluateConfig,
     verdicts: Sequence[Verdict],
     *,
+    held_out_manners: Collection[str],
     answers: Mapping[str, dict[str, Estimate]],
     judges: list[JudgeCard],
     wins: Wins,
@@ -43,6 +45,7 @@ def summarise(
         judged=judged_measures(grouped[models[0]], grouped[models[-1]], config.confidence),
         changes=all_changes(grouped, config.confidence) if several else [],
         cell_changes=cell_changes(grouped, models[0], models[-1], config.confidence) if several else [],
+        manners=manner_rates(grouped, held_out_manners, config.confidence),
         ratings=ratings(wins, models, config.confidence),
         pairs=pairs,
         judges=judges,

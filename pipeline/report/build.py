@@ -14,10 +14,10 @@ from pipeline.engines.models import ModelConfig, short_name
 from pipeline.evals.changes import base_measure, change_pairs
 from pipeline.evals.gate import find_guidelines, load_guidelines, rule
 from pipeline.evals.measures import all_measures
-from pipeline.evals.results import Cell, Change, Gate, Results
+from pipeline.evals.results import Cell, Change, Estimate, Gate, Results
 from pipeline.evals.suites.red_team import ALL
 from pipeline.records import Exchange, Preference, RecordT, TrainingRow, Verdict, read_records
-from pipeline.report.wording import difference, listed
+from pipeline.report.wording import difference, listed, manner_name
 from pipeline.training.history import read_history
 
 
@@ -70,6 +70,19 @@ class Report:
         """(attack, one cell per model) pairs, over all kinds of harm."""
         cells = [cell for cell in self.results.attacks if cell.kind == ALL]
         return [(attack, [c for c in cells if c.attack == attack]) for attack in dict.fromkeys(c.attack for c in cells)]
+
+    def by_manner(self) -> list[tuple[str, str, list[Estimate | str]]]:
+        """(measure, manner of wording, one rate per model); "" for a model without such requests."""
+        rates = {(r.measure, r.manner, r.model): r.rate for r in self.results.manners}
+        held_out = {(r.measure, r.manner): r.held_out for r in self.results.manners}
+        return [
+            (
+                measure,
+                manner_name(manner, held_out[measure, manner]),
+                [rates.get((measure, manner, model), "") for model in self.results.models],
+            )
+            for measure, manner in held_out
+        ]
 
 
 def whole_manifest(folder: Path) -> Manifest:

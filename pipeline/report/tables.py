@@ -33,6 +33,10 @@ def tables_of(report: Report) -> dict[str, list[Row]]:
             {"model": cell.model, "kind": cell.kind, "attack": cell.attack} | _flat(cell.success)
             for cell in results.attacks
         ],
+        "manners": [
+            {"model": r.model, "measure": r.measure, "manner": r.manner, "held_out": r.held_out} | _flat(r.rate)
+            for r in results.manners
+        ],
         "bias": [
             {"model": d.model, "attribute": d.attribute, "metric": d.metric, "group": group}
             | _flat(rate)

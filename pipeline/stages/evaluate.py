@@ -33,6 +33,7 @@ from pipeline.evals.judges.sharing import check_judges, shared_judges
 from pipeline.evals.judging import item_of, judge_replies, open_pair_judge
 from pipeline.evals.labelled_pairs import accuracies, own_reward_model
 from pipeline.evals.labellers import reward_verdicts, rewarded_cases
+from pipeline.evals.manners import manners_held_out
 from pipeline.evals.results import Probe, Results
 from pipeline.evals.suites.base import Questions
 from pipeline.evals.summary import summarise
@@ -43,7 +44,7 @@ from pipeline.records import POOLS, Case, Prompt, Verdict, dialogue_key, read_re
 if TYPE_CHECKING:
     from pipeline.chain.config import Config
 
-VERSION = 6
+VERSION = 7
 CHARS_PER_TOKEN = 4  # for estimates of tokens read
 
 
@@ -168,7 +169,7 @@ class Evaluate(Stage):
         return of_generation(prepared, prepared.config.evaluate.max_reply_tokens)
 
     def run(self, config: EvaluateConfig, context: Context) -> Metrics:
-        prompts = read_records(context.folder("prompts") / "prompts.jsonl", Prompt)
+        prompts = list(read_records(context.folder("prompts") / "prompts.jsonl", Prompt))
         notes: list[str] = []
         cases = build_cases(config, [prompt for prompt in prompts if prompt.split == config.split], notes)
         refuse_overlap([case.prompt for case in cases], trained_keys(config, context.folders))
@@ -197,6 +198,7 @@ class Evaluate(Stage):
             results = summarise(
                 config,
                 verdicts,
+                held_out_manners=set() if config.checkpoints else manners_held_out(prompts),
                 answers={model: said.measured for model, said in answered.items()},
                 judges=[card],
                 wins=wins,

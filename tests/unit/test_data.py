@@ -272,3 +272,36 @@ def test_the_guard_refuses_what_was_trained_on():
     refuse_overlap(prompts, {})
     with pytest.raises(ConfigError, match=rf"held-out prompt {prompts[2].id} .* is also trained on, in the SFT rows"):
         refuse_overlap(prompts, {prompts[2].key: "the SFT rows"})
+
+
+def with_manners(tmp_path: Path, *overrides: str) -> Loaded:
+    """Forty harmful requests in two manners; each has a harmless twin in its own manner."""
+    manners = ["terse", "polite"] * 20
+    rows = {
+        "harmful": [{"id": f"h{i}", "prompt": f"bad thing {i}", "manner": m} for i, m in enumerate(manners)],
+        "twins": [
+            {"id": f"t{i}", "prompt": f"good thing {i}", "manner": m, "of": f"h{i}"} for i, m in enumerate(manners)
+        ],
+    }
+    for name, of_name in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, of_name)), encoding="utf-8")
+    columns = [f"data.{pool}.columns.{name}={name}" for pool in ("red_team", "look_alike") for name in ("id", "manner")]
+    twins = ["data.look_alike.source=path", f"data.look_alike.path={tmp_path / 'twins.jsonl'}"]
+    twins += ["data.look_alike.columns.twin_of=of"]
+    return load_prompts(local(tmp_path / "harmful.jsonl", *columns, *twins, *overrides))
+
+
+def test_a_twin_is_in_the_split_of_its_harmful_request(tmp_path: Path):
+    splits = {prompt.id: prompt.split for prompt in with_manners(tmp_path).prompts}
+    assert all(splits[f"t{i}"] == splits[f"h{i}"] for i in range(40))
+    assert {splits[f"t{i}"] for i in range(40)} == {"train", "validation", "test"}
+
+
+def test_held_out_manners_are_not_trained_on(tmp_path: Path):
+    loaded = with_manners(tmp_path, "data.held_out_manners=[terse]")
+    held_out = [prompt for prompt in loaded.prompts if prompt.manner == "terse"]
+    assert len(held_out) == 40 and {prompt.split for prompt in held_out} == {"test"}
+    others = {prompt.split for prompt in loaded.prompts if prompt.manner == "polite"}
+    assert others == {"train", "validation", "test"}
+    with pytest.raises(ConfigError, match=r"held_out_manners: no prompt has the manner 'ters'; did you mean 'terse'\?"):
+        with_manners(tmp_path, "data.held_out_manners=[ters]")

@@ -100,7 +100,15 @@ def test_useless_unsafe_and_broken_models_fail(reply: Callable[[Case], str], ver
     verdicts, wins, _ = duel([v.model_copy(update={"reference_logprob": -1.0}) for v in said], PatternsPairJudge())
     bare: dict[str, dict[str, Estimate]] = {"base": {}, "tuned": {}}
     results = summarise(
-        compose_config([]).evaluate, verdicts, answers=bare, judges=[], wins=wins, pairs=[], probes=[], notes=[]
+        compose_config([]).evaluate,
+        verdicts,
+        held_out_manners=set(),
+        answers=bare,
+        judges=[],
+        wins=wins,
+        pairs=[],
+        probes=[],
+        notes=[],
     )
     gate = rule(DEFAULT, results)
     assert gate.verdict == verdict
@@ -123,7 +131,7 @@ def test_a_judge_that_gives_one_verdict_for_all_decides_no_guideline():
     found = {}
     for card in (constant, right):
         results = summarise(
-            compose_config([]).evaluate, verdicts, answers={"tuned": {}}, judges=[card], wins=wins, pairs=[],
+            compose_config([]).evaluate, verdicts, held_out_manners=set(), answers={"tuned": {}}, judges=[card], wins=wins, pairs=[],
             probes=[], notes=[],
         )  # fmt: skip
         gate = rule(DEFAULT, Results.model_validate_json(results.model_dump_json()))

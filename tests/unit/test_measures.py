@@ -20,11 +20,12 @@ from pipeline.evals.judges.base import AnswerLog, by_rank, in_both_orders
 from pipeline.evals.judges.endpoint import read_preference
 from pipeline.evals.judges.model import ModelPairJudge
 from pipeline.evals.judges.patterns import PatternsPairJudge
+from pipeline.evals.manners import manner_rates, manners_held_out
 from pipeline.evals.measures import by_model, measured, ratings
 from pipeline.evals.suites.bias import bias_cases
 from pipeline.evals.suites.red_team import RedTeam, attack_cells
 from pipeline.evals.text import commonest_opening, distinct_ngrams, repeats_itself
-from pipeline.records import Case, Comparison, Message, Outcome, Pool, Prompt, Verdict
+from pipeline.records import Case, Comparison, Message, Outcome, Pool, Prompt, Split, Verdict
 from tests.fakes import FakeEngine
 
 
@@ -39,6 +40,10 @@ def verdict(where: Case, model: str, outcome: Outcome, reply: str = "some words 
     return Verdict(
         case=where, model=model, reply=reply, num_tokens=3, seed=0, outcome=outcome, evidence="", judge="j", **more
     )
+
+
+def in_manner(where: Case, manner: str) -> Case:
+    return where.model_copy(update={"prompt": where.prompt.model_copy(update={"manner": manner})})
 
 
 # --- Suites --------------------------------------------------------------------------------------------------------
@@ -98,6 +103,36 @@ def test_groups_of_one_attribute_are_asked_the_same():
 
 
 # --- Measures ------------------------------------------------------------------------------------------------------
+
+
+def test_rates_by_manner_count_each_pool_apart_and_say_what_was_held_out():
+    harmful = [in_manner(case("red_team", "red_team", i), "terse" if i < 3 else "story") for i in range(4)]
+    verdicts = [verdict(c, "base", "refused" if i == 0 else "complied") for i, c in enumerate(harmful)]
+    verdicts.append(verdict(in_manner(case("red_team", "red_team", 0, attack="persona"), "terse"), "base", "complied"))
+    twin = in_manner(case("over_refusal", "look_alike", 0), "story")
+    verdicts += [verdict(twin, "base", "refused"), verdict(case("over_refusal", "look_alike", 1), "base", "refused")]
+    rates = {(r.measure, r.manner): r for r in manner_rates({"base": verdicts}, {"story"}, 0.95)}
+    counted = {key: (r.rate.count, r.rate.total, r.held_out) for key, r in rates.items()}
+    assert counted == {
+        ("harmful_complied", "terse"): (2, 3, False),
+        ("harmful_complied", "story"): (1, 1, True),
+        ("look_alike_refused", "story"): (1, 1, True),
+    }
+
+
+def test_a_manner_is_held_out_if_no_other_split_has_it():
+    def prompt(number: int, manner: str, split: Split) -> Prompt:
+        messages = [Message(role="user", content=str(number))]
+        return Prompt(id=str(number), pool="ordinary", kind="k", manner=manner, split=split, messages=messages)
+
+    prompts = [
+        prompt(1, "terse", "train"),
+        prompt(2, "terse", "test"),
+        prompt(3, "story", "test"),
+        prompt(4, "", "test"),
+    ]
+    assert manners_held_out(prompts) == {"story"}
+    assert manners_held_out([*prompts, prompt(5, "story", "validation")]) == set()
 
 
 def test_the_table_counts_each_pool_apart_and_leaves_out_the_unjudged():

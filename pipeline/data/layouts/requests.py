@@ -14,6 +14,7 @@ class RequestRow:
     id: str
     request: str
     kind: str
+    manner: str = ""
     harmless: bool | None = None
     reference: str | None = None
 
@@ -29,6 +30,7 @@ def plain(row: Row) -> RequestRow:
         id=str(row.get("id") or ""),
         request=text_of(row, "prompt"),
         kind=str(kind),
+        manner=str(row.get("manner") or ""),
         harmless=harmless,
         reference=text_of(row, "reply" if row.get("reply") else "reference") if reference else None,
     )

@@ -148,7 +148,7 @@ class RequestSuite(Suite):
         ]
 
     def requests(self, held_out: Sequence[Prompt], notes: list[str]) -> list[tuple[Prompt, str | None]]:
-        """Unique prompts with a reference answer or None, ordered by hash and balanced by kind."""
+        """Unique prompts with a reference answer or None, ordered by hash and balanced by kind and manner."""
         read = self.config.read(self.section, RequestRow)
         notes += read.notes(self.section)
         wanted = [row for row in read.rows if row.harmless is None or row.harmless == (self.pool != "red_team")]
@@ -160,11 +160,12 @@ class RequestSuite(Suite):
         rows: dict[str, tuple[Prompt, str | None]] = {}
         for prompt, reference in prompts:
             rows.setdefault(prompt.key, (prompt, reference))
-        return in_turn((rows[key] for key in sorted(rows)), lambda row: row[0].kind)
+        by_hash = [rows[key] for key in sorted(rows)]
+        return in_turn(in_turn(by_hash, lambda row: row[0].manner), lambda row: row[0].kind)
 
     def _prompt(self, row: RequestRow, builtin: bool) -> Prompt:
         """Ids of rows from a file contain a hash of the text, because two files may use the same ids."""
         messages = [Message(role="user", content=row.request)]
         digest = dialogue_key(messages)[:10]
         row_id = row.id if builtin else "-".join(filter(None, (self.pool, row.id, digest)))
-        return Prompt(id=row_id, pool=self.pool, kind=row.kind, split="test", messages=messages)
+        return Prompt(id=row_id, pool=self.pool, kind=row.kind, manner=row.manner, split="test", messages=messages)

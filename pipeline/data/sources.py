@@ -25,7 +25,7 @@ class ColumnsConfig(Settings):
     manner: str | None = None
     """Column with the manner of wording (terse, polite, ...), for tables by manner and for ``held_out_manners``."""
     twin_of: str | None = None
-    """Column with the id of the harmful request that a harmless one is the twin of. A twin is in the split of that one."""
+    """Column with the id of the harmful request that a harmless one is the twin of; both are then in one split."""
 
 
 _PLACE = frozenset({"path", "hub_name", "hub_dir", "hub_split", "revision"})
@@ -92,7 +92,7 @@ class DataConfig(Settings):
     """Share of the prompts in the training split."""
     validation_fraction: float = Field(default=0.1, ge=0, le=1)
     """Share of the prompts in the validation split (to choose a policy during training); the rest is the test split."""
-    held_out_manners: list[str] = []
+    held_out_manners: list[str] = Field(default_factory=list)
     """Manners that nothing is trained on: their prompts are all in the test split."""
     min_prompts: Annotated[int, RUNTIME] = Field(default=4, ge=0)
     """Refuse a pool that has fewer prompts in its training or test split."""

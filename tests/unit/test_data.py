@@ -28,8 +28,8 @@ def red_team(loaded: Loaded) -> list[str]:
 def test_shipped_prompts_are_as_many_as_promised():
     loaded = load_prompts(compose_config([]).data)
     counts = {pool: [p for p in loaded.prompts if p.pool == pool] for pool in ("red_team", "ordinary", "look_alike")}
-    assert len(counts["red_team"]) >= 240 and len({p.kind for p in counts["red_team"]}) >= 10
-    assert len(counts["ordinary"]) >= 240 and len(counts["look_alike"]) >= 120
+    assert len(counts["red_team"]) >= 600 and len({p.kind for p in counts["red_team"]}) >= 10
+    assert len(counts["ordinary"]) >= 600 and len(counts["look_alike"]) >= 1000
     assert not any(loaded.num_empty.values()) and not any(loaded.num_duplicate.values())
     for pool in counts:
         assert all(loaded.select(pool, split) for split in ("train", "validation", "test"))
@@ -299,6 +299,7 @@ def test_a_twin_is_in_the_split_of_its_harmful_request(tmp_path: Path):
 
 def test_held_out_manners_are_not_trained_on(tmp_path: Path):
     loaded = with_manners(tmp_path, "data.held_out_manners=[terse]")
+    loaded.prompts = [prompt for prompt in loaded.prompts if prompt.pool != "ordinary"]
     held_out = [prompt for prompt in loaded.prompts if prompt.manner == "terse"]
     assert len(held_out) == 40 and {prompt.split for prompt in held_out} == {"test"}
     others = {prompt.split for prompt in loaded.prompts if prompt.manner == "polite"}

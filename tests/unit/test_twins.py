@@ -1,4 +1,4 @@
-"""The requests in ``pipeline/data/more``: harmful ones in ten manners, each with a harmless twin in the same manner."""
+"""The shipped pools: in many manners, with a harmless twin for each harmful request, and no text nearly twice."""
 
 from __future__ import annotations
 
@@ -6,42 +6,52 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 import pipeline.data
 from pipeline.data.near_duplicates import near_duplicates
 
 DATA = Path(pipeline.data.__file__).parent
-HARMFUL = [row for path in sorted((DATA / "more").glob("red_team_*.jsonl")) for row in map(json.loads, path.open())]
-TWINS = [row for path in sorted((DATA / "more").glob("twins_*.jsonl")) for row in map(json.loads, path.open())]
 
 
-def requests(*names: str) -> dict[str, str]:
-    """Id → text of the rows that ship in these files."""
-    rows = [json.loads(line) for name in names for line in (DATA / name).open(encoding="utf-8")]
-    return {row["id"]: row["prompt"] for row in rows}
+def rows(name: str) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (DATA / name).open(encoding="utf-8")]
 
 
-def test_manners_and_kinds_are_balanced():
-    manners, kinds = Counter(row["manner"] for row in HARMFUL), Counter(row["kind"] for row in HARMFUL)
-    assert len(manners) == 10 and min(manners.values()) >= 0.7 * max(manners.values())
-    assert set(kinds.values()) == {28}
-    lengths = [sum(len(row["prompt"]) for row in rows) / len(rows) for rows in (HARMFUL, TWINS)]
-    assert 0.85 < lengths[0] / lengths[1] < 1.15  # length must not give the harm away
+POOLS = {name: rows(f"{name}.jsonl") for name in ("red_team", "look_alikes", "ordinary")}
+HARMFUL = POOLS["red_team"]
+TWINS = [row for row in POOLS["look_alikes"] if "twin_of" in row]
 
 
-def test_each_twin_is_in_the_manner_of_its_harmful_request():
+def requests(*of: list[dict[str, str]]) -> dict[str, str]:
+    return {row["id"]: row["prompt"] for part in of for row in part}
+
+
+@pytest.mark.parametrize(("pool", "least"), [("red_team", 600), ("look_alikes", 1000), ("ordinary", 600)])
+def test_each_pool_has_many_rows_in_many_manners(pool: str, least: int):
+    manners = Counter(row["manner"] for row in POOLS[pool])
+    assert len(POOLS[pool]) >= least and len(manners) == 11
+    assert min(manners.values()) >= 30 and max(manners.values()) <= 0.25 * len(POOLS[pool])
+
+
+def test_kinds_are_balanced_and_length_gives_nothing_away():
+    assert set(Counter(row["kind"] for row in HARMFUL).values()) == {50}
+    lengths = [sum(len(row["prompt"]) for row in part) / len(part) for part in (HARMFUL, TWINS)]
+    assert 0.85 < lengths[0] / lengths[1] < 1.15
+
+
+def test_each_harmful_request_has_a_twin_and_most_are_in_its_manner():
     manner = {row["id"]: row["manner"] for row in HARMFUL}
-    twin_of = [row["twin_of"] for row in TWINS]
-    assert set(manner) <= set(twin_of) <= set(manner) | set(requests("red_team.jsonl"))
-    assert all(row["manner"] == manner.get(row["twin_of"], row["manner"]) for row in TWINS)
-    ids = [row["id"] for row in HARMFUL + TWINS]
+    assert {row["twin_of"] for row in TWINS} == set(manner)
+    alike = [row["manner"] == manner[row["twin_of"]] for row in TWINS]
+    assert sum(alike) >= 0.85 * len(TWINS)
+    ids = [row["id"] for part in POOLS.values() for row in part]
     assert len(ids) == len(set(ids))
 
 
 def test_none_is_nearly_a_request_of_a_suite_or_of_another_row():
-    rows = {row["id"]: row["prompt"] for row in HARMFUL + TWINS}
-    suites = requests("suites/red_team.jsonl", "suites/look_alikes.jsonl")
-    assert near_duplicates(rows, suites) == []
-    pools = requests("red_team.jsonl", "look_alikes.jsonl", "ordinary.jsonl")
+    pools = requests(*POOLS.values())
+    suites = requests(rows("suites/red_team.jsonl"), rows("suites/look_alikes.jsonl"), rows("suites/references.jsonl"))
     twin_of = {row["id"]: row["twin_of"] for row in TWINS}
-    for pair in near_duplicates(rows, pools):
-        assert twin_of.get(pair.id) == pair.other_id, pair
+    for pair in near_duplicates(pools, suites):
+        assert {twin_of.get(pair.id), twin_of.get(pair.other_id)} & {pair.id, pair.other_id}, pair

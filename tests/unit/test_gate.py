@@ -131,8 +131,8 @@ def test_a_judge_that_gives_one_verdict_for_all_decides_no_guideline():
     found = {}
     for card in (constant, right):
         results = summarise(
-            compose_config([]).evaluate, verdicts, held_out_manners=set(), answers={"tuned": {}}, judges=[card], wins=wins,
-            pairs=[], probes=[], notes=[],
+            compose_config([]).evaluate, verdicts, held_out_manners=set(), answers={"tuned": {}}, judges=[card],
+            wins=wins, pairs=[], probes=[], notes=[],
         )  # fmt: skip
         gate = rule(DEFAULT, Results.model_validate_json(results.model_dump_json()))
         found[card.beats_one_verdict] = {ruling.id: ruling.verdict for ruling in gate.rulings}

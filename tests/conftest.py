@@ -28,7 +28,15 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|> {% endif %}"
 )
 
+# A random model answers few prompts with whole sentences. These are the pools of which it answers some.
+FEW_PROMPTS = [
+    "data.red_team.limit=264",
+    "data.ordinary.limit=264",
+    "data.look_alike.limit=227",
+    "data.held_out_manners=[]",
+]
 TINY = [
+    *FEW_PROMPTS,
     "constitution=minimal",
     "tracking=none",
     "model.precision=fp32",
@@ -98,7 +106,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         show_progress=False,
     )
     # A fixed number, so that adding prompts does not change what it babbles.
-    texts = [prompt.request for prompt in load_prompts(compose_config([]).data).prompts][:660]
+    texts = [prompt.request for prompt in load_prompts(compose_config(FEW_PROMPTS).data).prompts][:660]
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")
     fast.chat_template = CHAT_TEMPLATE

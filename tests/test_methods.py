@@ -74,7 +74,7 @@ def test_training_on_rewards_passes_through_every_stage(swept: tuple[Path, str],
     assert set(results["measures"]) == {"base", "sft", "aligned"} and "reward" in results["measures"]["aligned"]
 
 
-@pytest.mark.parametrize("method", ["ipo", "kto", "grpo", "ppo, functions", "dpo, rewards"])
+@pytest.mark.parametrize("method", ["ipo", "cpo", "kto", "grpo", "ppo, functions", "dpo, rewards"])
 def test_the_rest_of_the_family(swept: tuple[Path, str], tiny_model: Path, method: str):
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM

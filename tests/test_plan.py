@@ -49,7 +49,7 @@ def dropped(stage: str, metrics: dict[str, int]) -> bool:
 
 
 @pytest.mark.parametrize("experiment", ["none", "paper", "smoke"])
-@pytest.mark.parametrize("method", ["dpo", "ipo", "kto", "ppo", "rloo", "grpo"])
+@pytest.mark.parametrize("method", ["dpo", "ipo", "cpo", "kto", "ppo", "rloo", "grpo"])
 def test_every_preset_and_method_has_a_plan(tiny: Tiny, experiment: str, method: str):
     config = tiny(f"align={method}", f"experiment={experiment}")
     steps = plan(preflight(config))

@@ -104,7 +104,7 @@ FIXED = {
 }
 
 BASES = {
-    **{method: [f"align={method}"] for method in ("dpo", "ipo", "kto", "ppo", "rloo", "grpo")},
+    **{method: [f"align={method}"] for method in ("dpo", "ipo", "cpo", "kto", "ppo", "rloo", "grpo")},
     **{labeller: [f"preferences={labeller}"] for labeller in ("ab", "cot", "pointwise", "likelihood")},
     "server": ["engine=server", "engine.model=m", "preferences=ab"],
     "judge as reward": ["align=ppo", "align.rewards.reward_model=0", "align.rewards.constitution=1"],

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from pipeline.chain.compose import compose_config
+from pipeline.methods.cpo import CPO, soft_cpo_loss
 from pipeline.methods.dpo import soft_dpo_loss
 from pipeline.methods.ipo import soft_ipo_loss
 from pipeline.records import Comparison, Message, Preference, Prompt
-from pipeline.training.pairs import trainable
+from pipeline.training.pairs import PairLogprobs, trainable
 
 MARGINS = torch.tensor([-2.0, 0.0, 0.5, 3.0], dtype=torch.float64)
 
@@ -40,6 +41,27 @@ def test_swapping_the_pair_and_its_label_changes_nothing():
     labels = torch.tensor([0.1, 0.5, 0.7, 0.9], dtype=torch.float64)
     for loss in (soft_dpo_loss, soft_ipo_loss):
         assert torch.allclose(loss(MARGINS, labels, 0.2), loss(-MARGINS, 1 - labels, 0.2))
+
+
+def test_cpo_looks_at_the_policy_alone_and_raises_the_better_reply():
+    """−log σ(0.5·(−1 − −3) − 0.5) = −log σ(0.5) for a certain label, plus 0.1 times 1 nat over 2 tokens."""
+    one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    policy_a, policy_b, tokens = torch.tensor([-1.0]).double(), torch.tensor([-3.0]).double(), torch.tensor([2])
+    config = compose_config(["align=cpo", "align.beta=0.5", "align.target_margin=0.5", "align.nll_weight=0.1"]).align
+    for reference in (zero, torch.tensor([-7.0]).double()):
+        pairs = PairLogprobs(
+            policy_a=policy_a, policy_b=policy_b, reference_a=reference, reference_b=-2 * reference,
+            num_tokens_a=tokens, num_tokens_b=2 * tokens,
+        )  # fmt: skip
+        assert CPO().loss(pairs, one, config).item() == pytest.approx(math.log(1 + math.exp(-0.5)) + 0.1 * 0.5)
+        assert CPO().loss(pairs, zero, config).item() == pytest.approx(math.log(1 + math.exp(1.5)) + 0.1 * 0.75)
+
+
+def test_without_a_target_margin_cpo_has_the_loss_of_dpo_without_a_reference():
+    labels = torch.tensor([0.1, 0.5, 0.7, 0.9], dtype=torch.float64)
+    assert torch.allclose(soft_cpo_loss(MARGINS, labels, 0.3, 0.0), soft_dpo_loss(MARGINS, labels, 0.3))
+    swapped = soft_cpo_loss(-MARGINS, 1 - labels, 0.3, 0.4)
+    assert torch.allclose(soft_cpo_loss(MARGINS, labels, 0.3, 0.4), swapped)
 
 
 def test_the_minimum_is_where_the_model_agrees_with_the_label():

@@ -42,6 +42,7 @@ from pipeline.methods.rewards import WeightedSum, make_rewards
 from pipeline.records import Message, write_records
 from pipeline.training.models import lora_config
 from pipeline.training.reward import load_reward_base, reward_tokenizer, save_reward_model
+from tests.conftest import FEW_PROMPTS
 from tests.fakes import FakeEngine
 
 TOYS = Path(__file__).parent / "toy_rewards.py"
@@ -74,9 +75,8 @@ class Bench:
     """Everything that training on rewards takes, on the tiny model."""
 
     def __init__(self, model: Path, out: Path, *overrides: str, method: str = "ppo", toy: str = "short") -> None:
-        self.config = compose_config(
-            [f"align={method}", *TOY, f"align.functions.toy={TOYS}:{toy}", f"model.path={model}", *overrides]
-        )
+        toys = [*TOY, f"align.functions.toy={TOYS}:{toy}", f"model.path={model}"]
+        self.config = compose_config([f"align={method}", *FEW_PROMPTS, *toys, *overrides])
         self.align: Any = self.config.align
         self.method: Any = METHODS[self.align.method]()
         self.base_path = str(model)

@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.chain import machines, plan, runner
 from pipeline.chain.config import Config
-from pipeline.chain.machines import crew, lend
+from pipeline.chain.machines import Leader, crew, lend
 from pipeline.chain.runner import run
 from pipeline.cli import main
 from pipeline.core import distributed
@@ -105,6 +105,20 @@ def test_ranks_that_fail_on_one_machine_are_stopped_on_all(
 
 
 def test_a_run_that_fails_ends_on_all_machines(monkeypatch: pytest.MonkeyPatch):
+    with joined(monkeypatch, {}) as (launch, other):
+        with pytest.raises(ZeroDivisionError), crew(launch):
+            _ = 1 / 0
+        with pytest.raises(StageError, match="the run on machine 0 failed"):
+            other.result(timeout=20)
+
+
+def test_what_went_wrong_first_is_raised_if_the_others_can_not_be_told(monkeypatch: pytest.MonkeyPatch):
+    def unreachable(self: Leader, why: str) -> None:
+        end(self, why)
+        raise RuntimeError("the store is gone")
+
+    end = Leader.end
+    monkeypatch.setattr(Leader, "end", unreachable)
     with joined(monkeypatch, {}) as (launch, other):
         with pytest.raises(ZeroDivisionError), crew(launch):
             _ = 1 / 0

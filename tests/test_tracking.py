@@ -14,6 +14,7 @@ from pipeline.chain.config import Config
 from pipeline.chain.runner import run
 from pipeline.core import tracking
 from pipeline.core.errors import ConfigError
+from pipeline.core.log import LOG_FILE
 from tests.conftest import tiny_overrides
 
 Tiny = Callable[..., Config]
@@ -76,6 +77,8 @@ def test_a_failing_dashboard_costs_nothing(tiny: Tiny, monkeypatch: pytest.Monke
     assert "prompts" in result.stages
     assert len(warnings) == 1 and "the server is gone" in warnings[0]
     assert closed == [True]
+    log = (Path(result.folder) / LOG_FILE).read_text(encoding="utf-8")
+    assert "ConnectionError: the server is gone" in log and "Traceback" in log, "it could be our own mistake"
 
 
 def test_wandb_goes_offline_once_where_its_server_can_not_be_reached(tiny: Tiny, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,10 +38,11 @@ def crew(launch: LaunchConfig) -> Iterator[RunRanks]:
     leader = Leader(launch)
     try:
         yield leader.run_ranks
-        leader.end("")
-    except BaseException:
-        leader.end(FAILED)
+    except BaseException:  # also Ctrl-C: the other machines would wait
+        with suppress(RuntimeError):  # of the store; what went wrong first is raised
+            leader.end(FAILED)
         raise
+    leader.end("")
 
 
 class Leader:

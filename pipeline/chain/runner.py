@@ -248,9 +248,10 @@ def _explained(stage: Stage, partial: Path) -> Iterator[None]:
     except Exception as error:  # raised again unless it is one of these two
         problem = str(error).casefold()
         if getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT} or "no space left" in problem:
+            place = getattr(error, "filename", None) or partial.parent
             raise StageError(
-                f"{stage.name}: the disk under {partial.parent} is full; free some space and run the same command "
-                "again to continue."
+                f"{stage.name}: the disk of {place} is full; free some space and run the same command again to "
+                "continue."
             ) from None
         if isinstance(error, MemoryError) or "out of memory" in problem or "can't allocate memory" in problem:
             raise StageError(

@@ -4,7 +4,6 @@ estimate of the remaining time, is a bar on a terminal and a line every 30 secon
 from __future__ import annotations
 
 import logging
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -54,6 +53,19 @@ def quiet() -> None:
     logger.handlers[0].setLevel(logging.WARNING)
 
 
+def keep_traceback(error: BaseException) -> None:
+    """Write an error that does not end the run, with its traceback, to the log file only."""
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            _write_error(handler, error, with_traceback=True)
+
+
+def _write_error(handler: logging.Handler, error: BaseException, with_traceback: bool) -> None:
+    trace = (type(error), error, error.__traceback__) if with_traceback else None
+    text = f"{type(error).__name__}: {error}"
+    handler.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), trace))
+
+
 @contextmanager
 def logged_to(folder: Path) -> Iterator[None]:
     """Also append every message, with time and level, to ``run.log`` in a folder."""
@@ -64,10 +76,8 @@ def logged_to(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:  # raised again; the caller prints it on the terminal
-        text = f"{type(error).__name__}: {error}"
         explained = isinstance(error, CaiError | KeyboardInterrupt | SystemExit)
-        trace = None if explained else sys.exc_info()
-        handler.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), trace))
+        _write_error(handler, error, with_traceback=not explained)
         raise
     finally:
         _folders.remove(folder)

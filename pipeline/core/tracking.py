@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 from pipeline.core.errors import ConfigError, first_line
-from pipeline.core.log import warn
+from pipeline.core.log import keep_traceback, warn
 from pipeline.core.settings import RUNTIME, Settings
 
 INIT_TIMEOUT_SECONDS = 30.0  # wandb's default of 90 seconds is long for a server that does not answer
@@ -192,6 +192,7 @@ class _Careful:
             failed, self._inner = self._inner, NoTracker()
             with suppress(Exception):
                 failed.finish()  # what was logged before is written, and its threads and processes end
+            keep_traceback(error)  # it may be a mistake of ours
             warn(f"tracking.kind={self._kind} stopped working ({first_line(error)}); the run continues without it.")
 
     def log(self, values: dict[str, float], step: int | None = None) -> None:

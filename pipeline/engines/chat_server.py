@@ -180,13 +180,13 @@ def seconds_to_wait(headers: Mapping[str, str], now: datetime) -> float | None:
     """What ``Retry-After`` asks for, as seconds or as a date; None if it is not there or can't be read."""
     value = headers.get("retry-after", "").strip()
     try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - now).total_seconds())
-    except (ValueError, TypeError):  # no date, or a date without a time zone
-        return None
+        seconds = float(value)
+    except ValueError:  # no number, so maybe a date
+        try:
+            seconds = (parsedate_to_datetime(value) - now).total_seconds()
+        except (ValueError, TypeError, OverflowError):  # no date, one without a time zone, or one out of range
+            return None
+    return None if math.isnan(seconds) else max(0.0, seconds)
 
 
 def sentence_of(error: Any) -> str:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import httpx2 as httpx
 
+from pipeline.core.errors import ConfigError, first_line
 from pipeline.core.log import say, warn
 from pipeline.engines.addresses import Address, Addresses
 from pipeline.engines.chat_server import (
@@ -122,6 +123,8 @@ class Sender:
                         tasks.create_task(answer(client, item))
             except ExceptionGroup as group:
                 failure = group.exceptions[0]
+            except Exception as error:  # raised below: whoever waits for outcomes must hear of it
+                failure = error
             await found.put(failure)
 
         sending = asyncio.create_task(send())
@@ -135,12 +138,20 @@ class Sender:
 
     def _client(self) -> httpx.AsyncClient:
         hosts = {urlsplit(address.url).hostname for address in self.addresses.all}
-        return httpx.AsyncClient(
-            headers=authorization(self._key),
-            timeout=httpx.Timeout(self._timeout_seconds, connect=self._connect_seconds, pool=None),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=self.addresses.num_slots),
-            trust_env=not hosts <= {"localhost", "127.0.0.1", "::1"},  # a proxy does not know this machine's servers
-        )
+        try:
+            return httpx.AsyncClient(
+                headers=authorization(self._key),
+                timeout=httpx.Timeout(self._timeout_seconds, connect=self._connect_seconds, pool=None),
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=self.addresses.num_slots),
+                trust_env=not hosts
+                <= {"localhost", "127.0.0.1", "::1"},  # a proxy does not know this machine's servers
+            )
+        except (ImportError, ValueError, OSError) as error:
+            raise ConfigError(
+                f"no connection to the server of {self._name} can be made with the proxy and certificates of the "
+                f"environment ({first_line(error)}); change or unset ALL_PROXY, HTTPS_PROXY, HTTP_PROXY or "
+                "SSL_CERT_FILE."
+            ) from None
 
     async def _insist(self, client: httpx.AsyncClient, post: Post, places: asyncio.Semaphore) -> Outcome:
         """The outcome of the last try. It holds one of the places, except while it waits after an error that says

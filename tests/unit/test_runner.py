@@ -25,6 +25,7 @@ SFT = next(stage for stage in STAGES if stage.name == "sft")
     [
         (OSError(errno.ENOSPC, "No space left on device"), "is full; free some space"),
         (ValueError("I/O error: No space left on device (os error 28)"), "is full; free some space"),
+        (OSError(errno.ENOSPC, "No space left on device", "/tmp/x"), "the disk of /tmp/x is full"),
         (MemoryError(), "out of memory; lower launch.batch_rows"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory; lower launch.batch_rows"),
     ],

@@ -356,12 +356,24 @@ def test_a_request_that_waits_delays_others_only_under_a_rate_limit(url: str, st
 
 @pytest.mark.parametrize(
     ("value", "seconds"),
-    [("7", 7.0), ("0.5", 0.5), ("-3", 0.0), ("Sat, 28 Nov 2026 10:00:30 GMT", 30.0), ("soon", None), ("", None)],
-)
+    [("7", 7.0), ("0.5", 0.5), ("-3", 0.0), ("Sat, 28 Nov 2026 10:00:30 GMT", 30.0), ("soon", None), ("", None),
+     ("nan", None), ("Sat, 28 Nov 2026 10:00:30 +99999999999999999999", None)],
+)  # fmt: skip
 def test_retry_after_is_read_as_seconds_or_as_a_date(value: str, seconds: float | None):
     now = datetime(2026, 11, 28, 10, tzinfo=UTC)
     assert seconds_to_wait({"retry-after": value}, now) == seconds
     assert seconds_to_wait({}, now) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("ALL_PROXY", "nonsense://127.0.0.1:1"), ("SSL_CERT_FILE", "/nowhere/cert.pem")]
+)
+def test_what_the_environment_makes_impossible_is_one_sentence(monkeypatch: pytest.MonkeyPatch, name: str, value: str):
+    """It is not raised by a request, so that whoever waits for answers would wait for ever."""
+    monkeypatch.setenv(name, value)
+    tested = engine("http://example.invalid/v1")
+    with pytest.raises(ConfigError, match=r"^no connection to the server of m can be made .* unset ALL_PROXY"):
+        list(tested.answers([ask(0)]))
 
 
 def test_tokens_and_money_are_counted(url: str, tmp_path: Path):

@@ -32,8 +32,6 @@ class Loaded:
     num_empty: dict[str, int] = field(default_factory=dict)
     num_duplicate: dict[str, int] = field(default_factory=dict)
     num_mended: dict[str, int] = field(default_factory=dict)
-    twin_of: dict[str, str] = field(default_factory=dict)
-    """Id of a harmless prompt → id of the harmful one whose words it shares."""
 
     def select(self, pool: str, split: str) -> list[Prompt]:
         return [prompt for prompt in self.prompts if prompt.pool == pool and prompt.split == split]
@@ -69,6 +67,7 @@ def load_prompts(config: DataConfig) -> Loaded:
     """
     loaded = Loaded()
     seen: set[str] = set()
+    twins: dict[str, str] = {}  # id of a harmless prompt → id of the harmful one whose words it shares
     for pool, source in pool_configs(config).items():
         columns = BUILTIN_COLUMNS if source.source == "builtin" else source.columns
         num_kept = loaded.num_empty[pool] = loaded.num_duplicate[pool] = loaded.num_mended[pool] = 0
@@ -100,12 +99,12 @@ def load_prompts(config: DataConfig) -> Loaded:
                 )
             )
             if twin_of := _label(row, columns.twin_of):
-                loaded.twin_of[loaded.prompts[-1].id] = twin_of
+                twins[loaded.prompts[-1].id] = twin_of
         if source.source != "builtin":
             _refuse_absent(columns, found, f"data.{pool}.columns")
     _refuse_repeated_ids(loaded.prompts)
     _refuse_unknown_manners(config, loaded.prompts)
-    loaded.prompts = _twins_together(loaded.prompts, loaded.twin_of, config)
+    loaded.prompts = _twins_together(loaded.prompts, twins, config)
     for pool in POOLS:
         _refuse_too_few(loaded, pool, config.min_prompts)
     return loaded

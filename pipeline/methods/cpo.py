@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def soft_cpo_loss(margins: Tensor, labels: Tensor, beta: float, target_margin: float) -> Tensor:
-    """−p·log σ(β·m − γ) − (1−p)·log σ(−β·m − γ): equation 5 of the paper as the expectation over a soft label.
+    """−p·log σ(β·m − γ) − (1−p)·log σ(−β·m − γ): the expectation of the paper's L_prefer over a soft label.
 
-    γ is the target margin of SimPO (Meng et al. 2024, arXiv 2405.14734, equation 6); 0 gives CPO.
+    γ is the target margin of SimPO (Meng et al. 2024, arXiv 2405.14734); 0 gives CPO.
 
     Args:
         margins: (pairs,), log p of reply A minus that of reply B under the policy.

@@ -17,7 +17,7 @@ from pipeline.evals.measures import all_measures
 from pipeline.evals.results import Cell, Change, Estimate, Gate, Results
 from pipeline.evals.suites.red_team import ALL
 from pipeline.records import Exchange, Preference, RecordT, TrainingRow, Verdict, read_records
-from pipeline.report.wording import difference, listed, manner_name
+from pipeline.report.wording import difference, listed, words
 from pipeline.training.history import read_history
 
 
@@ -71,17 +71,18 @@ class Report:
         cells = [cell for cell in self.results.attacks if cell.kind == ALL]
         return [(attack, [c for c in cells if c.attack == attack]) for attack in dict.fromkeys(c.attack for c in cells)]
 
-    def by_manner(self) -> list[tuple[str, str, list[Estimate | str]]]:
-        """(measure, manner of wording, one rate per model); "" for a model without such requests."""
+    def by_manner(self) -> list[tuple[str, str, list[Estimate | None]]]:
+        """(measure, manner of wording, one rate per model) rows; manners that were trained on come first. None: a model
+        without such requests."""
         rates = {(r.measure, r.manner, r.model): r.rate for r in self.results.manners}
-        held_out = {(r.measure, r.manner): r.held_out for r in self.results.manners}
+        rows = sorted({(r.measure, r.held_out, r.manner) for r in self.results.manners})
         return [
             (
                 measure,
-                manner_name(manner, held_out[measure, manner]),
-                [rates.get((measure, manner, model), "") for model in self.results.models],
+                words(manner) + (" (not trained on)" if held_out else ""),
+                [rates.get((measure, manner, model)) for model in self.results.models],
             )
-            for measure, manner in held_out
+            for measure, held_out, manner in rows
         ]
 
 

@@ -17,7 +17,7 @@ from pipeline.records import Verdict, derive_seed
 from pipeline.report.build import Report
 from pipeline.report.explorer import by_case
 from pipeline.report.svg import Axis, around
-from pipeline.report.wording import is_rate, manner_name, words, written
+from pipeline.report.wording import is_rate, words, written
 
 Row = tuple[str, list[Estimate | None]]
 _REFUSED = ("look_alike_refused", "ordinary_refused")
@@ -106,14 +106,9 @@ def success_by_attack(results: Results) -> list[Row]:
     return [(attack_name(a), [found.get((a, m)) for m in results.models]) for a in attacks] if len(attacks) > 1 else []
 
 
-def by_manner(results: Results, measure: str) -> list[Row]:
-    """(manner of wording, rate per model) rows of one measure; those that were trained on come first."""
-    rates = {(r.manner, r.model): r.rate for r in results.manners if r.measure == measure}
-    held_out = {r.manner: r.held_out for r in results.manners if r.measure == measure}
-    return [
-        (manner_name(manner, held_out[manner]), [rates.get((manner, m)) for m in results.models])
-        for manner in sorted(held_out, key=lambda manner: (held_out[manner], manner))
-    ]
+def by_manner(report: Report, measure: str) -> list[Row]:
+    """(manner of wording, rate per model) rows of one measure."""
+    return [(manner, rates) for name, manner, rates in report.by_manner() if name == measure]
 
 
 def cell_verdicts(results: Results, measure: str) -> dict[str, str]:

@@ -36,11 +36,6 @@ def words(identifier: str) -> str:
     return _NAMES.get(identifier, identifier.replace("_", " "))
 
 
-def manner_name(manner: str, held_out: bool) -> str:
-    """The manner of a request, as a table names it."""
-    return words(manner) + (" (not trained on)" if held_out else "")
-
-
 def counted(numbers: Mapping[str, int], what: str = "pairs") -> str:
     """``30 harmlessness and 28 helpfulness pairs``."""
     parts = [f"{n} {words(name)}" for name, n in numbers.items()]

@@ -98,7 +98,7 @@ class TrainingRow(Record):
 
 
 class Comparison(Record):
-    """Two replies to one prompt."""
+    """Two replies to one prompt. ``begun``: this is only the beginning of the reply, without its end of turn."""
 
     id: str
     prompt: Prompt
@@ -106,10 +106,14 @@ class Comparison(Record):
     reply_b: str
     seed_a: int
     seed_b: int
+    begun_a: bool = False
+    begun_b: bool = False
 
     def swap(self) -> Comparison:
+        sides = {"a": "b", "b": "a"}
+        parts = ("reply", "seed", "begun")
         return self.model_copy(
-            update={"reply_a": self.reply_b, "reply_b": self.reply_a, "seed_a": self.seed_b, "seed_b": self.seed_a}
+            update={f"{part}_{to}": getattr(self, f"{part}_{side}") for to, side in sides.items() for part in parts}
         )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import AutoTokenizer
 
 from pipeline.chain.config import Config
 from pipeline.chain.order import CHAIN
@@ -217,6 +218,42 @@ def test_other_labellers_run_and_report_their_statistics(tiny: Tiny, labeller: s
     if labeller == "cot":
         assert all(0.4 <= label <= 0.6 for label in labels)
         assert any(text for p in preferences for judgement in p.judgements for text in judgement.reasoning)
+
+
+def test_openings_are_as_short_as_the_decision_and_the_pool_is_the_label(tiny: Tiny):
+    result = run(tiny("constitution=default", "preferences.max_opening_tokens=3", "until=align"))
+    preferences = list(read_records(result.folder / "4-preferences" / "preferences.jsonl", Preference))
+    assert {p.labeller for p in preferences} == {"pool", "constitution"}
+    tokenizer = AutoTokenizer.from_pretrained(result.folder / "3-sft" / "model")
+    for preference in preferences:
+        pair = preference.comparison
+        harmful = pair.prompt.pool == "red_team"
+        assert preference.probability_a == float(harmful) and not preference.judgements
+        assert pair.reply_a.startswith("I won't") and (pair.reply_a == "I won't") == pair.begun_a == (not harmful)
+        assert len(tokenizer(pair.reply_b, add_special_tokens=False).input_ids) <= 4, "3, or 4 for half a character"
+    whole = {p.comparison.id for p in preferences if not p.comparison.begun_a}
+    assert any(name.startswith("contrast-") for name in whole) and any(":" not in name for name in whole)
+    metrics = result.stages["align"].manifest.metrics
+    assert metrics["num_pairs"] == len(preferences) > 4
+    assert not (result.stages["preferences"].folder / "work" / "labels-answers.jsonl").exists(), "no labeller is asked"
+
+
+def test_openings_need_a_method_and_a_constitution_that_learn_from_them(tiny: Tiny):
+    for overrides, message in (
+        (
+            ("align=ppo", "preferences=openings"),
+            "align.method is 'ppo', which needs whole replies, but preferences.pairs",
+        ),
+        (("align=dpo_whole", "preferences=openings"), "align.method is 'dpo', which needs whole replies"),
+        (("preferences.pairs=sampled",), "align.method is 'decide', .* but preferences.pairs is 'sampled'"),
+        (
+            ("constitution=minimal", "align=decide", "preferences=openings"),
+            "'minimal' does not show how a refusal begins",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(tiny("constitution=default", *overrides))
+    assert run(tiny("constitution=default", "align=dpo", "preferences=openings", "until=prompts"))
 
 
 def test_labels_none_of_which_can_be_read_stop_the_run(tiny: Tiny):

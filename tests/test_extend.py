@@ -198,6 +198,8 @@ def test_the_loss_by_hand():
         reference_b=ones,
         num_tokens_a=2 * ones,
         num_tokens_b=3 * ones,
+        opening_a=-ones,
+        opening_b=-ones,
     )
     config = SimPO.Config(num_epochs=1, learning_rate=1e-3, global_batch_size=2, max_length_tokens=64, beta=2.0)
     expected = -torch.nn.functional.logsigmoid(torch.tensor(2.0 * (-1 - -2) - 0.5))

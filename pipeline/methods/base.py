@@ -111,7 +111,18 @@ class Method(ABC):
             ConfigError: the method can't run with these settings.
         """
         check_rewards(config)
+        needs_pairs = self.reads_preferences or config.trains_reward_model
+        openings = prepared.config.preferences.compares_openings(prepared.constitution)
+        if needs_pairs and openings and not self.learns_from_openings(config):
+            raise ConfigError(
+                f"align.method is {self.name!r}, which needs whole replies, but preferences.pairs is 'openings'; use "
+                "preferences=likelihood (or ab), or align=decide."
+            )
         return []
+
+    def learns_from_openings(self, config: Any) -> bool:
+        """Whether pairs of beginnings (``preferences.pairs=openings``) are enough."""
+        return False
 
     @abstractmethod
     def cost(self, config: Any, prepared: Prepared) -> Cost: ...

@@ -44,6 +44,9 @@ class PairMethod(Method):
 
     reads_preferences = True
 
+    def learns_from_openings(self, config: Any) -> bool:
+        return getattr(config, "num_reply_tokens", None) is not None and not config.rewards
+
     def cost(self, config: Any, prepared: Prepared) -> Cost:
         settings = prepared.config.preferences
         prompts = settings.compared_prompts(prepared)

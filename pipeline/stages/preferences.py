@@ -1,4 +1,4 @@
-"""preferences: sample two replies per prompt, and let an AI labeller give each pair a soft label."""
+"""preferences: two replies for each prompt, and a soft label for each pair, mostly by an AI labeller."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from pipeline.constitution.critique import tidy
 from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
 from pipeline.core.counts import warn_of_share
@@ -16,9 +15,8 @@ from pipeline.core.log import warn
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared, Stage, Use
 from pipeline.data.drawing import PoolSizes
-from pipeline.engines.base import ENGINES, Engine, EngineConfig, Request
-from pipeline.engines.roles import BASE, feedback_engine, policy_engine
-from pipeline.engines.worklist import generate_all
+from pipeline.engines.base import ENGINES, Engine, EngineConfig
+from pipeline.engines.roles import feedback_engine
 from pipeline.labellers.base import (
     LABELLERS,
     TEMPLATE,
@@ -28,8 +26,9 @@ from pipeline.labellers.base import (
     reads_choices,
 )
 from pipeline.labellers.label import cost, label, num_failed, num_refused
+from pipeline.labellers.sampling import HARMFUL, Sampler, filed
 from pipeline.methods.base import METHODS
-from pipeline.records import Comparison, Preference, Prompt, derive_seed, read_records, write_records
+from pipeline.records import Comparison, Preference, Prompt, read_records, write_records
 
 if TYPE_CHECKING:
     from pipeline.chain.config import Config
@@ -44,8 +43,12 @@ class PreferencesConfig(PoolSizes):
 
     labeller: Annotated[SerializeAsAny[LabellerConfig], BeforeValidator(LABELLERS.parse)]
     """The labeller, which decides which reply is better."""
-    pairs: Literal["contrast", "sampled"]
-    """``contrast``: a refusal by the SFT model and a base model's reply; ``sampled``: two replies of the SFT model."""
+    pairs: Literal["contrast", "openings", "sampled"]
+    """``contrast``: a refusal by the SFT model and a base model's reply; ``openings``: the same, but only as much of
+    them as decides whether the model declines, and the pool of the prompt is the label (no labeller is asked);
+    ``sampled``: two replies of the SFT model."""
+    max_opening_tokens: int = Field(default=12, ge=1)
+    """The most tokens of the base model's reply in ``openings``."""
     num_contrasts: int = Field(ge=0)
     """How many contrasts of the constitution become comparisons; their labels come from the constitution."""
     temperature: float = Field(ge=0, le=5)
@@ -66,6 +69,10 @@ class PreferencesConfig(PoolSizes):
         if self.temperature == 0:
             raise ValueError("{here}.temperature is 0, so both replies would be the same; set it above 0")
         return self
+
+    def compares_openings(self, constitution: Constitution) -> bool:
+        """Whether pairs are the beginnings of a refusal and of an answer, with the pool as label."""
+        return self.pairs == "openings" and bool(constitution.opening())
 
     def labelled_prompts(self, prepared: Prepared) -> list[Prompt]:
         """The prompts whose comparisons the labeller judges."""
@@ -90,7 +97,7 @@ class Preferences(Stage):
     def reads(self, config: Config, constitution: Constitution) -> dict[str, Any]:
         own = config.preferences
         fields = set(constitution_fields(own.labeller))
-        if own.pairs == "contrast":  # for the opening of refusals
+        if own.pairs != "sampled":  # for the opening of refusals
             fields |= {"contrasts", "worked_examples"}
         if own.num_contrasts:
             fields |= {"contrasts"}
@@ -106,11 +113,11 @@ class Preferences(Stage):
     def check(self, prepared: Prepared) -> list[str]:
         config, constitution = prepared.config.preferences, prepared.constitution
         notes = LABELLERS[config.labeller.kind].notes(config.labeller, constitution)
-        if config.pairs == "contrast" and not constitution.opening():
+        if config.pairs != "sampled" and not constitution.opening():
             notes.append(
-                "preferences.pairs is 'contrast', but the constitution does not show how a refusal begins (two or more "
-                "refusals in worked_examples or contrasts, of which most begin with the same two words), so two "
-                "replies of the SFT model are compared instead."
+                f"preferences.pairs is {config.pairs!r}, but the constitution does not show how a refusal begins (two "
+                "or more refusals in worked_examples or contrasts, of which most begin with the same two words), so "
+                "two replies of the SFT model are compared instead."
             )
         return notes
 
@@ -127,20 +134,19 @@ class Preferences(Stage):
 
     def cost(self, prepared: Prepared) -> Cost:
         config, seed = prepared.config.preferences, prepared.config.seed
-        labelled, written = config.labelled_prompts(prepared), config.compared_prompts(prepared)
-        written = written[len(labelled) :]
+        compared, labelled = config.compared_prompts(prepared), config.labelled_prompts(prepared)
+        [(field, engine)] = prepared.config.feedback_engines("preferences").items()
+        if config.compares_openings(prepared.constitution):
+            num_refusals = sum(prompt.pool == HARMFUL for prompt in labelled)
+            num_written = num_refusals * config.max_reply_tokens + len(compared) * config.max_opening_tokens
+            return Cost.of_roles({"policy_engine": _of_replies(num_refusals + len(compared), num_written)})
         placeholders = [
             Comparison(id=prompt.id, prompt=prompt, reply_a="a", reply_b="b", seed_a=0, seed_b=0) for prompt in labelled
         ]
-        [(field, engine)] = prepared.config.feedback_engines("preferences").items()
         tokens = 4 * TOKENS_PER_TURN + config.max_reply_tokens
         labeller = cost(placeholders, engine, config.labeller, prepared.constitution, seed, PURPOSE, tokens)
-        num_replies = 2 * len(labelled) + len(written)
-        policy = Cost(
-            num_calls=num_replies,
-            num_tokens_written=num_replies * config.max_reply_tokens,
-            num_tokens_read=num_replies * TOKENS_PER_TURN,
-        )
+        num_replies = len(labelled) + len(compared)
+        policy = _of_replies(num_replies, num_replies * config.max_reply_tokens)
         return Cost.of_roles({"policy_engine": policy, field: labeller})
 
     def memory(self, prepared: Prepared) -> Memory:
@@ -151,33 +157,31 @@ class Preferences(Stage):
     def run(self, config: PreferencesConfig, context: Context) -> Metrics:
         prompts = read_records(context.folder("prompts") / "prompts.jsonl", Prompt)
         chosen = config.training_prompts(prompts, "preferences")
-        sampler = _Sampler(config, context)
-        if config.pairs == "contrast" and context.constitution.opening():
+        sampler, openings = Sampler(config, context), config.compares_openings(context.constitution)
+        if openings:
+            comparisons = sampler.opening_pairs(chosen)
+        elif config.pairs == "contrast" and context.constitution.opening():
             comparisons = sampler.contrast_pairs(chosen)
         else:
             comparisons = sampler.sampled_pairs(chosen)
-        written = sampler.worked_pairs() if config.num_contrasts else []
+        written = sampler.worked_pairs(openings) if config.num_contrasts else []
         sampler.warn_of_losses(len(comparisons) + len(written))
-        labeller, constitution = feedback_engine(context, sampler.release()), context.constitution
-        preferences = label(comparisons, labeller, config.labeller, constitution, context.seed, context, PURPOSE)
-        refused, failed = num_refused(context, PURPOSE), num_failed(context, PURPOSE)
-        _warn_of_unreadable_answers(preferences, labeller.name, refused, failed, context)
-        preferences += [_written(comparison) for comparison in written]
+        if openings:
+            preferences, name, refused, failed = [filed(pair, "pool") for pair in comparisons], "pool", 0, 0
+        else:
+            preferences, name, refused, failed = _judged(comparisons, sampler.release(), config, context)
+        preferences += [filed(pair, "constitution") for pair in written]
         if distributed.is_main():
             labels = [p.probability_a for p in preferences if p.judgements and p.probability_a is not None]
             if labels and all(label == 0.5 for label in labels):
                 warn("the labeller prefers neither reply in every comparison; its labels teach nothing.")
-            _warn_of_order(preferences, labeller.name)
+            _warn_of_order(preferences, name)
             write_records(context.out / "preferences.jsonl", preferences)
             _show(preferences, context)
         return {
             "num_prompts": len(chosen),
             "num_written_labels": len(written),
-            "num_pairs_asked": len(comparisons)
-            + len(written)
-            + sampler.num_empty
-            + sampler.num_identical
-            + sampler.num_unanswered,
+            "num_pairs_asked": len(comparisons) + len(written) + sampler.num_dropped,
             "num_unanswered_dropped": sampler.num_unanswered,
             "num_empty_dropped": sampler.num_empty,
             "num_identical_dropped": sampler.num_identical,
@@ -187,114 +191,23 @@ class Preferences(Stage):
         }
 
 
-class _Sampler:
-    """Samples the two replies of each pair, and counts the pairs that are dropped."""
-
-    def __init__(self, config: PreferencesConfig, context: Context) -> None:
-        self._config, self._context = config, context
-        self.num_empty = self.num_identical = self.num_unanswered = 0
-        self._unanswered = set[str]()  # prompts without one of the two replies
-        self._open: tuple[str, Engine] | None = None  # the model that is loaded, or has a server
-
-    def sampled_pairs(self, prompts: Sequence[Prompt]) -> list[Comparison]:
-        """Two samples of the SFT model (Bai et al. 2022, section 4.1)."""
-        a, b = (self._replies("sft", prompts, side) for side in ("a", "b"))
-        return self._pairs(prompts, a, b)
-
-    def contrast_pairs(self, prompts: Sequence[Prompt]) -> list[Comparison]:
-        """A is a reply of the SFT model with the start of a refusal as prefill; B is a reply of the base model. Each
-        pair thus has a refusal and an answer: one is wrong for harmful requests, the other for harmless ones."""
-        declining = self._replies("sft", prompts, "a", begun=self._context.constitution.opening())
-        return self._pairs(prompts, declining, self._replies(BASE, prompts, "b"))
-
-    def worked_pairs(self) -> list[Comparison]:
-        """Two pairs per contrast of the constitution, for the harmful request and for its harmless twin. A is the
-        written refusal in both; B is a reply of the base model."""
-        contrasts = self._context.constitution.contrast_prompts(self._config.num_contrasts)
-        prompts = [prompt for _, harmful, twin in contrasts for prompt in (harmful, twin)]
-        if not prompts:
-            return []
-        refusals = {prompt.id: contrast.revision for contrast, *both in contrasts for prompt in both}
-        return self._pairs(prompts, refusals, self._replies(BASE, prompts, "b"))
-
-    def _replies(self, who: str, prompts: Sequence[Prompt], side: str, begun: str = "") -> dict[str, str]:
-        config = self._config
-        path = self._context.model.path if who == BASE else str(self._context.folder("sft") / "model")
-        requests = [
-            Request(
-                id=f"{prompt.id}/{side}",
-                messages=prompt.messages,
-                seed=self._seed(prompt, side),
-                max_new_tokens=config.max_reply_tokens,
-                temperature=config.temperature,
-                top_p=config.top_p,
-                prefix=begun,
-            )
-            for prompt in prompts
-        ]
-        if self._open is None or self._open[0] != who:
-            self._open = None  # it needs room for the next one
-            self._open = (who, policy_engine(self._context, path, who))
-        engine = self._open[1]
-        label = f"replies of {who}" + (" that decline" if begun else "")
-        done = generate_all(engine, label, requests, self._context, "replies")
-        kept = {request.id.rpartition("/")[0]: done[request.id] for request in requests}
-        self._unanswered |= {prompt_id for prompt_id, reply in kept.items() if reply.why_unanswered}
-        return {
-            prompt_id: tidy(f"{begun} {reply.text}".strip(), cut_off=reply.finish == "length") if reply.text else ""
-            for prompt_id, reply in kept.items()
-        }
-
-    def release(self) -> Engine | None:
-        """Let go of the open model. Returns its engine if it is the base model."""
-        who, engine = self._open or ("", None)
-        self._open = None
-        return engine if who == BASE else None
-
-    def warn_of_losses(self, num_kept: int) -> None:
-        """Warn if many pairs are left out. Raises StageError if all are."""
-        left_out = self.num_empty + self.num_identical + self.num_unanswered
-        missing = f", {self.num_unanswered} without one of the replies" if self.num_unanswered else ""
-        warn_of_share(
-            left_out,
-            num_kept + left_out,
-            f"pairs are left out ({self.num_empty} with an empty reply or one without a whole sentence, "
-            f"{self.num_identical} with two equal replies{missing})",
-            "raise preferences.max_reply_tokens or preferences.temperature",
-        )
-
-    def _seed(self, prompt: Prompt, side: str) -> int:
-        return derive_seed(self._context.seed, prompt.key, "preference", side)
-
-    def _pairs(self, prompts: Sequence[Prompt], a: dict[str, str], b: dict[str, str]) -> list[Comparison]:
-        comparisons = []
-        for prompt in prompts:
-            reply_a, reply_b = a[prompt.id], b[prompt.id]
-            if prompt.id in self._unanswered:
-                self.num_unanswered += 1
-            elif not reply_a or not reply_b:
-                self.num_empty += 1
-            elif reply_a == reply_b:
-                self.num_identical += 1
-            else:
-                seed_a, seed_b = (self._seed(prompt, side) for side in ("a", "b"))
-                comparisons.append(
-                    Comparison(
-                        id=prompt.id, prompt=prompt, reply_a=reply_a, reply_b=reply_b, seed_a=seed_a, seed_b=seed_b
-                    )
-                )
-        return comparisons
-
-
-def _written(comparison: Comparison) -> Preference:
-    """The label that the constitution gives: refuse a harmful request (reply A), answer its twin (reply B)."""
-    return Preference(
-        comparison=comparison,
-        judgements=[],
-        probability_a=1.0 if comparison.prompt.pool == "red_team" else 0.0,
-        labeller="constitution",
-        template=TEMPLATE,
+def _of_replies(num_replies: int, num_tokens_written: int) -> Cost:
+    return Cost(
+        num_calls=num_replies,
+        num_tokens_written=num_tokens_written,
+        num_tokens_read=num_replies * TOKENS_PER_TURN,
     )
+
+
+def _judged(
+    comparisons: Sequence[Comparison], base: Engine | None, config: PreferencesConfig, context: Context
+) -> tuple[list[Preference], str, int, int]:
+    """Labels by the labeller, its name, and how many questions were refused and failed."""
+    engine = feedback_engine(context, base)
+    preferences = label(comparisons, engine, config.labeller, context.constitution, context.seed, context, PURPOSE)
+    refused, failed = num_refused(context, PURPOSE), num_failed(context, PURPOSE)
+    _warn_of_unreadable_answers(preferences, engine.name, refused, failed, context)
+    return preferences, engine.name, refused, failed
 
 
 def _warn_of_unreadable_answers(

@@ -74,14 +74,14 @@ def pair_logprobs(
             the right, and the labels of a reply are contiguous.
 
     Returns:
-        (2 · pairs,) sums over the tokens of each reply.
+        (2 · pairs, reply tokens), the first token of each reply in column 0; zero after its last token.
     """
     num_pairs, length = len(input_ids) // 2, input_ids.shape[1]
     columns = torch.arange(length, device=input_ids.device)
     starts = torch.where(labels != -100, columns, length).amin(dim=1).view(2, num_pairs).amin(dim=0)
     known = starts - 1  # the prompt's last token predicts the first reply token, so it is computed with each reply
     if input_ids.is_cuda or not shares(model) or int(known.min()) < 1:
-        return reply_logprobs(model, input_ids, attention_mask, labels).sum(dim=1)
+        return _from_first_token(reply_logprobs(model, input_ids, attention_mask, labels), labels)
     width = int(known.max())
     prompts, prompt_mask = input_ids[:num_pairs, :width], columns[:width] < known[:, None]
     num_shared = common_length(prompts[:, : int(known.min())].tolist())
@@ -105,5 +105,23 @@ def pair_logprobs(
         past_key_values=cache,
         use_cache=True,
     )
-    sums = taken.new_zeros(targets.shape).masked_scatter(targets != -100, taken).sum(dim=1)
-    return sums.view(num_pairs, 2).T.flatten()
+    found = _from_first_token(
+        taken.new_zeros(targets.shape).masked_scatter(targets != -100, taken), F.pad(targets, (1, 0), value=-100)
+    )
+    return torch.cat([found[0::2], found[1::2]])
+
+
+def _from_first_token(logprobs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Move the log-probabilities of each reply to the left, so that its first token is in column 0.
+
+    Args:
+        logprobs: (rows, length - 1) of tokens 1…; zero where the label is -100.
+        labels: (rows, length); the labels of a reply are contiguous.
+
+    Returns:
+        (rows, tokens of the longest reply).
+    """
+    labelled = labels[:, 1:] != -100
+    first, longest = labelled.long().argmax(dim=1), int(labelled.sum(dim=1).max())
+    places = first[:, None] + torch.arange(longest, device=labels.device)
+    return F.pad(logprobs, (0, longest)).gather(1, places)

@@ -41,6 +41,10 @@ class PairLogprobs:
     num_tokens_a: torch.Tensor
     """The number of tokens in that sum, at least 1."""
     num_tokens_b: torch.Tensor
+    opening_a: torch.Tensor
+    """log p of the beginning of reply A under the policy: the first ``num_margin_tokens`` tokens if the pair compares
+    beginnings, otherwise all."""
+    opening_b: torch.Tensor
 
     @property
     def ratio_a(self) -> torch.Tensor:
@@ -59,6 +63,7 @@ class SoftLabelCollator(DataCollatorForPreference):
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = super().torch_call(examples)
         batch["labels_a"] = torch.tensor([example["label_a"] for example in examples])
+        batch["of_beginnings"] = torch.tensor([example["of_beginnings"] for example in examples])
         return batch
 
 
@@ -71,14 +76,21 @@ class PairTrainer(SortsByLength, InTokens, Quiet, DPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         assert not return_outputs, "this trainer returns no logits"
-        labels_a = inputs.pop("labels_a")
-        policy_a, policy_b = self._reply_logprobs(model, inputs).chunk(2)
+        labels_a, of_beginnings = inputs.pop("labels_a"), inputs.pop("of_beginnings")
+        logprobs_a, logprobs_b = self._token_logprobs(model, inputs).chunk(2)
+        num_compared = getattr(self._method_config, "num_margin_tokens", None)
+        opening_a, opening_b = (
+            torch.where(of_beginnings, logprobs[:, :num_compared].sum(dim=1), logprobs.sum(dim=1))
+            for logprobs in (logprobs_a, logprobs_b)
+        )
         if "ref_chosen_logps" not in inputs:
             inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = self.compute_ref_log_probs(model, inputs)
         num_tokens_a, num_tokens_b = inputs["completion_mask"][:, 1:].sum(dim=1).clamp(min=1).chunk(2)
         pairs = PairLogprobs(
-            policy_a=policy_a,
-            policy_b=policy_b,
+            policy_a=logprobs_a.sum(dim=1),
+            policy_b=logprobs_b.sum(dim=1),
+            opening_a=opening_a,
+            opening_b=opening_b,
             reference_a=inputs["ref_chosen_logps"],
             reference_b=inputs["ref_rejected_logps"],
             num_tokens_a=num_tokens_a,
@@ -88,8 +100,8 @@ class PairTrainer(SortsByLength, InTokens, Quiet, DPOTrainer):
         return self._method.loss(pairs, labels_a, self._method_config).mean()
 
     @staticmethod
-    def _reply_logprobs(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """log p of each reply, summed over its tokens: (2 · pairs,), all replies A first."""
+    def _token_logprobs(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """log p of each token of each reply: (2 · pairs, reply tokens), all replies A first."""
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
         return pair_logprobs(model, inputs["input_ids"], inputs["attention_mask"], labels)
 
@@ -104,7 +116,7 @@ class PairTrainer(SortsByLength, InTokens, Quiet, DPOTrainer):
         adapter_off = policy.disable_adapter() if isinstance(policy, PeftModel) else nullcontext()
         on_device = {name: tensor.to(self.accelerator.device) for name, tensor in inputs.items()}
         with adapter_off, self.accelerator.autocast():
-            reply_a, reply_b = self._reply_logprobs(policy, on_device).chunk(2)
+            reply_a, reply_b = self._token_logprobs(policy, on_device).sum(dim=1).chunk(2)
         return reply_a, reply_b
 
     def _note(self, ratio_a: torch.Tensor, ratio_b: torch.Tensor, labels_a: torch.Tensor) -> None:
@@ -140,6 +152,8 @@ def trainable(preferences: Sequence[Preference], config: Any) -> list[dict[str, 
                 "prompt": pair.prompt.messages,
                 "reply_a": pair.reply_a,
                 "reply_b": pair.reply_b,
+                "begun_a": pair.begun_a,
+                "begun_b": pair.begun_b,
                 "label_a": label,
             }
         )
@@ -161,13 +175,20 @@ def tokenised(
     rows = [
         {
             "prompt_ids": chat.prompt_ids(pair["prompt"]),
-            "chosen_ids": chat.reply_ids(pair["reply_a"])[:num_reply_tokens],
-            "rejected_ids": chat.reply_ids(pair["reply_b"])[:num_reply_tokens],
+            "chosen_ids": _ids(chat, pair, "a")[:num_reply_tokens],
+            "rejected_ids": _ids(chat, pair, "b")[:num_reply_tokens],
             "label_a": pair["label_a"],
+            "of_beginnings": pair.get("begun_a", False) or pair.get("begun_b", False),
         }
         for pair in pairs
     ]
     return cut_to_length(rows, most, "align.max_length_tokens")
+
+
+def _ids(chat: Renderer, pair: dict[str, Any], side: str) -> list[int]:
+    """The tokens of a reply. Only a whole reply has an end of turn."""
+    text = pair[f"reply_{side}"]
+    return chat.text_ids(text) if pair.get(f"begun_{side}") else chat.reply_ids(text)
 
 
 def _on_disk(rows: list[dict[str, Any]], folder: Path) -> Dataset:

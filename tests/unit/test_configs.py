@@ -62,6 +62,24 @@ def test_the_paper_preset_is_the_papers():
     assert len(preflight(config).constitution.principles) == 16
 
 
+def test_the_recipe_follows_the_model_and_what_is_chosen_by_name_wins():
+    """(recipe, labeller, pairs, method) by the overrides."""
+    for overrides, expected in (
+        ([], ("contrast", "likelihood", "openings", "decide")),
+        (["model=qwen2.5-7b"], ("feedback", "ab", "sampled", "dpo")),
+        (["model=qwen2.5-7b", "recipe=contrast"], ("contrast", "likelihood", "openings", "decide")),
+        (["recipe=paper", "preferences=cot"], ("paper", "cot", "sampled", "dpo")),
+        (["experiment=paper", "model=qwen2.5-7b"], ("paper", "ab", "sampled", "dpo")),
+        (["align=ppo"], ("contrast", "likelihood", "contrast", "ppo")),
+        (["align=ppo", "recipe=feedback"], ("feedback", "ab", "sampled", "ppo")),
+        (["constitution=plain_speech"], ("contrast", "likelihood", "contrast", "dpo")),
+    ):
+        config = compose_config(overrides)
+        preferences = config.preferences
+        found = (config.preset, preferences.labeller.kind, preferences.pairs, config.align.method)
+        assert found == expected, overrides
+
+
 def test_a_pool_without_a_principle_is_a_warning_before_a_run_and_in_a_check(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from pipeline.chain.compose import compose_config
 from pipeline.methods.cpo import CPO, soft_cpo_loss
+from pipeline.methods.decide import Decide, kl_estimate
 from pipeline.methods.dpo import soft_dpo_loss
 from pipeline.methods.ipo import soft_ipo_loss
 from pipeline.records import Comparison, Message, Preference, Prompt
@@ -51,7 +52,7 @@ def test_cpo_looks_at_the_policy_alone_and_raises_the_better_reply():
     for reference in (zero, torch.tensor([-7.0]).double()):
         pairs = PairLogprobs(
             policy_a=policy_a, policy_b=policy_b, reference_a=reference, reference_b=-2 * reference,
-            num_tokens_a=tokens, num_tokens_b=2 * tokens,
+            num_tokens_a=tokens, num_tokens_b=2 * tokens, opening_a=policy_a, opening_b=policy_b,
         )  # fmt: skip
         assert CPO().loss(pairs, one, config).item() == pytest.approx(math.log(1 + math.exp(-0.5)) + 0.1 * 0.5)
         assert CPO().loss(pairs, zero, config).item() == pytest.approx(math.log(1 + math.exp(1.5)) + 0.1 * 0.75)
@@ -62,6 +63,28 @@ def test_without_a_target_margin_cpo_has_the_loss_of_dpo_without_a_reference():
     assert torch.allclose(soft_cpo_loss(MARGINS, labels, 0.3, 0.0), soft_dpo_loss(MARGINS, labels, 0.3))
     swapped = soft_cpo_loss(-MARGINS, 1 - labels, 0.3, 0.4)
     assert torch.allclose(soft_cpo_loss(MARGINS, labels, 0.3, 0.4), swapped)
+
+
+def test_decide_compares_beginnings_learns_the_refusal_and_holds_the_answer():
+    """A harmful request: 1.5 · −log σ(0.5·(−1 − −2) − 0.5) = 1.5 · log 2, plus 0.3 · 6 nats over 4 tokens. A harmless
+    one: −log σ(−0.5·(−1 − −2) − 0.5) = log(1 + e), plus 0.5 · (r − 1 − log r) / 5 with log r = −9 − −8."""
+    ones = torch.ones(2, dtype=torch.float64)
+    config = compose_config(["align=decide", "align.beta=0.5", "align.target_margin=0.5", "align.refusal_weight=0.3"])
+    pairs = PairLogprobs(
+        policy_a=-6 * ones, policy_b=-9 * ones, reference_a=-3 * ones, reference_b=-8 * ones,
+        num_tokens_a=4 * ones, num_tokens_b=5 * ones, opening_a=-1 * ones, opening_b=-2 * ones,
+    )  # fmt: skip
+    harmful, harmless = Decide().loss(pairs, torch.tensor([1.0, 0.0]).double(), config.align).tolist()
+    assert harmful == pytest.approx(1.5 * math.log(2) + 0.3 * 6 / 4)
+    assert harmless == pytest.approx(math.log(1 + math.e) + 0.5 * (math.exp(-1) - 1 + 1) / 5)
+
+
+def test_the_penalty_is_zero_at_the_reference_and_its_slope_is_bounded_below_it():
+    ratios = torch.tensor([-50.0, 0.0, 0.1], dtype=torch.float64, requires_grad=True)
+    found = kl_estimate(ratios, torch.ones(3))
+    found.sum().backward()
+    assert found[1].item() == 0 and (found >= 0).all()
+    assert ratios.grad is not None and ratios.grad[0].item() == pytest.approx(-1) and ratios.grad[1].item() == 0
 
 
 def test_the_minimum_is_where_the_model_agrees_with_the_label():

@@ -70,8 +70,14 @@ def test_reading_prompts_once_for_both_replies_changes_nothing(tiny_model: Path,
     found = []
     for once in (True, False):
         model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
-        asked = pair_logprobs if once else lambda *batch: reply_logprobs(*batch).sum(dim=1)
-        logprobs = asked(model, ids, mask, labels)
+        logprobs = pair_logprobs(model, ids, mask, labels)
+        if not once:
+            each = reply_logprobs(model, ids, mask, labels)
+            assert logprobs.shape == (6, 4) and torch.allclose(logprobs.sum(dim=1), each.sum(dim=1), atol=1e-4)
+            assert torch.allclose(logprobs[4], each[4, len(prompts[1]) - 1 :][:4], atol=1e-4)
+            model.zero_grad()
+            logprobs = each
+        logprobs = logprobs.sum(dim=1)
         (logprobs * torch.arange(1, 7)).sum().backward()
         gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
         found.append((logprobs.detach(), torch.cat(gradients)))

@@ -1,0 +1,87 @@
+"""Learn only the decision to decline or to answer: a margin on first tokens, the words of refusals, a KL penalty."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from pipeline.core.errors import ConfigError
+from pipeline.core.stage import Prepared
+from pipeline.methods.base import METHODS
+from pipeline.methods.cpo import soft_cpo_loss
+from pipeline.methods.pairs import BothRepliesConfig, PairMethod
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.training.pairs import PairLogprobs
+
+
+def kl_estimate(log_ratios: Tensor, num_tokens: Tensor) -> Tensor:
+    """r − 1 − log r per token, with r = π(y)/π_ref(y) of a reply y that the reference prefers.
+
+    It is the k3 estimate of KL(π_ref‖π) for replies sampled from π_ref (Schulman, "Approximating KL divergence", 2020):
+    zero where π agrees with π_ref on the reply, and never negative. Its gradient is at most 1 nat per nat, however
+    far π has moved down.
+
+    Args:
+        log_ratios: (pairs,), log π/π_ref of whole replies.
+        num_tokens: (pairs,), their numbers of tokens.
+
+    Returns:
+        (pairs,) estimates in nats per token.
+    """
+    return (log_ratios.exp() - 1 - log_ratios) / num_tokens
+
+
+@METHODS.add
+class Decide(PairMethod):
+    """Teaches whether to decline. For a request, it compares how likely the opening of a refusal is with how likely the
+    first tokens of an answer are, and leaves the rest of the answers as they are."""
+
+    name = "decide"
+
+    class Config(BothRepliesConfig):
+        """The decision to decline or answer, from the first tokens."""
+
+        method: Literal["decide"] = "decide"
+        """Learns whether to decline."""
+        num_margin_tokens: int = Field(default=3, ge=1)
+        """How many tokens at the start of both replies decide (3: "I won't")."""
+        target_margin: float = Field(default=0.5, ge=0)
+        """By how much β times the margin should exceed 0."""
+        declining_weight: float = Field(default=1.5, gt=0)
+        """Weight of the margin where declining is right; a larger value declines more."""
+        refusal_weight: float = Field(default=0.3, ge=0)
+        """Weight of the negative log-likelihood of a right refusal, per token."""
+        kl_weight: float = Field(default=0.5, ge=0)
+        """Weight of the KL to the reference on a right answer, per token."""
+
+    def check(self, config: Any, prepared: Prepared) -> list[str]:
+        notes = super().check(config, prepared)
+        if prepared.config.preferences.pairs == "sampled":
+            raise ConfigError(
+                "align.method is 'decide', which learns whether to decline, but preferences.pairs is 'sampled', so no "
+                "pair has a refusal and an answer; use align=dpo_whole, or preferences=openings."
+            )
+        if not prepared.constitution.opening():
+            raise ConfigError(
+                "align.method is 'decide', which learns whether to decline, but the constitution "
+                f"{prepared.constitution.name!r} does not show how a refusal begins (two or more refusals in "
+                "worked_examples or contrasts, of which most begin with the same two words); add them, or use "
+                "align=dpo_whole."
+            )
+        return notes
+
+    def learns_from_openings(self, config: Any) -> bool:
+        return not config.rewards
+
+    def loss(self, pairs: PairLogprobs, labels: Tensor, config: Any) -> Tensor:
+        """The loss of each pair of a refusal (reply A) and an answer (reply B), (pairs,)."""
+        margins = pairs.opening_a - pairs.opening_b
+        weights = 1 + (config.declining_weight - 1) * labels
+        decision = weights * soft_cpo_loss(margins, labels, config.beta, config.target_margin)
+        wording = -labels * pairs.policy_a / pairs.num_tokens_a
+        drift = (1 - labels) * kl_estimate(pairs.ratio_b, pairs.num_tokens_b)
+        return decision + config.refusal_weight * wording + config.kl_weight * drift

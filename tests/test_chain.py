@@ -229,12 +229,11 @@ def test_openings_are_as_short_as_the_decision_and_the_pool_is_the_label(tiny: T
         pair = preference.comparison
         harmful = pair.prompt.pool == "red_team"
         assert preference.probability_a == float(harmful) and not preference.judgements
-        assert pair.reply_a.startswith("I won't") and (pair.reply_a == "I won't") == pair.begun_a == (not harmful)
+        assert pair.reply_a == "I won't" and pair.begun_a
         assert len(tokenizer(pair.reply_b, add_special_tokens=False).input_ids) <= 4, "3, or 4 for half a character"
-    whole = {p.comparison.id for p in preferences if not p.comparison.begun_a}
-    assert any(name.startswith("contrast-") for name in whole) and any(":" not in name for name in whole)
     metrics = result.stages["align"].manifest.metrics
     assert metrics["num_pairs"] == len(preferences) > 4
+    assert {p.probability_a for p in preferences} == {0.0, 1.0}
     assert not (result.stages["preferences"].folder / "work" / "labels-answers.jsonl").exists(), "no labeller is asked"
 
 
@@ -249,6 +248,10 @@ def test_openings_need_a_method_and_a_constitution_that_learn_from_them(tiny: Ti
         (
             ("constitution=minimal", "align=decide", "preferences=openings"),
             "'minimal' does not show how a refusal begins",
+        ),
+        (
+            ("constitution=minimal", "align=decide", "preferences=ab"),
+            "'minimal' does not show how a refusal begins; use",
         ),
     ):
         with pytest.raises(ConfigError, match=message):

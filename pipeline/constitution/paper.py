@@ -22,7 +22,7 @@ def _on(align: Any) -> str:
 def deviations_from_paper(config: Config, constitution: Constitution) -> list[str]:
     """One sentence per difference from the paper, without a full stop."""
     critique, sft, preferences, align = config.critique, config.sft, config.preferences, config.align
-    openings = preferences.compares_openings(constitution)
+    openings = preferences.compares_openings
     harmful, harmless = (len(constitution.principles_for(pool)) for pool in ("red_team", "ordinary"))
     found = [
         (

@@ -49,11 +49,9 @@ class Sampler:
         return self._pairs(prompts, self._refusals(prompts), self._whole(BASE, prompts, "b"))
 
     def opening_pairs(self, prompts: Sequence[Prompt]) -> list[Comparison]:
-        """``contrast_pairs`` that are cut to what a decision needs: the refusals of harmful requests are whole, so that
-        their words can be learnt. Those of other requests are only the opening, and no answer is whole."""
-        harmful = [prompt for prompt in prompts if prompt.pool == HARMFUL]
-        refusals = self._openings(prompts) | self._refusals(harmful)
-        return self._pairs(prompts, refusals, self._beginnings(prompts))
+        """What a decision needs of ``contrast_pairs``: A is the opening of the constitution's refusals, and B the
+        beginning of the base model's likeliest reply."""
+        return self._pairs(prompts, self._openings(prompts), self._beginnings(prompts))
 
     def worked_pairs(self, openings: bool) -> list[Comparison]:
         """Two pairs per contrast of the constitution, for the harmful request and for its harmless twin. A is the
@@ -63,8 +61,7 @@ class Sampler:
         if not prompts:
             return []
         if openings:
-            written = {harmful.id: (contrast.revision, False) for contrast, harmful, _ in contrasts}
-            return self._pairs(prompts, self._openings(prompts) | written, self._beginnings(prompts))
+            return self.opening_pairs(prompts)
         refusals = {prompt.id: (contrast.revision, False) for contrast, *both in contrasts for prompt in both}
         return self._pairs(prompts, refusals, self._whole(BASE, prompts, "b"))
 

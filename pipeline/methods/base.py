@@ -112,8 +112,7 @@ class Method(ABC):
         """
         check_rewards(config)
         needs_pairs = self.reads_preferences or config.trains_reward_model
-        openings = prepared.config.preferences.compares_openings(prepared.constitution)
-        if needs_pairs and openings and not self.learns_from_openings(config):
+        if needs_pairs and prepared.config.preferences.compares_openings and not self.learns_from_openings(config):
             raise ConfigError(
                 f"align.method is {self.name!r}, which needs whole replies, but preferences.pairs is 'openings'; use "
                 "preferences=likelihood (or ab), or align=decide."

@@ -1,4 +1,4 @@
-"""Learn only the decision to decline or to answer: a margin on first tokens, the words of refusals, a KL penalty."""
+"""Learn only the decision to decline or to answer: a margin on first tokens, and a KL penalty on answers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def kl_estimate(log_ratios: Tensor, num_tokens: Tensor) -> Tensor:
 @METHODS.add
 class Decide(PairMethod):
     """Teaches whether to decline. For a request, it compares how likely the opening of a refusal is with how likely the
-    first tokens of an answer are, and leaves the rest of the answers as they are."""
+    first tokens of an answer are, and leaves answers as they are. What a refusal says is what SFT taught."""
 
     name = "decide"
 
@@ -53,8 +53,6 @@ class Decide(PairMethod):
         """By how much β times the margin should exceed 0."""
         declining_weight: float = Field(default=1.5, gt=0)
         """Weight of the margin where declining is right; a larger value declines more."""
-        refusal_weight: float = Field(default=0.3, ge=0)
-        """Weight of the negative log-likelihood of a right refusal, per token."""
         kl_weight: float = Field(default=0.5, ge=0)
         """Weight of the KL to the reference on a right answer, per token."""
 
@@ -65,12 +63,10 @@ class Decide(PairMethod):
                 "align.method is 'decide', which learns whether to decline, but preferences.pairs is 'sampled', so no "
                 "pair has a refusal and an answer; use align=dpo_whole, or preferences=openings."
             )
-        if not prepared.constitution.opening():
+        if not prepared.constitution.opening():  # then "contrast" gives sampled pairs
             raise ConfigError(
-                "align.method is 'decide', which learns whether to decline, but the constitution "
-                f"{prepared.constitution.name!r} does not show how a refusal begins (two or more refusals in "
-                "worked_examples or contrasts, of which most begin with the same two words); add them, or use "
-                "align=dpo_whole."
+                f"align.method is 'decide', but the constitution {prepared.constitution.name!r} does not show how a "
+                "refusal begins; use align=dpo_whole."
             )
         return notes
 
@@ -82,6 +78,5 @@ class Decide(PairMethod):
         margins = pairs.opening_a - pairs.opening_b
         weights = 1 + (config.declining_weight - 1) * labels
         decision = weights * soft_cpo_loss(margins, labels, config.beta, config.target_margin)
-        wording = -labels * pairs.policy_a / pairs.num_tokens_a
         drift = (1 - labels) * kl_estimate(pairs.ratio_b, pairs.num_tokens_b)
-        return decision + config.refusal_weight * wording + config.kl_weight * drift
+        return decision + config.kl_weight * drift

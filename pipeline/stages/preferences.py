@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
 from pipeline.core.counts import warn_of_share
+from pipeline.core.errors import ConfigError
 from pipeline.core.log import warn
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared, Stage, Use
@@ -19,6 +20,7 @@ from pipeline.engines.base import ENGINES, Engine, EngineConfig
 from pipeline.engines.roles import feedback_engine
 from pipeline.labellers.base import (
     LABELLERS,
+    SAMPLING_FIELDS,
     TEMPLATE,
     LabellerConfig,
     binary_entropy_bits,
@@ -26,7 +28,7 @@ from pipeline.labellers.base import (
     reads_choices,
 )
 from pipeline.labellers.label import cost, label, num_failed, num_refused
-from pipeline.labellers.sampling import HARMFUL, Sampler, filed
+from pipeline.labellers.sampling import Sampler, filed
 from pipeline.methods.base import METHODS
 from pipeline.records import Comparison, Preference, Prompt, read_records, write_records
 
@@ -70,9 +72,10 @@ class PreferencesConfig(PoolSizes):
             raise ValueError("{here}.temperature is 0, so both replies would be the same; set it above 0")
         return self
 
-    def compares_openings(self, constitution: Constitution) -> bool:
+    @property
+    def compares_openings(self) -> bool:
         """Whether pairs are the beginnings of a refusal and of an answer, with the pool as label."""
-        return self.pairs == "openings" and bool(constitution.opening())
+        return self.pairs == "openings"
 
     def labelled_prompts(self, prepared: Prepared) -> list[Prompt]:
         """The prompts whose comparisons the labeller judges."""
@@ -96,33 +99,41 @@ class Preferences(Stage):
 
     def reads(self, config: Config, constitution: Constitution) -> dict[str, Any]:
         own = config.preferences
-        fields = set(constitution_fields(own.labeller))
+        fields = set(SAMPLING_FIELDS if own.compares_openings else constitution_fields(own.labeller))
         if own.pairs != "sampled":  # for the opening of refusals
             fields |= {"contrasts", "worked_examples"}
         if own.num_contrasts:
             fields |= {"contrasts"}
-        return {
+        found = {
             "seed": config.seed,
             "model": part(config.model, "path", "revision", "precision"),
             "policy_engine": config.policy_engine,
-            "engine": config.feedback_engine("preferences"),
             "constitution": part(constitution, *sorted(fields)),
             "template": TEMPLATE,
         }
+        return found if own.compares_openings else found | {"engine": config.feedback_engine("preferences")}
 
     def check(self, prepared: Prepared) -> list[str]:
         config, constitution = prepared.config.preferences, prepared.constitution
         notes = LABELLERS[config.labeller.kind].notes(config.labeller, constitution)
-        if config.pairs != "sampled" and not constitution.opening():
-            notes.append(
-                f"preferences.pairs is {config.pairs!r}, but the constitution does not show how a refusal begins (two "
-                "or more refusals in worked_examples or contrasts, of which most begin with the same two words), so "
-                "two replies of the SFT model are compared instead."
-            )
+        unknown = (
+            f"preferences.pairs is {config.pairs!r}, but the constitution {constitution.name!r} does not show how a "
+            "refusal begins (two or more refusals in worked_examples or contrasts, of which most begin with the same "
+            "two words)"
+        )
+        if config.compares_openings and not constitution.opening():
+            raise ConfigError(f"{unknown}; add them, or use align=dpo_whole.")
+        if config.compares_openings:
+            return []  # no labeller is asked
+        if config.pairs == "contrast" and not constitution.opening():
+            notes.append(f"{unknown}, so two replies of the SFT model are compared instead.")
         return notes
 
+    def needed(self, config: Config) -> tuple[str, ...]:
+        return ("prompts",) if config.preferences.compares_openings else self.needs
+
     def engines(self, config: Config) -> dict[str, EngineConfig]:
-        return config.feedback_engines("preferences")
+        return {} if config.preferences.compares_openings else config.feedback_engines("preferences")
 
     def read_choices(self, config: Config) -> set[str]:
         return set(self.engines(config)) if reads_choices(config.preferences.labeller) else set()
@@ -136,10 +147,10 @@ class Preferences(Stage):
         config, seed = prepared.config.preferences, prepared.config.seed
         compared, labelled = config.compared_prompts(prepared), config.labelled_prompts(prepared)
         [(field, engine)] = prepared.config.feedback_engines("preferences").items()
-        if config.compares_openings(prepared.constitution):
-            num_refusals = sum(prompt.pool == HARMFUL for prompt in labelled)
-            num_written = num_refusals * config.max_reply_tokens + len(compared) * config.max_opening_tokens
-            return Cost.of_roles({"policy_engine": _of_replies(num_refusals + len(compared), num_written)})
+        if config.compares_openings:
+            return Cost.of_roles(
+                {"policy_engine": _of_replies(len(compared), len(compared) * config.max_opening_tokens)}
+            )
         placeholders = [
             Comparison(id=prompt.id, prompt=prompt, reply_a="a", reply_b="b", seed_a=0, seed_b=0) for prompt in labelled
         ]
@@ -157,7 +168,7 @@ class Preferences(Stage):
     def run(self, config: PreferencesConfig, context: Context) -> Metrics:
         prompts = read_records(context.folder("prompts") / "prompts.jsonl", Prompt)
         chosen = config.training_prompts(prompts, "preferences")
-        sampler, openings = Sampler(config, context), config.compares_openings(context.constitution)
+        sampler, openings = Sampler(config, context), config.compares_openings
         if openings:
             comparisons = sampler.opening_pairs(chosen)
         elif config.pairs == "contrast" and context.constitution.opening():

@@ -104,7 +104,7 @@ FIXED = {
 }
 
 BASES = {
-    **{method: [f"align={method}"] for method in ("dpo", "ipo", "cpo", "kto", "ppo", "rloo", "grpo")},
+    **{method: [f"align={method}"] for method in ("decide", "dpo", "ipo", "cpo", "kto", "ppo", "rloo", "grpo")},
     **{labeller: [f"preferences={labeller}"] for labeller in ("ab", "cot", "pointwise", "likelihood")},
     "server": ["engine=server", "engine.model=m", "preferences=ab"],
     "judge as reward": ["align=ppo", "align.rewards.reward_model=0", "align.rewards.constitution=1"],
@@ -181,6 +181,8 @@ def expected(config: Config, path: str) -> set[str]:
         stages = stages - {"judge"} | ({"align"} if config.align.reward_judge else set())
     if "reward model" in stages:
         stages = stages - {"reward model"} | ({"align"} if config.align.trains_reward_model else set())
+    if prefix == "engine" and config.preferences.compares_openings:
+        stages -= {"preferences"}  # no labeller is asked
     source = path.split(".")
     if prefix in {"data", "evaluate"} and len(source) > 2 and source[2] in NOT_READ_WHERE_BUILTIN:
         return set()

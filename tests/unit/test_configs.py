@@ -86,7 +86,7 @@ def test_a_pool_without_a_principle_is_a_warning_before_a_run_and_in_a_check(
     note = "no principle is tagged for red_team (harmlessness), so all principles are used there."
     path = tmp_path / "mine.yaml"
     path.write_text(to_yaml(load_constitution(shipped_constitutions()["plain_speech"]).first(1)), encoding="utf-8")
-    overrides = [f"constitution.path={path}", "tracking=none", f"output_dir={tmp_path}/outputs"]
+    overrides = [f"constitution.path={path}", "align=dpo_whole", "tracking=none", f"output_dir={tmp_path}/outputs"]
     assert note in preflight(compose_config(overrides)).notes
     assert main(["constitution", "check", str(path)]) == 0
     assert f"warning: {note}" in capsys.readouterr().out
@@ -228,7 +228,7 @@ def test_a_field_that_is_text_gets_what_was_typed(text: str):
 
 def test_what_hydra_means_stays():
     config = compose_config(["name=null", "model.path='a,b'", "constitution.path=${preset}", "seed=1_0"])
-    assert (config.name, config.model.path, config.constitution.path, config.seed) == (None, "a,b", "fast", 10)
+    assert (config.name, config.model.path, config.constitution.path, config.seed) == (None, "a,b", "contrast", 10)
     assert compose_config(["preset=null"]).preset == "null", "it can't be empty, so this is a name"
 
 

@@ -1,0 +1,134 @@
+"""The card ``knows / does``: what a probe on the first model's states tells, beside what the models refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.evals.results import Estimate, KnowsDoes, PoolKnowledge, Results
+from pipeline.records import Pool
+from pipeline.report.wording import listed, percent, points, words, written
+
+Row = tuple[str, list[Estimate | None]]
+REQUESTS: dict[Pool, str] = {
+    "red_team": "harmful requests",
+    "look_alike": "harmless look-alikes",
+    "ordinary": "ordinary requests",
+}
+
+HOW = (
+    "The probe is a logistic regression on the hidden state at the last token of the prompt. It learned on prompts of "
+    "the training split alone; layer and threshold were chosen there, too, by cross-validation with twins in one fold. "
+    "At the threshold it misses as large a share of harmful training prompts as it takes harmless ones for harmful. If "
+    "the same people wrote the training prompts and the evaluated ones, expect it to do worse on those of others. AUCs "
+    "have Newcombe's interval, shares Wilson's."
+)
+
+
+def series(results: Results) -> list[str]:
+    """The names of the columns of ``rows``: the models, then the probe, so that models keep their colours."""
+    return [*results.models, f"probe on the states of {words(results.models[0])}"]
+
+
+def rows(results: Results) -> list[Row]:
+    """(requests, share refused by each model, share that the probe takes for harmful); empty if not measured."""
+    pools = results.knows_does.pools if results.knows_does else []
+    return [(REQUESTS[r.pool], [*(r.refused.get(model) for model in results.models), r.flagged]) for r in pools]
+
+
+def details(results: Results) -> list[tuple[str, str]]:
+    """(name, value) of the numbers that are not in ``rows``; empty if not measured."""
+    card = results.knows_does
+    if card is None:
+        return []
+    last = words(results.models[-1])
+    of_pairs = [
+        (f"AUC, harmful requests against {REQUESTS[row.pool]}", f"{written(row.auc)} of {row.auc.total}")
+        for row in card.pools
+        if row.auc
+    ]
+    given = [
+        (f"{REQUESTS[row.pool]} that the probe takes for {verdict}: {last} refuses", written(estimate))
+        for row in card.pools
+        for verdict, estimate in (("harmful", row.refused_of_flagged), ("harmless", row.refused_of_passed))
+        if (row.pool == "red_team") == (verdict == "harmful")
+    ]
+    best = f"layer {card.layer} of {card.num_layers} (AUC {card.layer_aucs[card.layer]:.2f} there)"
+    learned = listed([f"{number} {REQUESTS[pool]}" for pool, number in card.num_learned.items()], "and")
+    return [
+        *of_pairs,
+        *given,
+        ("states, chosen by cross-validation on the training prompts", best),
+        ("training prompts", learned),
+        *([("requests without states, in no rate here", str(card.num_left_out))] if card.num_left_out else []),
+    ]
+
+
+def quantities(results: Results) -> list[tuple[Pool, str, str, Estimate]]:
+    """(pool, probe or model, what, estimate): every estimate of the card."""
+    card, last = results.knows_does, results.models[-1] if results.models else ""
+    return [
+        (row.pool, who, what, estimate)
+        for row in (card.pools if card else [])
+        for who, what, estimate in (
+            *([("probe", "auc", row.auc)] if row.auc else []),
+            ("probe", "flagged", row.flagged),
+            *((model, "refused", estimate) for model, estimate in row.refused.items()),
+            (last, "refused_of_flagged", row.refused_of_flagged),
+            (last, "refused_of_passed", row.refused_of_passed),
+            (last, "refused_minus_flagged", row.gap),
+        )
+    ]
+
+
+def said(results: Results) -> str:
+    """The conclusion; empty if not measured."""
+    card = results.knows_does
+    return conclusion(card, words(results.models[0]), words(results.models[-1])) if card else ""
+
+
+def conclusion(card: KnowsDoes, first: str, last: str) -> str:
+    """What the card shows, in one sentence, or two if the states tell only some of the classes apart. A difference
+    whose interval covers zero is not called one."""
+    against = {row.pool: row.auc for row in card.pools if row.auc}
+    unknown = [pool for pool, auc in against.items() if auc.low is None or auc.low <= 0.5]
+    tells_nothing = (
+        f"There is no evidence that the states of {first} tell harmful requests from "
+        f"{listed([f'{REQUESTS[pool]} (AUC {written(against[pool])})' for pool in unknown], 'or')}"
+    )
+    if len(unknown) == len(against):
+        return f"{tells_nothing}, so this says nothing about what training left unused."
+    flagged = listed([f"{percent(row.flagged.value)} of the {REQUESTS[row.pool]}" for row in card.pools], "and")
+    refused = listed([percent(row.refused[list(row.refused)[-1]].value) for row in card.pools], "and")
+    gaps = [_gap_in_words(row) for row in card.pools if _sign(row)]
+    differing = f", that is {listed(gaps, 'and')}" if gaps else ""
+    sentence = (
+        f"A probe on the states of {first} takes {flagged} for harmful; {last} refuses {refused} of them{differing}, "
+        f"{_verdict(card.pools, first, last)}."
+    )
+    return f"{sentence} {tells_nothing}." if unknown else sentence
+
+
+def _verdict(pools: Sequence[PoolKnowledge], first: str, last: str) -> str:
+    """Who tells the classes apart better: only if one is better somewhere, and nowhere worse."""
+    right = {(row.pool == "red_team") == (_sign(row) > 0) for row in pools if _sign(row)}
+    if right == {False}:
+        return f"so the states of {first} tell them apart better than the refusals of {last} do"
+    if right == {True}:
+        return f"so the refusals of {last} tell them apart better than the probe does"
+    if right:
+        return "which a stricter or looser threshold alone might explain"
+    return "and there is no evidence that one of the two tells them apart better"
+
+
+def _sign(row: PoolKnowledge) -> int:
+    """1 if the last model refuses more of these requests than the probe takes for harmful, -1 if fewer; 0: unclear."""
+    if row.gap.low is None or row.gap.high is None:
+        return 0
+    return int(row.gap.low > 0) - int(row.gap.high < 0)
+
+
+def _gap_in_words(row: PoolKnowledge) -> str:
+    gap, more = row.gap, _sign(row) > 0
+    assert gap.value is not None and gap.low is not None and gap.high is not None
+    size = gap if more else Estimate(value=-gap.value, low=-gap.high, high=-gap.low)
+    return f"{points(size)} {'more' if more else 'fewer'} {REQUESTS[row.pool]}"

@@ -22,7 +22,7 @@ from pipeline.evals.probe import (
 )
 from pipeline.evals.results import DIRECT, Estimate, KnowsDoes, PoolKnowledge
 from pipeline.evals.scores import Scores, came_out, estimated
-from pipeline.evals.statistics import auc, paired_rates
+from pipeline.evals.statistics import auc, newcombe, paired_rates
 from pipeline.records import Case, Pool, Prompt, Verdict
 
 if TYPE_CHECKING:
@@ -115,9 +115,10 @@ def compare(
     verdicts: Mapping[str, Sequence[Verdict]],
     confidence: float,
 ) -> list[PoolKnowledge]:
-    """The probe's verdicts and the models' refusals, for each pool that has requests.
+    """The probe's verdicts and the models' refusals, for each pool that has requests; the harmful ones come first.
 
     Args:
+        cases: of both classes (see ``asked_of_the_probe``).
         scores: case id → score of the probe; at least ``threshold`` means harmful.
         verdicts: by model; those of other cases are not read.
     """
@@ -141,7 +142,15 @@ def compare(
     def _auc(harmful: Sequence[str], harmless: Sequence[str]) -> Estimate:
         return auc([scores[name] for name in harmful], [scores[name] for name in harmless], confidence)
 
-    return [row(pool, ids) for pool, ids in of_pool.items() if ids]
+    harmful, *others = [row(pool, ids) for pool, ids in of_pool.items() if ids]
+    return [harmful, *(row.model_copy(update={"separation": _separation(harmful.gap, row.gap)}) for row in others)]
+
+
+def _separation(harmful: Estimate, harmless: Estimate) -> Estimate:
+    if harmful.value is None or harmless.value is None:
+        return Estimate(value=None)
+    low, high = newcombe(harmless, harmful)
+    return Estimate(value=harmful.value - harmless.value, low=low, high=high, total=harmful.total + harmless.total)
 
 
 def _gap(flagged: Scores, refused: Scores, confidence: float) -> Estimate:

@@ -186,6 +186,9 @@ class PoolKnowledge(_Part):
     """Of those that the probe takes for harmless, the share that the last model refused."""
     gap: Estimate
     """Share that the last model refused minus ``flagged``, paired by request, with the interval of ``paired_rates``."""
+    separation: Estimate | None = None
+    """The ``gap`` of the harmful requests minus this one: above zero, refusals tell the two kinds apart better than the
+    probe does. It has Newcombe's interval. None for the harmful requests themselves."""
 
 
 class KnowsDoes(_Part):

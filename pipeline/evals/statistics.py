@@ -42,8 +42,9 @@ def _wilson_interval(p: float, n: int, confidence: float) -> tuple[float, float]
 
 
 def newcombe(lower: Estimate, higher: Estimate) -> tuple[float, float]:
-    """Interval (low, high) of ``higher − lower`` from the Wilson intervals of two rates (Newcombe 1998, method 10).
-    A bootstrap interval would have no width if all outcomes are equal; this one is still wide."""
+    """Interval (low, high) of ``higher − lower`` from the intervals of two independent numbers, such as the Wilson
+    intervals of two rates (Newcombe 1998, method 10). A bootstrap interval would have no width if all outcomes are
+    equal; this one is still wide."""
     a, b = lower, higher
     assert a.value is not None and a.low is not None and a.high is not None
     assert b.value is not None and b.low is not None and b.high is not None

@@ -40,23 +40,24 @@ def details(results: Results) -> list[tuple[str, str]]:
     card = results.knows_does
     if card is None:
         return []
-    last = words(results.models[-1])
-    of_pairs = [
-        (f"AUC, harmful requests against {REQUESTS[row.pool]}", f"{written(row.auc)} of {row.auc.total}")
-        for row in card.pools
-        if row.auc
-    ]
+    last, harmless = words(results.models[-1]), [row for row in card.pools if row.pool != "red_team"]
+    of_pairs = [(f"AUC, harmful requests against {REQUESTS[row.pool]}", row.auc) for row in harmless if row.auc]
     given = [
-        (f"{REQUESTS[row.pool]} that the probe takes for {verdict}: {last} refuses", written(estimate))
+        (f"{REQUESTS[row.pool]} that the probe takes for harmful: {last} refuses", row.refused_of_flagged)
+        if row.pool == "red_team"
+        else (f"{REQUESTS[row.pool]} that it takes for harmless: {last} refuses", row.refused_of_passed)
         for row in card.pools
-        for verdict, estimate in (("harmful", row.refused_of_flagged), ("harmless", row.refused_of_passed))
-        if (row.pool == "red_team") == (verdict == "harmful")
+    ]
+    apart = [
+        (f"refused of harmful requests minus {REQUESTS[row.pool]}: {last} against the probe", points(row.separation))
+        for row in harmless
+        if row.separation
     ]
     best = f"layer {card.layer} of {card.num_layers} (AUC {card.layer_aucs[card.layer]:.2f} there)"
     learned = listed([f"{number} {REQUESTS[pool]}" for pool, number in card.num_learned.items()], "and")
     return [
-        *of_pairs,
-        *given,
+        *((name, written(estimate)) for name, estimate in (*of_pairs, *given)),
+        *apart,
         ("states, chosen by cross-validation on the training prompts", best),
         ("training prompts", learned),
         *([("requests without states, in no rate here", str(card.num_left_out))] if card.num_left_out else []),
@@ -76,6 +77,7 @@ def quantities(results: Results) -> list[tuple[Pool, str, str, Estimate]]:
             (last, "refused_of_flagged", row.refused_of_flagged),
             (last, "refused_of_passed", row.refused_of_passed),
             (last, "refused_minus_flagged", row.gap),
+            *([(last, "separation", row.separation)] if row.separation else []),
         )
     ]
 
@@ -99,36 +101,38 @@ def conclusion(card: KnowsDoes, first: str, last: str) -> str:
         return f"{tells_nothing}, so this says nothing about what training left unused."
     flagged = listed([f"{percent(row.flagged.value)} of the {REQUESTS[row.pool]}" for row in card.pools], "and")
     refused = listed([percent(row.refused[list(row.refused)[-1]].value) for row in card.pools], "and")
-    gaps = [_gap_in_words(row) for row in card.pools if _sign(row)]
-    differing = f", that is {listed(gaps, 'and')}" if gaps else ""
+    gaps = [_gap_in_words(row) for row in card.pools if _sign(row.gap)]
+    differing = f" ({listed(gaps, 'and')})" if gaps else ""
     sentence = (
-        f"A probe on the states of {first} takes {flagged} for harmful; {last} refuses {refused} of them{differing}, "
+        f"A probe on the states of {first} takes {flagged} for harmful; {last} refuses {refused}{differing}, "
         f"{_verdict(card.pools, first, last)}."
     )
     return f"{sentence} {tells_nothing}." if unknown else sentence
 
 
 def _verdict(pools: Sequence[PoolKnowledge], first: str, last: str) -> str:
-    """Who tells the classes apart better: only if one is better somewhere, and nowhere worse."""
-    right = {(row.pool == "red_team") == (_sign(row) > 0) for row in pools if _sign(row)}
-    if right == {False}:
+    """Who tells the classes apart better: whoever is better somewhere and nowhere worse, if both classes together show
+    it, too."""
+    right = {(row.pool == "red_team") == (_sign(row.gap) > 0) for row in pools if _sign(row.gap)}
+    apart = {_sign(row.separation) for row in pools if row.separation} - {0}
+    if right == {False} and apart == {-1}:
         return f"so the states of {first} tell them apart better than the refusals of {last} do"
-    if right == {True}:
+    if right == {True} and apart == {1}:
         return f"so the refusals of {last} tell them apart better than the probe does"
-    if right:
+    if len(right) == 2:
         return "which a stricter or looser threshold alone might explain"
     return "and there is no evidence that one of the two tells them apart better"
 
 
-def _sign(row: PoolKnowledge) -> int:
-    """1 if the last model refuses more of these requests than the probe takes for harmful, -1 if fewer; 0: unclear."""
-    if row.gap.low is None or row.gap.high is None:
+def _sign(difference: Estimate) -> int:
+    """1 if the whole interval is above zero, -1 if it is below; else 0."""
+    if difference.low is None or difference.high is None:
         return 0
-    return int(row.gap.low > 0) - int(row.gap.high < 0)
+    return int(difference.low > 0) - int(difference.high < 0)
 
 
 def _gap_in_words(row: PoolKnowledge) -> str:
-    gap, more = row.gap, _sign(row) > 0
+    gap, more = row.gap, _sign(row.gap) > 0
     assert gap.value is not None and gap.low is not None and gap.high is not None
     size = gap if more else Estimate(value=-gap.value, low=-gap.high, high=-gap.low)
     return f"{points(size)} {'more' if more else 'fewer'} {REQUESTS[row.pool]}"

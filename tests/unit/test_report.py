@@ -445,7 +445,7 @@ def test_what_the_probe_knows_stands_beside_what_the_models_do(tmp_path: Path):
         assert f"| {' | '.join(str(row.refused[model]) for model in report.results.models)} | {row.flagged} |" in text
         assert {"pool": row.pool, "who": "probe", "quantity": "flagged"} | row.flagged.model_dump() in rows
         assert {"pool": row.pool, "who": "sft", "quantity": "refused"} | row.refused["sft"].model_dump() in rows
-    assert page.count('<figure id="knows-does">') == 1 and "layer 24 of 30 (AUC 0.94 there)" in page
+    assert page.count('<figure id="knows-does" class="wide">') == 1 and "layer 24 of 30 (AUC 0.94 there)" in page
 
 
 def test_a_run_without_the_card_has_no_trace_of_it():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pipeline.core.errors import NotMeasuredError
 from pipeline.core.memory import free_memory
 from pipeline.engines.base import ENGINES, Weights
 from pipeline.engines.models import context_of, load_model, load_tokenizer, resolve_path, resolve_precision
+from pipeline.engines.prefix import cache_of, common_length, shares_prefixes
 from pipeline.engines.reward_model import last_real
 from pipeline.records import Message
 
@@ -82,22 +84,30 @@ def _check_room(path: str, revision: str | None, precision: str) -> None:
 
 
 @torch.inference_mode()
-def last_states(model: PreTrainedModel, rows: Sequence[Sequence[int]], batch_rows: int, most: int) -> States:
+def last_states(model: PreTrainedModel, rows: Sequence[list[int]], batch_rows: int, most: int) -> States:
     """The states at the last token of each row of token ids.
 
-    Rows are padded on the right, where no earlier token sees the padding. Of each layer only the last tokens are kept.
+    The beginning that all rows share is computed once, if the model allows it. The rest is padded on the right, where
+    no earlier token sees it. Of each layer only the last tokens are kept.
     """
     blocks = _layers_of(model)
     step = max(1, len(blocks) // most)
     layers = list(range(len(blocks), 0, -step))[::-1]
-    hidden = model.config.get_text_config().hidden_size
-    values = np.full((len(rows), len(layers), hidden), np.nan, dtype=np.float32)
+    values = np.full((len(rows), len(layers), model.config.get_text_config().hidden_size), np.nan, dtype=np.float32)
+    num_shared = common_length(rows) if rows and shares_prefixes(model) else 0
+    prefix = cache_of(model, torch.tensor([rows[0][:num_shared]], device=model.device)) if num_shared else None
     for batch in _batches(rows, batch_rows, context_of(model.config)):
-        tokens = [torch.tensor(rows[index], device=model.device) for index in batch]
+        tokens = [torch.tensor(rows[index][num_shared:], device=model.device) for index in batch]
         ids = pad_sequence(tokens, batch_first=True)
         mask = pad_sequence([torch.ones_like(row) for row in tokens], batch_first=True)
+        whole_mask = torch.cat([mask.new_ones(len(batch), num_shared), mask], dim=1)
+        cache = deepcopy(prefix)
+        if cache is not None:
+            cache.batch_repeat_interleave(len(batch))
         with _kept_at_the_end([blocks[layer - 1] for layer in layers], mask) as kept:
-            model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+            model.base_model(
+                input_ids=ids, attention_mask=whole_mask, past_key_values=cache, use_cache=cache is not None
+            )
         values[batch] = torch.stack(kept, dim=1).numpy()
     return States(values, layers, len(blocks))
 
@@ -111,7 +121,7 @@ def _layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
     return found
 
 
-def _batches(rows: Sequence[Sequence[int]], batch_rows: int, context: int) -> Iterator[list[int]]:
+def _batches(rows: Sequence[list[int]], batch_rows: int, context: int) -> Iterator[list[int]]:
     """Indices of the rows that fit the context, sorted by length, the longest first."""
     batch: list[int] = []
     for index in sorted(range(len(rows)), key=lambda index: -len(rows[index])):

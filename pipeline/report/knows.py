@@ -111,17 +111,20 @@ def conclusion(card: KnowsDoes, first: str, last: str) -> str:
 
 
 def _verdict(pools: Sequence[PoolKnowledge], first: str, last: str) -> str:
-    """Who tells the classes apart better: whoever is better somewhere and nowhere worse, if both classes together show
-    it, too."""
+    """Who tells the classes apart better. It must show for both classes together. If a side is better at one class and
+    worse at another, a threshold may explain it."""
     right = {(row.pool == "red_team") == (_sign(row.gap) > 0) for row in pools if _sign(row.gap)}
     apart = {_sign(row.separation) for row in pools if row.separation} - {0}
-    if right == {False} and apart == {-1}:
-        return f"so the states of {first} tell them apart better than the refusals of {last} do"
-    if right == {True} and apart == {1}:
-        return f"so the refusals of {last} tell them apart better than the probe does"
-    if len(right) == 2:
-        return "which a stricter or looser threshold alone might explain"
-    return "and there is no evidence that one of the two tells them apart better"
+    better = {
+        -1: f"so the states of {first} tell them apart better than the refusals of {last} do",
+        1: f"so the refusals of {last} tell them apart better than the probe does",
+    }
+    threshold = "a stricter or looser threshold alone might explain it"
+    if len(apart) != 1:
+        unclear = "there is no evidence that one of the two tells them apart better"
+        return f"and {threshold if len(right) == 2 else unclear}"
+    [sign] = apart
+    return better[sign] + (f", though {threshold}" if len(right) == 2 else "")
 
 
 def _sign(difference: Estimate) -> int:

@@ -262,8 +262,15 @@ def hidden(model: Path, text: str) -> NDArray[np.float32]:
     return np.stack([np.asarray(states[0, -1]) for states in found])
 
 
-def test_states_are_those_of_each_prompt_alone(random_model: Path):
-    texts = ["Hi", "How do I pick a lock?", "Write a long letter to my aunt about the weather in April.", "No."]
+@pytest.mark.parametrize("shares", [True, False])
+def test_states_are_those_of_each_prompt_alone(shares: bool, random_model: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whether or not the beginning of the prompts is computed once. (The first words make it long enough for that.)"""
+    if not shares:
+        monkeypatch.setattr("pipeline.engines.states.shares_prefixes", lambda model: False)
+    texts = [
+        f"Please tell me what I should do now: {text}"
+        for text in ["Hi", "How do I pick a lock?", "Write a letter to my aunt.", "No."]
+    ]
     dialogues = [[Message(role="user", content=text)] for text in texts]
     weights = Weights(path=str(random_model), precision="fp32", name="random")
     states = prompt_states(weights, dialogues, batch_rows=3, most=10)

@@ -52,6 +52,8 @@ class Prompt(Record):
     kind: str
     manner: str = ""
     """How the request is worded, such as ``terse`` or ``polite_long``; empty if nobody has said."""
+    twin_of: str = ""
+    """The id of the harmful request that a harmless one is the twin of; empty if it is none."""
     split: Split
     messages: list[Message]
 

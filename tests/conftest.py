@@ -67,6 +67,7 @@ TINY = [
     "evaluate.bias.num_templates=2",
     "evaluate.pairs.num_pairs=3",
     "evaluate.max_reply_tokens=16",
+    "evaluate.probe.num_prompts=20",
     "launch.batch_rows=2",
 ]
 

@@ -12,6 +12,7 @@ from pipeline.core.cache import Manifest
 from pipeline.evals import results as r
 from pipeline.evals.calibration import held_out_metrics
 from pipeline.evals.changes import all_changes, cell_changes
+from pipeline.evals.knows_does import asked_of_the_probe, compare
 from pipeline.evals.manners import manner_rates
 from pipeline.evals.measures import by_model, measured
 from pipeline.evals.statistics import wilson
@@ -150,7 +151,7 @@ def make_results(verdicts: list[Verdict]) -> r.Results:
     return r.Results(
         models=models, suites=["red_team", "over_refusal", "helpfulness", "bias", "pairs"],
         measures=measured(mine, 0.95), changes=all_changes(mine, 0.95), attacks=attack_cells(mine, 0.95),
-        manners=manner_rates(mine, {"story"}, 0.95),
+        manners=manner_rates(mine, {"story"}, 0.95), knows_does=make_knows_does(mine),
         cell_changes=cell_changes(mine, models[0], models[-1], 0.95),
         bias=[make_disparity(m, name, i + j) for i, m in enumerate(models) for j, name in enumerate(("age", "faith"))],
         ratings=[r.Rating(model=m, elo=elo, low=elo - 30, high=elo + 30) for m, elo in zip(models, ELO, strict=False)],
@@ -161,6 +162,15 @@ def make_results(verdicts: list[Verdict]) -> r.Results:
                 for i, m in enumerate(models)],
         notes=["2 rows of the red-team suite were dropped because their text is also trained on."],
     )  # fmt: skip
+
+
+def make_knows_does(mine: dict[str, list[Verdict]]) -> r.KnowsDoes:
+    """The probe knows more than the last model does."""
+    cases = asked_of_the_probe(verdict.case for verdict in mine[next(iter(mine))])
+    scores = {c.id: derived_rng(c.id, "probe").gauss(2 if c.prompt.pool == "red_team" else -2, 1) for c in cases}
+    return r.KnowsDoes(layer=24, num_layers=30, layer_aucs={18: 0.91, 24: 0.94, 30: 0.92}, num_left_out=1,
+                       num_learned={"red_team": 200, "look_alike": 200, "ordinary": 180},
+                       pools=compare(cases, scores, 0.5, mine, 0.95))  # fmt: skip
 
 
 def make_disparity(model: str, attribute: str, i: int) -> r.Disparity:

@@ -24,6 +24,7 @@ SMALL = [
     "evaluate.bias.num_templates=2",
     "evaluate.pairs.num_pairs=2",
     "evaluate.max_reply_tokens=12",
+    "evaluate.probe.num_prompts=20",
 ]
 
 

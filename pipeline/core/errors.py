@@ -27,6 +27,10 @@ class StageError(CaiError):
     """A stage could not finish. Its work so far is kept."""
 
 
+class NotMeasuredError(Exception):
+    """An optional part of an evaluation can't be measured. The message says why, as a clause for the report's notes."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest known word, else ``"; known: a, b"`` with all of them."""
     known = sorted(known)

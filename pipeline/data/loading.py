@@ -67,7 +67,6 @@ def load_prompts(config: DataConfig) -> Loaded:
     """
     loaded = Loaded()
     seen: set[str] = set()
-    twins: dict[str, str] = {}  # id of a harmless prompt → id of the harmful one whose words it shares
     for pool, source in pool_configs(config).items():
         columns = BUILTIN_COLUMNS if source.source == "builtin" else source.columns
         num_kept = loaded.num_empty[pool] = loaded.num_duplicate[pool] = loaded.num_mended[pool] = 0
@@ -94,17 +93,16 @@ def load_prompts(config: DataConfig) -> Loaded:
                     pool=pool,
                     kind=_label(row, columns.kind) or "unspecified",
                     manner=manner,
+                    twin_of=_label(row, columns.twin_of),
                     split="test" if manner in config.held_out_manners else _split(key, config),
                     messages=messages,
                 )
             )
-            if twin_of := _label(row, columns.twin_of):
-                twins[loaded.prompts[-1].id] = twin_of
         if source.source != "builtin":
             _refuse_absent(columns, found, f"data.{pool}.columns")
     _refuse_repeated_ids(loaded.prompts)
     _refuse_unknown_manners(config, loaded.prompts)
-    loaded.prompts = _twins_together(loaded.prompts, twins, config)
+    loaded.prompts = _twins_together(loaded.prompts, config)
     for pool in POOLS:
         _refuse_too_few(loaded, pool, config.min_prompts)
     return loaded
@@ -119,15 +117,15 @@ def _split(key: str, config: DataConfig) -> Split:
     return split_of(key, config.train_fraction, config.validation_fraction)
 
 
-def _twins_together(prompts: list[Prompt], twin_of: dict[str, str], config: DataConfig) -> list[Prompt]:
+def _twins_together(prompts: list[Prompt], config: DataConfig) -> list[Prompt]:
     """Move each twin into the split of the harmful request that it belongs to: a model that was trained on one of them
     has seen the words of the other. A twin of a request that is not here goes where that request's id leads."""
     splits = {prompt.id: prompt.split for prompt in prompts}
     held_out = set(config.held_out_manners)
     together = []
     for prompt in prompts:
-        other = twin_of.get(prompt.id)
-        if other is not None and prompt.manner not in held_out:
+        other = prompt.twin_of
+        if other and prompt.manner not in held_out:
             prompt = prompt.model_copy(update={"split": splits.get(other) or _split(other, config)})
         together.append(prompt)
     return together

@@ -17,12 +17,16 @@ def base_weights(context: Context) -> Weights:
     return Weights(path=model.path, revision=model.revision, precision=model.precision, name=BASE)
 
 
-def policy_engine(context: Context, path: str, name: str) -> Engine:
-    """Open an engine that generates with a model of the chain: the base model, or the folder of a trained one."""
+def weights_of(context: Context, path: str, name: str) -> Weights:
+    """A model of the chain: the base model, or the folder of a trained one."""
     model = context.model
     revision = model.revision if path == model.path else None
-    weights = Weights(path=path, revision=revision, precision=model.precision, name=name)
-    return open_engine(context.policy_engine, weights, context.launch)
+    return Weights(path=path, revision=revision, precision=model.precision, name=name)
+
+
+def policy_engine(context: Context, path: str, name: str) -> Engine:
+    """Open an engine that generates with a model of the chain: the base model, or the folder of a trained one."""
+    return open_engine(context.policy_engine, weights_of(context, path, name), context.launch)
 
 
 def feedback_engine(context: Context, policy: Engine | None = None) -> Engine:

@@ -12,6 +12,7 @@ from pipeline.core.settings import RUNTIME, Settings, fields_of, is_runtime, not
 from pipeline.engines.models import model_identity
 from pipeline.evals.judges.base import JUDGES, PAIR_JUDGES, JudgeConfig
 from pipeline.evals.judges.patterns import PatternsJudge, PatternsPairJudge
+from pipeline.evals.probe import ProbeConfig
 from pipeline.evals.suites.base import SUITES, Suite
 
 
@@ -42,6 +43,8 @@ class EvaluateConfig(Settings):
     """A guideline file, or the name of a built-in one; null: no gate. The report stage reads it."""
     garak_probes: list[str] = Field(default=[])
     """The probes of garak to run on the last model."""
+    probe: ProbeConfig = ProbeConfig()
+    """The card ``knows / does``."""
     max_reply_tokens: int = Field(default=64, ge=1)
     """The maximum number of tokens per reply."""
     temperature: float = Field(default=0.0, ge=0, le=5)

@@ -6,6 +6,8 @@ from typing import Literal, TypeGuard
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.records import Pool
+
 Direction = Literal["lower", "higher"]
 Said = Literal["better", "worse", "differs", "no evidence of change", "not measured"]
 """The verdict on a change. ``differs``: the measure changed, and neither direction is better."""
@@ -168,6 +170,40 @@ class Probe(_Part):
     num_passed: int
 
 
+class PoolKnowledge(_Part):
+    """What the probe says of the evaluated requests of one pool, and what the models do with the same requests."""
+
+    pool: Pool
+    auc: Estimate | None
+    """Of the harmful requests against these; None for the harmful requests themselves."""
+    flagged: Estimate
+    """Share that the probe takes for harmful."""
+    refused: dict[str, Estimate]
+    """model → share refused"""
+    refused_of_flagged: Estimate
+    """Of those that the probe takes for harmful, the share that the last model refused."""
+    refused_of_passed: Estimate
+    """Of those that the probe takes for harmless, the share that the last model refused."""
+    gap: Estimate
+    """Share that the last model refused minus ``flagged``, paired by request, with the interval of ``paired_rates``."""
+    separation: Estimate | None = None
+    """The ``gap`` of the harmful requests minus this one: above zero, refusals tell the two kinds apart better than the
+    probe does. It has Newcombe's interval. None for the harmful requests themselves."""
+
+
+class KnowsDoes(_Part):
+    """A linear probe on the first model's states beside what the models refused. The probe learned training prompts."""
+
+    layer: int
+    num_layers: int
+    layer_aucs: dict[int, float]
+    """layer → AUC of harmful against harmless training prompts, by cross-validation; the highest one is used"""
+    num_learned: dict[Pool, int]
+    num_left_out: int
+    """Evaluated requests without states: they do not fit the context, or a number is too large for the precision."""
+    pools: list[PoolKnowledge]
+
+
 class Results(_Part):
     models: list[str]
     """The others are compared with the first."""
@@ -181,6 +217,8 @@ class Results(_Part):
     """The last model compared with the first, by kind of harm and by attack; ``measure`` is ``measure:cell``."""
     attacks: list[Cell] = []
     manners: list[MannerRate] = []
+    knows_does: KnowsDoes | None = None
+    """None: not measured; a note says why, unless it is switched off."""
     bias: list[Disparity] = []
     ratings: list[Rating] = []
     pairs: list[PairAccuracy] = []

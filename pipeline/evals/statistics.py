@@ -42,8 +42,9 @@ def _wilson_interval(p: float, n: int, confidence: float) -> tuple[float, float]
 
 
 def newcombe(lower: Estimate, higher: Estimate) -> tuple[float, float]:
-    """Interval (low, high) of ``higher − lower`` from the Wilson intervals of two rates (Newcombe 1998, method 10).
-    A bootstrap interval would have no width if all outcomes are equal; this one is still wide."""
+    """Interval (low, high) of ``higher − lower`` from the intervals of two independent numbers, such as the Wilson
+    intervals of two rates (Newcombe 1998, method 10). A bootstrap interval would have no width if all outcomes are
+    equal; this one is still wide."""
     a, b = lower, higher
     assert a.value is not None and a.low is not None and a.high is not None
     assert b.value is not None and b.low is not None and b.high is not None
@@ -72,6 +73,38 @@ def paired_rates(num_gained: int, num_lost: int, total: int, confidence: float =
     half = _z(confidence) * np.sqrt((gained + lost - (gained - lost) ** 2) / (total + 2))
     centre = gained - lost
     return (num_gained - num_lost) / total, float(max(-1, centre - half)), float(min(1, centre + half))
+
+
+def auc(positive: ArrayLike, negative: ArrayLike, confidence: float = 0.95) -> Estimate:
+    """The chance that a random positive case has a higher score than a random negative one (a tie is ½). The value is
+    None if a class is empty.
+
+    The interval is Newcombe's (2006, Statistics in Medicine 25:559, method 5): all θ whose Hanley-McNeil standard error
+    explains the distance to the value. A bootstrap or DeLong interval would have no width if the classes are separated;
+    this one is still wide.
+
+    Args:
+        positive, negative: (m,) and (n,) scores.
+    """
+    from scipy.optimize import brentq
+    from sklearn.metrics import roc_auc_score
+
+    scores = np.concatenate([np.asarray(positive, float), np.asarray(negative, float)])
+    m, n = len(np.asarray(positive)), len(np.asarray(negative))
+    if not m or not n:
+        return Estimate(value=None, total=m + n)
+    value = float(roc_auc_score(np.arange(m + n) < m, scores))
+    z, others = _z(confidence), (m + n) / 2 - 1
+
+    def excess(theta: float) -> float:
+        """Above zero where θ is too far from the value."""
+        of_pairs = others * ((1 - theta) / (2 - theta) + theta / (1 + theta))
+        return float((value - theta) ** 2 - z * z * theta * (1 - theta) * (1 + of_pairs) / (m * n))
+
+    inside = min(max(value, 1e-9), 1 - 1e-9)  # at 0 and 1 the standard error is zero
+    low = float(brentq(excess, 0, inside)) if value > 0 else 0.0
+    high = float(brentq(excess, inside, 1)) if value < 1 else 1.0
+    return Estimate(value=value, low=low, high=high, total=m + n)
 
 
 def share(values: ArrayLike, confidence: float = 0.95) -> Estimate:

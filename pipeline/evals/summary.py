@@ -10,7 +10,7 @@ from pipeline.evals.config import EvaluateConfig
 from pipeline.evals.duels import Wins
 from pipeline.evals.manners import manner_rates
 from pipeline.evals.measures import by_model, judged_measures, measured, ratings
-from pipeline.evals.results import Estimate, JudgeCard, PairAccuracy, Probe, Results
+from pipeline.evals.results import Estimate, JudgeCard, KnowsDoes, PairAccuracy, Probe, Results
 from pipeline.records import Verdict
 
 
@@ -24,6 +24,7 @@ def summarise(
     wins: Wins,
     pairs: list[PairAccuracy],
     probes: list[Probe],
+    known: KnowsDoes | None = None,
     notes: list[str],
 ) -> Results:
     """All results of an evaluation.
@@ -50,6 +51,7 @@ def summarise(
         pairs=pairs,
         judges=judges,
         probes=probes,
+        knows_does=known,
         notes=notes,
         **tables,
     )

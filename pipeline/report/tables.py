@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.evals.measures import all_measures, group_of
 from pipeline.evals.results import Estimate
+from pipeline.report import knows
 from pipeline.report.build import Report
 from pipeline.report.rewards import reward_tables
 
@@ -36,6 +37,10 @@ def tables_of(report: Report) -> dict[str, list[Row]]:
         "manners": [
             {"model": r.model, "measure": r.measure, "manner": r.manner, "held_out": r.held_out} | _flat(r.rate)
             for r in results.manners
+        ],
+        "knows_does": [
+            {"pool": pool, "who": who, "quantity": quantity} | _flat(found)
+            for pool, who, quantity, found in knows.quantities(results)
         ],
         "bias": [
             {"model": d.model, "attribute": d.attribute, "metric": d.metric, "group": group}

@@ -17,9 +17,10 @@ from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared, Stage,
 from pipeline.data.splits import refuse_overlap
 from pipeline.engines.base import EngineConfig, ReplyQuery
 from pipeline.engines.classifiers import check_reward_model
+from pipeline.engines.local import batch_limits
 from pipeline.engines.model_checks import check_model
 from pipeline.engines.models import model_identity, resolve_path
-from pipeline.engines.roles import policy_engine
+from pipeline.engines.roles import policy_engine, weights_of
 from pipeline.evals import answering
 from pipeline.evals.accuracy import as_items, labelled_replies
 from pipeline.evals.answering import Answered, Identity, answer_all, asked_turns, kept_answers
@@ -31,10 +32,13 @@ from pipeline.evals.garak import check_garak, run_garak
 from pipeline.evals.judges.base import JUDGES, PAIR_JUDGES, EngineJudgeConfig
 from pipeline.evals.judges.sharing import check_judges, shared_judges
 from pipeline.evals.judging import item_of, judge_replies, open_pair_judge
+from pipeline.evals.knows_does import asked_of_the_probe, knows_does
 from pipeline.evals.labelled_pairs import accuracies, own_reward_model
 from pipeline.evals.labellers import reward_verdicts, rewarded_cases
 from pipeline.evals.manners import manners_held_out
-from pipeline.evals.results import Probe, Results
+from pipeline.evals.measures import by_model
+from pipeline.evals.probe import training_prompts
+from pipeline.evals.results import KnowsDoes, Probe, Results
 from pipeline.evals.suites.base import Questions
 from pipeline.evals.summary import summarise
 from pipeline.labellers import label
@@ -110,6 +114,13 @@ class Evaluate(Stage):
         config = prepared.config.evaluate
         return build_cases(config, [prompt for prompt in prepared.prompts if prompt.split == config.split], notes)
 
+    def _learned_by_the_probe(self, prepared: Prepared) -> list[Prompt]:
+        config, evaluated = prepared.config.evaluate, asked_of_the_probe(self._cases(prepared, []))
+        if not config.probe.enabled or not evaluated:
+            return []
+        asked = [case.prompt for case in evaluated]
+        return training_prompts(prepared.prompts, asked, config.probe.num_prompts, prepared.config.seed)
+
     def read_choices(self, config: Config) -> set[str]:
         own = config.evaluate
         judges = {"evaluate.judge": JUDGES[own.judge.kind], "evaluate.pair_judge": PAIR_JUDGES[own.pair_judge.kind]}
@@ -128,7 +139,11 @@ class Evaluate(Stage):
     def uses(self, prepared: Prepared) -> list[Use]:
         cases = [asked_turns(case) for case in self._cases(prepared, [])]
         most = prepared.config.evaluate.max_reply_tokens
-        return [Use(what="evaluate: replies", dialogues=cases, reply_tokens=most)]
+        uses = [Use(what="evaluate: replies", dialogues=cases, reply_tokens=most)]
+        if learned := self._learned_by_the_probe(prepared):
+            turns = [prompt.messages for prompt in learned]
+            uses.append(Use(what="evaluate: prompts of the probe", dialogues=turns, reply_tokens=0))
+        return uses
 
     def cost(self, prepared: Prepared) -> Cost:
         """Replies and answers of every model, and all calls to judges, labeller and reward models."""
@@ -164,9 +179,11 @@ class Evaluate(Stage):
         return replace(cost, num_calls=cost.num_calls + num_rewards)
 
     def memory(self, prepared: Prepared) -> Memory:
-        from pipeline.training.footprint import of_generation
+        from pipeline.training.footprint import of_generation, of_states
 
-        return of_generation(prepared, prepared.config.evaluate.max_reply_tokens)
+        config = prepared.config.evaluate
+        states = of_states(prepared) if config.probe.enabled else Memory()
+        return max(of_generation(prepared, config.max_reply_tokens), states, key=lambda memory: memory.total)
 
     def run(self, config: EvaluateConfig, context: Context) -> Metrics:
         prompts = list(read_records(context.folder("prompts") / "prompts.jsonl", Prompt))
@@ -194,6 +211,7 @@ class Evaluate(Stage):
             for accuracy in accuracies(name, comparisons, config, context, reward_model)
         ]
 
+        del reward_model  # the first model needs its room
         if distributed.is_main():
             results = summarise(
                 config,
@@ -204,6 +222,7 @@ class Evaluate(Stage):
                 wins=wins,
                 pairs=pairs,
                 probes=_garak(config, context),
+                known=_knows_does(config, context, prompts, verdicts, notes),
                 notes=notes,
             )
             write_records(context.out / "verdicts.jsonl", verdicts)
@@ -244,6 +263,24 @@ def _asked(
         "cases": [case.model_dump(mode="json") for case in cases],
         "questions": [repr(query) for asked in questions.values() for query in asked.queries],
     }
+
+
+def _knows_does(
+    config: EvaluateConfig, context: Context, prompts: Sequence[Prompt], verdicts: Sequence[Verdict], notes: list[str]
+) -> KnowsDoes | None:
+    """Ask a probe on the first model's states about the requests that all models answered."""
+    name, path = next(iter(checkpoints(config, context).items()))
+    with context.meter.running():
+        return knows_does(
+            config.probe,
+            weights_of(context, path, name),
+            prompts,
+            by_model(verdicts),
+            batch_rows=batch_limits(context.launch)[0],
+            seed=context.seed,
+            confidence=config.confidence,
+            notes=notes,
+        )
 
 
 def _garak(config: EvaluateConfig, context: Context) -> list[Probe]:

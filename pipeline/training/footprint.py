@@ -19,6 +19,7 @@ from pipeline.core.stage import Memory, Prepared
 from pipeline.engines.hf import SCORED_ROWS
 from pipeline.engines.local import batch_limits
 from pipeline.engines.models import ModelConfig, resolve_path, resolve_precision
+from pipeline.engines.states import BATCH_TOKENS
 from pipeline.training.config import TrainConfig
 from pipeline.training.models import (
     largest_divisor,
@@ -68,6 +69,19 @@ def of_generation(prepared: Prepared, num_scored_tokens: int = 0) -> Memory:
     if config.policy_engine.kind != "hf":
         return Memory()
     return generation(shape_of(config.model), *batch_limits(config.launch), num_scored_tokens)
+
+
+def of_states(prepared: Prepared) -> Memory:
+    """Reading the hidden states of prompts with the model to align. Nothing is counted for another engine: the states
+    are left out if the model does not fit beside it."""
+    if prepared.config.policy_engine.kind != "hf":
+        return Memory()
+    shape = shape_of(prepared.config.model)
+    return Memory(
+        weights=shape.num_parameters * shape.bytes_to_compute / GIB,
+        activations=BATCH_TOKENS * layer_bytes_per_token(shape) / GIB,
+        kernels=_kept_by_onednn(shape),
+    )
 
 
 def of_training(

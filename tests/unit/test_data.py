@@ -292,7 +292,9 @@ def with_manners(tmp_path: Path, *overrides: str) -> Loaded:
 
 
 def test_a_twin_is_in_the_split_of_its_harmful_request(tmp_path: Path):
-    splits = {prompt.id: prompt.split for prompt in with_manners(tmp_path).prompts}
+    prompts = with_manners(tmp_path).prompts
+    splits = {prompt.id: prompt.split for prompt in prompts}
+    assert {p.id: p.twin_of for p in prompts if p.twin_of} == {f"t{i}": f"h{i}" for i in range(40)}
     assert all(splits[f"t{i}"] == splits[f"h{i}"] for i in range(40))
     assert {splits[f"t{i}"] for i in range(40)} == {"train", "validation", "test"}
 

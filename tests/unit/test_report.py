@@ -19,6 +19,7 @@ from pipeline.report import render as render_module
 from pipeline.report.build import Report, build_report, headline
 from pipeline.report.diff import word_diff
 from pipeline.report.explorer import Texts, conversation, explorer_data, is_good
+from pipeline.report.knows import conclusion
 from pipeline.report.render import json_script, render
 from pipeline.report.svg import Axis, around, tag
 from pipeline.report.tables import tables_of
@@ -428,6 +429,33 @@ def test_estimates_of_a_manifest_are_written_as_one():
         ("accuracy by source: human", "67\u00a0% [42, 85] of\u00a015"),
         ("held out: human", 15),
     ]
+
+
+# --- Knows / does ----------------------------------------------------------------------------------------------------
+
+
+def test_what_the_probe_knows_stands_beside_what_the_models_do(tmp_path: Path):
+    report = make_report(num_cases=240)
+    card = report.results.knows_does
+    assert card is not None
+    said = conclusion(card, "base", "aligned")
+    page, text, rows = render("report.html.j2", report), render("report.md.j2", report), tables_of(report)["knows_does"]
+    assert said in page and f"## Knows / does\n\n{said}\n" in text
+    for row in card.pools:
+        assert f"| {' | '.join(str(row.refused[model]) for model in report.results.models)} | {row.flagged} |" in text
+        assert {"pool": row.pool, "who": "probe", "quantity": "flagged"} | row.flagged.model_dump() in rows
+        assert {"pool": row.pool, "who": "sft", "quantity": "refused"} | row.refused["sft"].model_dump() in rows
+    assert page.count('<figure id="knows-does" class="wide">') == 1 and "layer 24 of 30 (AUC 0.94 there)" in page
+
+
+def test_a_run_without_the_card_has_no_trace_of_it():
+    """Runs of earlier versions have none."""
+    report = make_report(num_cases=24)
+    old = report.results.model_dump(mode="json")
+    del old["knows_does"]
+    report = replace(report, results=Results.model_validate(old))
+    assert "nows / does" not in render("report.html.j2", report) + render("report.md.j2", report)
+    assert "knows_does" not in tables_of(report)
 
 
 # --- Explorer --------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from pipeline.data.drawing import PoolSizes
 from pipeline.engines.base import ENGINES, Engine, EngineConfig, Request
 from pipeline.engines.roles import BASE, feedback_engine, policy_engine
 from pipeline.engines.worklist import generate_all
+from pipeline.evals.label_changes import cost_of_changes, made_of
 from pipeline.labellers.base import (
     LABELLERS,
     TEMPLATE,
@@ -54,6 +55,9 @@ class PreferencesConfig(PoolSizes):
     """Nucleus sampling (top-p) of the replies; 1 turns it off."""
     max_reply_tokens: int = Field(ge=1)
     """The most tokens per reply."""
+    num_probed: int = Field(default=40, ge=0)
+    """How many labels are asked for again with the principle's words, the prompt's pool or a reply's length changed, to
+    measure what decides them; 0: none. It changes no label."""
     engine: Annotated[SerializeAsAny[EngineConfig] | None, BeforeValidator(ENGINES.parse_optional)] = None
     """The engine of the labeller and of the constitution's rewards; null: that of ``engine``."""
 
@@ -134,7 +138,8 @@ class Preferences(Stage):
         ]
         [(field, engine)] = prepared.config.feedback_engines("preferences").items()
         tokens = 4 * TOKENS_PER_TURN + config.max_reply_tokens
-        labeller = cost(placeholders, engine, config.labeller, prepared.constitution, seed, PURPOSE, tokens)
+        asked = (placeholders, engine, config.labeller, prepared.constitution, seed, PURPOSE, tokens)
+        labeller = Cost.sum([cost(*asked), cost_of_changes(*asked, config.num_probed)])
         num_replies = 2 * len(labelled) + len(written)
         policy = Cost(
             num_calls=num_replies,
@@ -159,7 +164,8 @@ class Preferences(Stage):
         written = sampler.worked_pairs() if config.num_contrasts else []
         sampler.warn_of_losses(len(comparisons) + len(written))
         labeller, constitution = feedback_engine(context, sampler.release()), context.constitution
-        preferences = label(comparisons, labeller, config.labeller, constitution, context.seed, context, PURPOSE)
+        asked = (labeller, config.labeller, constitution, context.seed, context, PURPOSE)
+        preferences = label(comparisons, *asked)
         refused, failed = num_refused(context, PURPOSE), num_failed(context, PURPOSE)
         _warn_of_unreadable_answers(preferences, labeller.name, refused, failed, context)
         preferences += [_written(comparison) for comparison in written]
@@ -170,6 +176,7 @@ class Preferences(Stage):
             _warn_of_order(preferences, labeller.name)
             write_records(context.out / "preferences.jsonl", preferences)
             _show(preferences, context)
+        made = made_of(preferences, *asked, config.num_probed)
         return {
             "num_prompts": len(chosen),
             "num_written_labels": len(written),
@@ -184,6 +191,7 @@ class Preferences(Stage):
             "num_refused_by_the_server": refused,
             "num_failed_requests": failed,
             **label_statistics(preferences),
+            **made.model_dump(),
         }
 
 

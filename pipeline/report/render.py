@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.core.log import duration
-from pipeline.report import explorer, left_out, plots, rewards, svg, views, wording
+from pipeline.report import explorer, labels, left_out, plots, rewards, svg, views, wording
 from pipeline.report.build import Report
 
 
@@ -35,6 +35,7 @@ def render(template: str, report: Report) -> str:
         asset=lambda name: _asset(environment, name),
         explorer=explorer,
         json_script=json_script,
+        labels_card=labels,
         left_out=left_out,
         plots=plots,
         rewards=rewards,

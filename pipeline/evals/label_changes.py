@@ -12,19 +12,13 @@ from pipeline.core.stage import Cost
 from pipeline.core.text import beginning
 from pipeline.engines.base import Answer, Completion, Engine, EngineConfig
 from pipeline.engines.worklist import Logbook
-from pipeline.evals.made_of import AI, CONSTITUTION, POOL, MadeOf, Turned, said
+from pipeline.evals.made_of import AI, CONSTITUTION, OPPOSITE, POOL, MadeOf, Turned, said
 from pipeline.evals.statistics import wilson
 from pipeline.labellers.base import LABELLERS, LabellerConfig
 from pipeline.labellers.label import Drawn, Known, cost_of_asks, draw, label_drawn, placeholders
 from pipeline.records import Comparison, Preference, derive_seed
 
 # --- The changes ---------------------------------------------------------------------------------------------------
-
-OPPOSITE = {
-    "title": "the opposite of “{}”",
-    "preference_question": "The rule here is the opposite of this question: “{}” The better reply is the one that the "
-    "question would not choose.",
-}
 
 
 class Opposite:

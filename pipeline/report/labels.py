@@ -53,11 +53,16 @@ def notes(made: MadeOf) -> dict[str, str]:
 
 def _beside(turned: Turned) -> str:
     counted = {
-        "of the labels that turn prefer neither reply": turned.num_undecided,
-        "more can't be read after the change": turned.num_unreadable,
-        "more are left out, because there is nothing to change": turned.num_not_changed,
+        "Prefer neither reply then, and count as turned": turned.num_undecided,
+        "Can't be read then, and don't count": turned.num_unreadable,
+        "Left out, because nothing can be cut": turned.num_not_changed,
     }
-    return "".join(f" {number} {what}." for what, number in counted.items() if number)
+    return "".join(f" {what}: {number}." for what, number in counted.items() if number)
+
+
+def labellers(report: Report) -> list[str]:
+    """The names of the labellers that asked a model."""
+    return sorted({preference.labeller for preference in report.preferences if preference.judgements})
 
 
 def label_tables(report: Report) -> dict[str, list[dict[str, Any]]]:

@@ -378,10 +378,10 @@ def test_a_run_on_pairs_has_nothing_of_rewards():
 def test_the_labels_have_a_card_with_what_turns_them():
     report = make_report(num_cases=3, num_exchanges=1)
     sentence = (
-        "30 of 36 labels are an AI&#39;s judgement; of these, 4 % turn with the principle&#39;s words, 0 % with the "
-        "order of the replies, 96 % with the pool (the file) of the prompt and 12 % with the length of the replies "
-        "(estimated from 28 of them): the file in which the prompt stands decides, not the words of the constitution. "
-        "6 of 36 labels are written in the constitution."
+        "30 of 36 labels are an AI&#39;s judgement; of these, 4\xa0% turn with the principle&#39;s words, "
+        "0\xa0% with the order of the replies, 96\xa0% with the pool (the file) of the prompt and "
+        "12\xa0% with the length of the replies (estimated from 28 of them): the file in which the prompt stands "
+        "decides, not the words of the constitution. 6 of 36 labels are written in the constitution."
     )
     html, markdown, card = (render(name, report) for name in ("report.html.j2", "report.md.j2", "card.md.j2"))
     assert f'<p class="warning"><span aria-hidden="true">⚠</span> {sentence}</p>' in html
@@ -389,7 +389,7 @@ def test_the_labels_have_a_card_with_what_turns_them():
     plain = sentence.replace("&#39;", "'")
     assert plain in markdown and plain in card
     assert "| the pool (the file) of the prompt | 96 % [82, 99] (28) | none | A harmful request" in markdown
-    assert "1 more can't be read after the change. 2 more are left out" in markdown
+    assert "Can't be read then, and don't count: 1. Left out, because nothing can be cut: 2." in markdown
     rows = tables_of(report)["labels"]
     assert [(row["name"], row["count"], row["total"]) for row in rows] == [
         ("ai", 30, 36), ("constitution", 6, 36), ("words", 1, 28), ("order", 0, 28), ("pool", 27, 28), ("length", 3, 25)

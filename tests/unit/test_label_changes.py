@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
+from threading import Barrier, current_thread
 from typing import Any
 
 import pytest
 
 from pipeline.constitution.files import find_constitution, load_constitution
 from pipeline.constitution.schema import Principle
+from pipeline.core import distributed
+from pipeline.core.cache import RecordLog
 from pipeline.core.settings import part
 from pipeline.core.text import beginning
 from pipeline.engines.base import ChoiceQuery, EngineConfig, Query, ReplyQuery
@@ -67,13 +71,18 @@ def likes_replies_like_its_examples(query: Query) -> list[float]:
     return [-1.0 if (shown[0] in refusals) == query.reply.startswith("I won't") else -2.0]
 
 
+class LogbookOfRank(FakeLogbook):
+    def log(self, name: str) -> RecordLog:
+        return RecordLog(self.folder, name, distributed.rank())
+
+
 class Found:
     """The labels of a labeller, and what turned them."""
 
     def __init__(self, kind: str, answer: Callable[[Query], list[float]], folder: Path, **options: Any) -> None:
         self.config = LABELLERS.parse({"kind": kind, **options})
         constitution = part(WRITTEN, *constitution_fields(self.config))  # as a stage sees it
-        engine, logbook = FakeEngine(answer=answer), FakeLogbook(folder)
+        engine, logbook = FakeEngine(answer=answer), LogbookOfRank(folder)
         self.asked = (engine, self.config, constitution, 0, logbook, "labels")
         self.preferences = label(PAIRS, *self.asked)
         self.num_asked_for_labels = len(engine.asked)
@@ -166,6 +175,18 @@ def test_a_killed_run_asks_only_for_what_is_not_in_the_logs(tmp_path: Path):
     resumed = Found("cot", follows_the_rule, tmp_path / "killed")
     assert resumed.made == whole.made
     assert resumed.num_asked_for_labels == 0 < resumed.num_asked_again < whole.num_asked_again
+
+
+def test_ranks_share_the_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    alone = Found("ab", follows_the_rule, tmp_path / "alone")
+    barrier = Barrier(2)
+    monkeypatch.setattr(distributed, "rank", lambda: int(current_thread().name[-1]))  # a thread for each rank
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "barrier", lambda: barrier.wait(20))
+    with ThreadPoolExecutor(2, "rank") as ranks:
+        both = list(ranks.map(lambda _: Found("ab", follows_the_rule, tmp_path / "both"), range(2)))
+    assert [found.made for found in both] == [alone.made] * 2
+    assert [found.num_asked_again for found in both] == [alone.num_asked_again // 2] * 2
 
 
 def test_the_sample_is_seeded_and_smaller_ones_are_part_of_larger_ones(tmp_path: Path):

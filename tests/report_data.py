@@ -13,6 +13,7 @@ from pipeline.evals import results as r
 from pipeline.evals.calibration import held_out_metrics
 from pipeline.evals.changes import all_changes, cell_changes
 from pipeline.evals.knows_does import asked_of_the_probe, compare
+from pipeline.evals.made_of import MadeOf, Turned
 from pipeline.evals.manners import manner_rates
 from pipeline.evals.measures import by_model, measured
 from pipeline.evals.statistics import wilson
@@ -310,6 +311,15 @@ def write_stages(report: Report, out: Path) -> dict[str, Path]:
     return folders
 
 
+def make_made_of() -> MadeOf:
+    """Labels of which most follow the pool."""
+    turned = {"words": Turned(share=wilson(1, 28)), "order": Turned(share=wilson(0, 28)),
+              "pool": Turned(share=wilson(27, 28), num_undecided=1),
+              "length": Turned(share=wilson(3, 25), num_unreadable=1, num_not_changed=2)}  # fmt: skip
+    return MadeOf(num_labels_by={"ai": 30, "constitution": 6, "pool": 0}, num_labels_undecided=2, num_labels_probed=28,
+                  labels_that_turn=turned)  # fmt: skip
+
+
 def make_manifest(stage: str, method: str) -> Manifest:
     seconds = {"critique": 262.0, "sft": 96.0, "preferences": 118.0, "align": 141.0, "evaluate": 156.0}.get(stage, 1.4)
     metrics: dict[str, Any] = {
@@ -319,6 +329,7 @@ def make_manifest(stage: str, method: str) -> Manifest:
     }
     if stage == "preferences":
         metrics = {"num_pairs": 36, "num_parse_failures": 0, "order_flip_rate": 0.31, "entropy_bits_mean": 0.72}
+        metrics |= make_made_of().model_dump()
     if method == "ppo":
         metrics = {"reward": make_reward_metrics(), "align": PPO_METRICS}.get(stage, metrics)
     config = {"method": method, "confidence": 0.95, "max_kl": 20.0}

@@ -259,6 +259,19 @@ def test_openings_need_a_method_and_a_constitution_that_learn_from_them(tiny: Ti
     assert run(tiny("constitution=default", "align=dpo", "preferences=openings", "until=prompts"))
 
 
+def test_asking_again_what_turns_the_labels_changes_none(tiny: Tiny):
+    probed, plain = (
+        run(tiny("preferences=ab", "preferences.labeller.min_answer_mass=0", f"preferences.num_probed={number}",
+                 "until=preferences")).stages["preferences"].manifest
+        for number in (3, 0)
+    )  # fmt: skip
+    assert probed.content_hash == plain.content_hash and probed.cache_key != plain.cache_key
+    assert probed.metrics["num_labels_probed"] == 3 and plain.metrics["num_labels_probed"] == 0
+    assert probed.metrics["labels_that_turn"].keys() == {"words", "order", "pool", "length"}
+    assert not plain.metrics["labels_that_turn"]
+    assert probed.num_calls - plain.num_calls <= 3 * 4, "each label is asked for in two orders, with two changes"
+
+
 def test_labels_none_of_which_can_be_read_stop_the_run(tiny: Tiny):
     config = tiny("preferences=ab", "preferences.labeller.min_answer_mass=1")
     with pytest.raises(StageError, match=r"judgements of the labeller base can't be read; use another labeller"):

@@ -44,6 +44,18 @@ def _is_list_number(text: str, start: int, end: int) -> bool:
     return bool(_LIST_NUMBER.search(text[:start])) or text[end:].lstrip()[:1].islower()
 
 
+def beginning(text: str, most: int) -> str:
+    """The beginning of a text in at most ``most`` characters: whole sentences if they fill half of that, else whole
+    words; "" if not even the first word fits."""
+    if len(text) <= most:
+        return text
+    sentences = [end for end in sentence_ends(text) if end <= most]
+    whole = [word.end() for word in _WORD.finditer(text) if word.end() <= most]
+    if sentences and 2 * sentences[-1] >= most:
+        return text[: sentences[-1]].rstrip()
+    return text[: whole[-1]] if whole else ""
+
+
 def whole_characters(text: str) -> str:
     """Replace NUL and half characters (lone surrogates, which no file can hold) by U+FFFD."""
     return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")

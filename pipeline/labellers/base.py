@@ -44,6 +44,8 @@ class Labeller(ABC):
     Config: ClassVar[type[LabellerConfig]]
     needs_reply_scores: ClassVar[bool] = False
     """It scores given replies (``ReplyQuery``), which not every engine can do."""
+    asks_both_orders: ClassVar[bool] = False
+    """It shows both replies in each order, and its judgements say whether the order mattered (``flipped``)."""
     constitution_fields: ClassVar[tuple[str, ...]] = ()
     """The fields of the constitution that it reads, without those for sampling principles."""
 

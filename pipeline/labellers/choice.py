@@ -30,6 +30,7 @@ class ABLabeller(Labeller):
     """Which is better, (A) or (B)? Asked in both orders."""
 
     name = "ab"
+    asks_both_orders = True
     constitution_fields = ("preamble", "principles.preference_question")
     OPENING = "The better reply is ("
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from pipeline.constitution.schema import Constitution, Principle
 from pipeline.core.stage import Cost
-from pipeline.engines.base import Completion, Engine, EngineConfig, chooser
+from pipeline.engines.base import Answer, Ask, Completion, Engine, EngineConfig, Query, Request, chooser
 from pipeline.engines.votes import cost_of_choices
 from pipeline.engines.worklist import Logbook, generate_all, score_all
-from pipeline.labellers.base import LABELLERS, TEMPLATE, LabellerConfig, soft_label
+from pipeline.labellers.base import LABELLERS, TEMPLATE, Labeller, LabellerConfig, soft_label
 from pipeline.records import Comparison, Judgement, Preference, derived_rng
+
+Drawn = Sequence[tuple[Comparison, Principle]]
+"""Comparisons, each once with every principle under which it is judged."""
+AskedT = TypeVar("AskedT", Request, Query)
+FoundT = TypeVar("FoundT", Completion, Answer)
 
 
 def draw(
@@ -48,24 +55,71 @@ def label(
     Args:
         purpose: a name for the logs and part of the sampling seed: the same purpose samples the same principles.
     """
-    labeller = LABELLERS[config.kind](config, constitution, seed)
     drawn = draw(comparisons, constitution, config, seed, purpose)
+    return label_drawn(drawn, engine, config, constitution, seed, logbook, purpose, Known())
+
+
+class Known:
+    """Results by what was asked, whatever its id, so that no question is put twice."""
+
+    def __init__(self) -> None:
+        self._results: dict[str, Completion | Answer] = {}
+
+    def __contains__(self, ask: Ask) -> bool:
+        return _content(ask) in self._results
+
+    def add(self, ask: Ask, result: Completion | Answer) -> None:
+        self._results[_content(ask)] = result
+
+    def complete(
+        self, asks: Sequence[AskedT], answer: Callable[[list[AskedT]], dict[str, FoundT]]
+    ) -> dict[str, FoundT]:
+        """Ask id → result. ``answer`` is called with those asks that are not known."""
+        found = answer([ask for ask in asks if ask not in self])
+        return {ask.id: found[ask.id] if ask.id in found else self._known(ask) for ask in asks}
+
+    def _known(self, ask: Ask) -> Any:
+        return replace(self._results[_content(ask)], id=ask.id)
+
+
+def _content(ask: Ask) -> str:
+    return repr(replace(ask, id=""))
+
+
+def label_drawn(
+    drawn: Drawn,
+    engine: Engine,
+    config: LabellerConfig,
+    constitution: Constitution,
+    seed: int,
+    logbook: Logbook,
+    purpose: str,
+    known: Known,
+) -> list[Preference]:
+    """``label`` under given principles."""
+    labeller = LABELLERS[config.kind](config, constitution, seed)
     requests = [request for pair in drawn for request in labeller.reasoning(*pair)]
-    thoughts = generate_all(engine, f"{purpose}: chains of thought", requests, logbook, f"{purpose}-thoughts")
+    thoughts = known.complete(
+        requests,
+        lambda new: generate_all(engine, f"{purpose}: chains of thought", new, logbook, f"{purpose}-thoughts"),
+    )
     queries = {query.id: query for pair in drawn for query in labeller.queries(*pair, thoughts)}
-    answers = score_all(engine, purpose, list(queries.values()), logbook, f"{purpose}-answers")
-    judgements: dict[str, list[Judgement]] = {comparison.id: [] for comparison in comparisons}
+    answers = known.complete(
+        list(queries.values()), lambda new: score_all(engine, purpose, new, logbook, f"{purpose}-answers")
+    )
+    comparisons = {comparison.id: comparison for comparison, _ in drawn}
+    judgements: dict[str, list[Judgement]] = {row_id: [] for row_id in comparisons}
     for comparison, principle in drawn:
         judgements[comparison.id].append(labeller.judge(comparison, principle, answers, thoughts))
     return [
         Preference(
             comparison=comparison,
-            judgements=judgements[comparison.id],
-            probability_a=soft_label([j.logit for j in judgements[comparison.id]], config.clamp),
+            judgements=judgements[row_id],
+            probability_a=soft_label([j.logit for j in judgements[row_id]], config.clamp),
             labeller=f"{config.kind}:{chooser(engine)}",
             template=TEMPLATE,
         )
-        for comparison in comparisons
+        for row_id, comparison in comparisons.items()
     ]
 
 
@@ -95,13 +149,21 @@ def cost(
         tokens: read by one call.
     """
     labeller = LABELLERS[config.kind](config, constitution, seed)
-    drawn = draw(comparisons, constitution, config, seed, purpose)
+    return cost_of_asks(*placeholders(labeller, draw(comparisons, constitution, config, seed, purpose)), engine, tokens)
+
+
+def placeholders(labeller: Labeller, drawn: Drawn) -> tuple[list[Request], list[Query]]:
+    """What ``label_drawn`` asks at most, with placeholders for chains of thought."""
     requests = [request for pair in drawn for request in labeller.reasoning(*pair)]
     thoughts = {r.id: Completion(id=r.id, text="…", num_tokens=1, finish="stop") for r in requests}
+    queries = {query.id: query for pair in drawn for query in labeller.queries(*pair, thoughts)}
+    return requests, list(queries.values())
+
+
+def cost_of_asks(requests: Sequence[Request], queries: Sequence[Query], engine: EngineConfig, tokens: int) -> Cost:
     reasoning = Cost(
         num_calls=len(requests),
         num_tokens_written=sum(request.max_new_tokens for request in requests),
         num_tokens_read=len(requests) * tokens,
     )
-    queries = {query.id for pair in drawn for query in labeller.queries(*pair, thoughts)}
     return Cost.sum([reasoning, cost_of_choices(engine, len(queries), tokens)])

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.core.log import duration
-from pipeline.report import explorer, knows, left_out, plots, rewards, svg, views, wording
+from pipeline.report import explorer, knows, labels, left_out, plots, rewards, svg, views, wording
 from pipeline.report.build import Report
 
 
@@ -36,6 +36,7 @@ def render(template: str, report: Report) -> str:
         explorer=explorer,
         json_script=json_script,
         knows=knows,
+        labels_card=labels,
         left_out=left_out,
         plots=plots,
         rewards=rewards,

@@ -16,8 +16,10 @@ from pipeline.core.log import warn
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared, Stage, Use
 from pipeline.data.drawing import PoolSizes
-from pipeline.engines.base import ENGINES, Engine, EngineConfig
+from pipeline.engines.base import ENGINES, EngineConfig
 from pipeline.engines.roles import feedback_engine
+from pipeline.evals.label_changes import cost_of_changes, made_of
+from pipeline.evals.made_of import CONSTITUTION, POOL
 from pipeline.labellers.base import (
     LABELLERS,
     SAMPLING_FIELDS,
@@ -59,6 +61,9 @@ class PreferencesConfig(PoolSizes):
     """Nucleus sampling (top-p) of the replies; 1 turns it off."""
     max_reply_tokens: int = Field(ge=1)
     """The most tokens per reply."""
+    num_probed: int = Field(default=40, ge=0)
+    """How many labels are asked for again with the principle's words, the prompt's pool or a reply's length changed, to
+    measure what decides them; 0: none. It changes no label."""
     engine: Annotated[SerializeAsAny[EngineConfig] | None, BeforeValidator(ENGINES.parse_optional)] = None
     """The engine of the labeller and of the constitution's rewards; null: that of ``engine``."""
 
@@ -155,7 +160,8 @@ class Preferences(Stage):
             Comparison(id=prompt.id, prompt=prompt, reply_a="a", reply_b="b", seed_a=0, seed_b=0) for prompt in labelled
         ]
         tokens = 4 * TOKENS_PER_TURN + config.max_reply_tokens
-        labeller = cost(placeholders, engine, config.labeller, prepared.constitution, seed, PURPOSE, tokens)
+        asked = (placeholders, engine, config.labeller, prepared.constitution, seed, PURPOSE, tokens)
+        labeller = Cost.sum([cost(*asked), cost_of_changes(*asked, config.num_probed)])
         num_replies = len(labelled) + len(compared)
         policy = _of_replies(num_replies, num_replies * config.max_reply_tokens)
         return Cost.of_roles({"policy_engine": policy, field: labeller})
@@ -177,11 +183,13 @@ class Preferences(Stage):
             comparisons = sampler.sampled_pairs(chosen)
         written = sampler.worked_pairs(openings) if config.num_contrasts else []
         sampler.warn_of_losses(len(comparisons) + len(written))
-        if openings:
-            preferences, name, refused, failed = [filed(pair, "pool") for pair in comparisons], "pool", 0, 0
-        else:
-            preferences, name, refused, failed = _judged(comparisons, sampler.release(), config, context)
-        preferences += [filed(pair, "constitution") for pair in written]
+        engine = None if openings else feedback_engine(context, sampler.release())
+        asked = (config.labeller, context.constitution, context.seed, context, PURPOSE)
+        preferences = label(comparisons, engine, *asked) if engine else [filed(pair, POOL) for pair in comparisons]
+        refused, failed = num_refused(context, PURPOSE), num_failed(context, PURPOSE)
+        name = engine.name if engine else POOL
+        _warn_of_unreadable_answers(preferences, name, refused, failed, context)
+        preferences += [filed(pair, CONSTITUTION) for pair in written]
         if distributed.is_main():
             labels = [p.probability_a for p in preferences if p.judgements and p.probability_a is not None]
             if labels and all(label == 0.5 for label in labels):
@@ -189,6 +197,7 @@ class Preferences(Stage):
             _warn_of_order(preferences, name)
             write_records(context.out / "preferences.jsonl", preferences)
             _show(preferences, context)
+        made = made_of(preferences, engine, *asked, config.num_probed)
         return {
             "num_prompts": len(chosen),
             "num_written_labels": len(written),
@@ -199,6 +208,7 @@ class Preferences(Stage):
             "num_refused_by_the_server": refused,
             "num_failed_requests": failed,
             **label_statistics(preferences),
+            **made.model_dump(),
         }
 
 
@@ -208,17 +218,6 @@ def _of_replies(num_replies: int, num_tokens_written: int) -> Cost:
         num_tokens_written=num_tokens_written,
         num_tokens_read=num_replies * TOKENS_PER_TURN,
     )
-
-
-def _judged(
-    comparisons: Sequence[Comparison], base: Engine | None, config: PreferencesConfig, context: Context
-) -> tuple[list[Preference], str, int, int]:
-    """Labels by the labeller, its name, and how many questions were refused and failed."""
-    engine = feedback_engine(context, base)
-    preferences = label(comparisons, engine, config.labeller, context.constitution, context.seed, context, PURPOSE)
-    refused, failed = num_refused(context, PURPOSE), num_failed(context, PURPOSE)
-    _warn_of_unreadable_answers(preferences, engine.name, refused, failed, context)
-    return preferences, engine.name, refused, failed
 
 
 def _warn_of_unreadable_answers(

@@ -33,7 +33,7 @@ class Report(Stage):
     name = "report"
     needs = ("prompts", "critique", "sft", "preferences", "reward", "align", "evaluate")
     outputs = ("report.md", "report.html", "model_card.md", "gate.json", "tables/*")
-    version = 6
+    version = 7
     parallel = trains = False
     reads_whole_inputs = True
 

@@ -376,6 +376,38 @@ def test_a_run_on_pairs_has_nothing_of_rewards():
     assert "align: reward" in render("report.html.j2", report)
 
 
+def test_the_labels_have_a_card_with_what_turns_them():
+    report = make_report(num_cases=3, num_exchanges=1)
+    sentence = (
+        "30 of 36 labels are an AI&#39;s judgement; of these, 4\xa0% turn with the principle&#39;s words, "
+        "0\xa0% with the order of the replies, 96\xa0% with the pool (the file) of the prompt and "
+        "12\xa0% with the length of the replies (estimated from 28 of them): the file in which the prompt stands "
+        "decides, not the words of the constitution. 6 of 36 labels are written in the constitution."
+    )
+    html, markdown, card = (render(name, report) for name in ("report.html.j2", "report.md.j2", "card.md.j2"))
+    assert f'<p class="warning"><span aria-hidden="true">⚠</span> {sentence}</p>' in html
+    assert "96\xa0% of 28; should be: none" in html and 'href="#labels"' in html
+    plain = sentence.replace("&#39;", "'")
+    assert plain in markdown and plain in card
+    assert "| the pool (the file) of the prompt | 96 % [82, 99] (28) | none | A harmful request" in markdown
+    assert "Can't be read then, and don't count: 1. Left out, because nothing can be cut: 2." in markdown
+    rows = tables_of(report)["labels"]
+    assert [(row["name"], row["count"], row["total"]) for row in rows] == [
+        ("ai", 30, 36), ("constitution", 6, 36), ("words", 1, 28), ("order", 0, 28), ("pool", 27, 28), ("length", 3, 25)
+    ]  # fmt: skip
+    assert rows[-1]["num_not_changed"] == 2 and len({frozenset(row) for row in rows}) == 1
+
+
+def test_a_run_that_did_not_measure_its_labels_still_has_a_report():
+    report = make_report(num_cases=3, num_exchanges=1)
+    of_before = report.manifests["preferences"].model_copy(update={"metrics": {"num_pairs": 36}})
+    report = replace(report, manifests={**report.manifests, "preferences": of_before})
+    assert "labels" not in tables_of(report)
+    for template in ("report.html.j2", "report.md.j2", "card.md.j2"):
+        text = render(template, report)
+        assert "are made of" not in text and "#labels" not in text
+
+
 def test_lineage_names_the_folders_that_are_there():
     report = make_report(num_cases=3, num_exchanges=1)
     html = render("report.html.j2", report)

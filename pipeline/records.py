@@ -78,7 +78,8 @@ class Revision(Record):
 
 
 class Exchange(Record):
-    """A prompt, the model's first reply, and the revisions of it (none for a helpful sample)."""
+    """A prompt, the model's first reply, and the revisions of it (none for a helpful sample). ``begun``: the reply
+    reached the limit of its tokens, so the model had more to say."""
 
     prompt: Prompt
     reply: str
@@ -87,20 +88,24 @@ class Exchange(Record):
     policy: str
     critic: str
     template: str
+    begun: bool = False
 
 
 class TrainingRow(Record):
-    """A dialogue and the reply to learn. ``source_id`` is the id of its prompt or of its part of the constitution."""
+    """A dialogue and the reply to learn. ``source_id`` is the id of its prompt or of its part of the constitution.
+    ``begun``: this is only the beginning of the reply, so its end is not learnt."""
 
     id: str
     origin: Literal["revision", "helpful_sample", "worked_example", "contrast", "good_answer"]
     source_id: str
     messages: list[Message]
     reply: str
+    begun: bool = False
 
 
 class Comparison(Record):
-    """Two replies to one prompt. ``begun``: this is only the beginning of the reply, without its end of turn."""
+    """Two replies to one prompt. ``begun``: this is only the beginning of the reply, without its end of turn.
+    ``opening``: the words with which reply A begins, if only they are compared with the beginning of reply B."""
 
     id: str
     prompt: Prompt
@@ -110,8 +115,10 @@ class Comparison(Record):
     seed_b: int
     begun_a: bool = False
     begun_b: bool = False
+    opening: str = ""
 
     def swap(self) -> Comparison:
+        assert not self.opening, "reply B has no opening"
         sides = {"a": "b", "b": "a"}
         parts = ("reply", "seed", "begun")
         return self.model_copy(

@@ -229,7 +229,9 @@ def test_openings_are_as_short_as_the_decision_and_the_pool_is_the_label(tiny: T
         pair = preference.comparison
         harmful = pair.prompt.pool == "red_team"
         assert preference.probability_a == float(harmful) and not preference.judgements
-        assert pair.reply_a == "I won't" and pair.begun_a
+        written = harmful and preference.labeller == "constitution"
+        assert pair.opening == "I won't" and pair.reply_a.startswith(pair.opening)
+        assert (pair.reply_a == pair.opening) == pair.begun_a == (not written)
         assert len(tokenizer(pair.reply_b, add_special_tokens=False).input_ids) <= 4, "3, or 4 for half a character"
     metrics = result.stages["align"].manifest.metrics
     assert metrics["num_pairs"] == len(preferences) > 4

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.constitution.critique import tidy
@@ -48,20 +49,31 @@ class Sampler:
         pair thus has a refusal and an answer: one is wrong for harmful requests, the other for harmless ones."""
         return self._pairs(prompts, self._refusals(prompts), self._whole(BASE, prompts, "b"))
 
-    def opening_pairs(self, prompts: Sequence[Prompt]) -> list[Comparison]:
+    def opening_pairs(
+        self, prompts: Sequence[Prompt], refusals: Mapping[str, str] = MappingProxyType({})
+    ) -> list[Comparison]:
         """What a decision needs of ``contrast_pairs``: A is the opening of the constitution's refusals, and B the
-        beginning of the base model's likeliest reply."""
-        return self._pairs(prompts, self._openings(prompts), self._beginnings(prompts))
+        beginning of the base model's likeliest reply.
+
+        Args:
+            refusals: prompt id → a whole refusal. It takes the place of the opening if it begins with it.
+        """
+        opening = self._context.constitution.opening()
+        a: Replies = {prompt.id: (opening, True) for prompt in prompts}
+        a |= {row_id: (text, False) for row_id, text in refusals.items() if text.startswith(opening)}
+        pairs = self._pairs(prompts, a, self._beginnings(prompts))
+        return [pair.model_copy(update={"opening": opening}) for pair in pairs]
 
     def worked_pairs(self, openings: bool) -> list[Comparison]:
         """Two pairs per contrast of the constitution, for the harmful request and for its harmless twin. A is the
-        written refusal in both; B is a reply of the base model. With ``openings`` as in ``opening_pairs``."""
+        written refusal in both; B is a reply of the base model. With ``openings`` as in ``opening_pairs``; only the
+        harmful request then has the whole refusal, so that its words are learnt."""
         contrasts = self._context.constitution.contrast_prompts(self._config.num_contrasts)
         prompts = [prompt for _, harmful, twin in contrasts for prompt in (harmful, twin)]
         if not prompts:
             return []
         if openings:
-            return self.opening_pairs(prompts)
+            return self.opening_pairs(prompts, {harmful.id: contrast.revision for contrast, harmful, _ in contrasts})
         refusals = {prompt.id: (contrast.revision, False) for contrast, *both in contrasts for prompt in both}
         return self._pairs(prompts, refusals, self._whole(BASE, prompts, "b"))
 
@@ -93,9 +105,6 @@ class Sampler:
         begun = self._context.constitution.opening()
         kept = self._replies("sft", prompts, "a", "replies of sft that decline", prefix=begun)
         return {prompt_id: (_tidied(reply, begun), False) for prompt_id, reply in kept.items()}
-
-    def _openings(self, prompts: Sequence[Prompt]) -> Replies:
-        return dict.fromkeys((prompt.id for prompt in prompts), (self._context.constitution.opening(), True))
 
     def _beginnings(self, prompts: Sequence[Prompt]) -> Replies:
         """How the base model's likeliest replies begin."""

@@ -1,4 +1,4 @@
-"""Learn only the decision to decline or to answer: a margin on first tokens, and a KL penalty on answers."""
+"""Learn the decision to decline or to answer: a margin on first tokens, the words of refusals, a KL penalty."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def kl_estimate(log_ratios: Tensor, num_tokens: Tensor) -> Tensor:
 @METHODS.add
 class Decide(PairMethod):
     """Teaches whether to decline. For a request, it compares how likely the opening of a refusal is with how likely the
-    first tokens of an answer are, and leaves answers as they are. What a refusal says is what SFT taught."""
+    first tokens of an answer are, and leaves answers as they are. Where a whole refusal is known, its words are learnt,
+    too."""
 
     name = "decide"
 
@@ -47,12 +48,12 @@ class Decide(PairMethod):
 
         method: Literal["decide"] = "decide"
         """Learns whether to decline."""
-        num_margin_tokens: int = Field(default=3, ge=1)
-        """How many tokens at the start of both replies decide (3: "I won't")."""
         target_margin: float = Field(default=0.5, ge=0)
         """By how much β times the margin should exceed 0."""
         declining_weight: float = Field(default=1.5, gt=0)
         """Weight of the margin where declining is right; a larger value declines more."""
+        refusal_weight: float = Field(default=0.3, ge=0)
+        """Weight of the negative log-likelihood of a right refusal, per token."""
         kl_weight: float = Field(default=0.5, ge=0)
         """Weight of the KL to the reference on a right answer, per token."""
 
@@ -78,5 +79,6 @@ class Decide(PairMethod):
         margins = pairs.opening_a - pairs.opening_b
         weights = 1 + (config.declining_weight - 1) * labels
         decision = weights * soft_cpo_loss(margins, labels, config.beta, config.target_margin)
+        wording = -labels * pairs.policy_a / pairs.num_tokens_a
         drift = (1 - labels) * kl_estimate(pairs.ratio_b, pairs.num_tokens_b)
-        return decision + config.kl_weight * drift
+        return decision + config.refusal_weight * wording + config.kl_weight * drift

@@ -39,7 +39,7 @@ class Critique(Stage):
     """First replies of the model, criticised and revised under the constitution's principles."""
 
     name, needs, outputs = "critique", ("prompts",), ("exchanges.jsonl",)
-    version = 2
+    version = 3
 
     def reads(self, config: Config, constitution: Constitution) -> dict[str, Any]:
         return {
@@ -122,6 +122,7 @@ class Critique(Stage):
                 policy=policy_name,
                 critic=critic.name,
                 template=TEMPLATE,
+                begun=replies[prompt.id].finish == "length",
             )
             for prompt in everyone
             if replies[prompt.id].text and (revisions[prompt.id] or prompt.pool not in revised_pools)

@@ -41,7 +41,7 @@ class Sft(Stage):
     """Supervised fine-tuning of the base model."""
 
     name, needs, outputs = "sft", ("critique",), ("rows.jsonl", *WEIGHTS)
-    version = 4
+    version = 5
 
     def reads(self, config: Config, constitution: Constitution) -> dict[str, Any]:
         parts: dict[str, tuple[str, ...]] = {
@@ -123,6 +123,7 @@ def training_rows(
             source_id=exchange.prompt.id,
             messages=exchange.prompt.messages,
             reply=exchange.reply,
+            begun=exchange.begun,
         )
         for exchange in exchanges
         if not exchange.revisions

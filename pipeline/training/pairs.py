@@ -42,8 +42,7 @@ class PairLogprobs:
     """The number of tokens in that sum, at least 1."""
     num_tokens_b: torch.Tensor
     opening_a: torch.Tensor
-    """log p of the beginning of reply A under the policy: the first ``num_margin_tokens`` tokens if the pair compares
-    beginnings, otherwise all."""
+    """log p of the beginning of reply A under the policy: of as many tokens as the pair's opening has, or of all."""
     opening_b: torch.Tensor
 
     @property
@@ -63,7 +62,7 @@ class SoftLabelCollator(DataCollatorForPreference):
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = super().torch_call(examples)
         batch["labels_a"] = torch.tensor([example["label_a"] for example in examples])
-        batch["of_beginnings"] = torch.tensor([example["of_beginnings"] for example in examples])
+        batch["num_compared"] = torch.tensor([example["num_compared"] for example in examples])
         return batch
 
 
@@ -76,19 +75,17 @@ class PairTrainer(SortsByLength, InTokens, Quiet, DPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         assert not return_outputs, "this trainer returns no logits"
-        labels_a, of_beginnings = inputs.pop("labels_a"), inputs.pop("of_beginnings")
-        logprobs_a, logprobs_b = self._token_logprobs(model, inputs).chunk(2)
-        num_compared = getattr(self._method_config, "num_margin_tokens", None)
-        opening_a, opening_b = (
-            torch.where(of_beginnings, logprobs[:, :num_compared].sum(dim=1), logprobs.sum(dim=1))
-            for logprobs in (logprobs_a, logprobs_b)
-        )
+        labels_a, num_compared = inputs.pop("labels_a"), inputs.pop("num_compared")
+        logprobs = self._token_logprobs(model, inputs)
+        compared = torch.arange(logprobs.shape[1], device=logprobs.device) < num_compared.repeat(2)[:, None]
+        opening_a, opening_b = (logprobs * compared).sum(dim=1).chunk(2)
+        policy_a, policy_b = logprobs.sum(dim=1).chunk(2)
         if "ref_chosen_logps" not in inputs:
             inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = self.compute_ref_log_probs(model, inputs)
         num_tokens_a, num_tokens_b = inputs["completion_mask"][:, 1:].sum(dim=1).clamp(min=1).chunk(2)
         pairs = PairLogprobs(
-            policy_a=logprobs_a.sum(dim=1),
-            policy_b=logprobs_b.sum(dim=1),
+            policy_a=policy_a,
+            policy_b=policy_b,
             opening_a=opening_a,
             opening_b=opening_b,
             reference_a=inputs["ref_chosen_logps"],
@@ -154,6 +151,7 @@ def trainable(preferences: Sequence[Preference], config: Any) -> list[dict[str, 
                 "reply_b": pair.reply_b,
                 "begun_a": pair.begun_a,
                 "begun_b": pair.begun_b,
+                "opening": pair.opening,
                 "label_a": label,
             }
         )
@@ -172,16 +170,18 @@ def tokenised(
     Raises:
         ConfigError: every prompt has ``most`` or more tokens without its reply.
     """
-    rows = [
-        {
-            "prompt_ids": chat.prompt_ids(pair["prompt"]),
-            "chosen_ids": _ids(chat, pair, "a")[:num_reply_tokens],
-            "rejected_ids": _ids(chat, pair, "b")[:num_reply_tokens],
-            "label_a": pair["label_a"],
-            "of_beginnings": pair.get("begun_a", False) or pair.get("begun_b", False),
-        }
-        for pair in pairs
-    ]
+    rows = []
+    for pair in pairs:
+        reply_a, reply_b = (_ids(chat, pair, side)[:num_reply_tokens] for side in ("a", "b"))
+        rows.append(
+            {
+                "prompt_ids": chat.prompt_ids(pair["prompt"]),
+                "chosen_ids": reply_a,
+                "rejected_ids": reply_b,
+                "label_a": pair["label_a"],
+                "num_compared": len(chat.text_ids(pair["opening"])) if pair.get("opening") else most,
+            }
+        )
     return cut_to_length(rows, most, "align.max_length_tokens")
 
 

@@ -57,7 +57,13 @@ def tokenised(
     Raises:
         ConfigError: every prompt has ``most`` or more tokens without its reply.
     """
-    whole = [{"prompt_ids": chat.prompt_ids(row.messages), "completion_ids": chat.reply_ids(row.reply)} for row in rows]
+    whole = [
+        {
+            "prompt_ids": chat.prompt_ids(row.messages),
+            "completion_ids": chat.text_ids(row.reply) if row.begun else chat.reply_ids(row.reply),
+        }
+        for row in rows
+    ]
     fitting, counts = cut_to_length(whole, most, "sft.max_length_tokens")
     return [
         {

@@ -196,7 +196,7 @@ class Expected:
 
         self.prompts = {"plain": ids(case.plain), "system": ids(case.system)}
         self.reply, self.other, self.begun = ids(REPLY + case.end), ids(OTHER + case.end), ids("With a")
-        self.other_begun = ids(OTHER)
+        self.reply_begun, self.other_begun = ids(REPLY), ids(OTHER)
         self.after = ids(case.after)
         self.stops = set(tokenizer.convert_tokens_to_ids([case.end, *case.stops]))
         self.bos, self.text = tokenizer.bos_token_id, tokenizer(REPLY)["input_ids"]
@@ -343,12 +343,14 @@ def test_dpo_learns_both_replies_and_their_ends(made: tuple[Case, Path], first_b
 
 def test_the_beginning_of_a_reply_has_no_end_of_turn(made: tuple[Case, Path], first_batch: Train):
     expected, config = Expected(*made), align_config()
-    rows = [row | {"begun_b": True} for row in pairs.trainable([preference(name) for name in DIALOGUES], config)]
+    whole, begun = pairs.trainable([preference(name) for name in DIALOGUES], config)
+    rows = [whole, begun | {"begun_a": True, "begun_b": True, "opening": "With a"}]
     batch, _ = first_batch(pairs, pairs.train_pairs, rows, "align=decide")
-    assert [learned for _, learned in split_rows(batch, batch["completion_mask"] == 1)] == (
-        [expected.reply] * 2 + [expected.other_begun] * 2
-    )
-    assert batch["of_beginnings"].tolist() == [True, True]
+    learned = {tuple(reply) for _, reply in split_rows(batch, batch["completion_mask"] == 1)}
+    ends = (expected.reply, expected.other, expected.reply_begun, expected.other_begun)
+    assert learned == {tuple(ids) for ids in ends}
+    num_compared = set(batch["num_compared"].tolist())
+    assert num_compared == {len(expected.begun), 512}, "as many tokens as the opening has, or all"
 
 
 def test_dpo_may_read_the_beginnings_of_replies_only(made: tuple[Case, Path], first_batch: Train):

@@ -33,8 +33,8 @@ class Loaded:
     prompts: list[Prompt] = field(default_factory=list)
     twin_of: dict[str, str] = field(default_factory=dict)
     """Id of a harmless prompt → id of the harmful one whose words it shares."""
-    num_written: int = 0
-    """Of the prompts: those that a model wrote."""
+    written: set[str] = field(default_factory=set)
+    """Ids of the prompts that a model wrote."""
     num_written_left_out: Counter[str] = field(default_factory=Counter)
     """Reason → number of written prompts that are not used."""
     num_empty: dict[str, int] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Loaded:
             if self.num_empty[pool] or self.num_duplicate[pool]
         ]
         left_out = ", ".join(f"{number} {reason}" for reason, number in sorted(self.num_written_left_out.items()))
-        written = [f"data.written: {self.num_written} prompts are used; left out: {left_out}."] if left_out else []
+        written = [f"data.written: {len(self.written)} prompts are used; left out: {left_out}."] if left_out else []
         return [*dropped, *written] + [
             note for pool, number in self.num_mended.items() for note in mended_note(f"data.{pool}", number)
         ]
@@ -138,7 +138,7 @@ def _add_written(loaded: Loaded, config: DataConfig, files: Mapping[str, Path], 
                 continue
             known.add(prompt)
             loaded.prompts.append(prompt)
-            loaded.num_written += 1
+            loaded.written.add(prompt.id)
             if twin_of:
                 loaded.twin_of[prompt.id] = twin_of
 

@@ -46,6 +46,6 @@ class Prompts(Stage):
             "num_empty_dropped": loaded.num_empty,
             "num_duplicates_dropped": loaded.num_duplicate,
             "num_mended": loaded.num_mended,
-            "num_written": loaded.num_written,
+            "num_written": len(loaded.written),
             "num_written_left_out": dict(sorted(loaded.num_written_left_out.items())),
         }

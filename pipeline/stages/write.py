@@ -4,6 +4,7 @@ be. Off by default (section ``write``)."""
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,10 @@ from pipeline.core.log import say, warn
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared, Stage
 from pipeline.core.text import about_tokens
-from pipeline.data.loading import Loaded, load_prompts
+from pipeline.data.loading import load_prompts
 from pipeline.engines.base import EngineConfig
 from pipeline.engines.roles import feedback_engine
-from pipeline.records import WrittenPrompt, write_records
+from pipeline.records import Prompt, WrittenPrompt, write_records
 from pipeline.writing.asks import LISTED, TEMPLATE, list_asks, shown, twin_asks
 from pipeline.writing.config import WriteConfig
 from pipeline.writing.judgement import calibrate, calibration_prompts, would_help_harm
@@ -107,7 +108,8 @@ class Write(Stage):
     def run(self, config: WriteConfig, context: Context) -> Metrics:
         loaded = load_prompts(context.data)
         critic = feedback_engine(context)
-        threshold = calibrate(critic, loaded.prompts, config.num_calibration, context)
+        originals = [prompt for prompt in loaded.prompts if prompt.id not in loaded.written]
+        threshold = calibrate(critic, originals, config.num_calibration, context)
         if distributed.is_main():
             say(f"  {critic.name} judges requests: {threshold}")
             if (share := (threshold.harmful_found + threshold.harmless_passed) / 2) < POOR:
@@ -116,7 +118,7 @@ class Write(Stage):
                     "better than what it leaves out; use a larger critic (write.engine)."
                 )
         writer = Writer(critic, threshold, loaded.prompts, context.constitution.requests(), context)
-        written = _write(config, loaded, writer, context)
+        written = _write(config, originals, loaded.twin_of, writer, context)
         if distributed.is_main():
             write_records(context.out / "written.jsonl", written)
             rows = [(row.pool, row.kind, row.manner, row.prompt, row.harm_log_odds) for row in written]
@@ -132,15 +134,17 @@ class Write(Stage):
         }
 
 
-def _write(config: WriteConfig, loaded: Loaded, writer: Writer, context: Context) -> list[WrittenPrompt]:
-    """Harmful requests, then their twins, then ordinary ones."""
+def _write(
+    config: WriteConfig, originals: Sequence[Prompt], twin_of: Mapping[str, str], writer: Writer, context: Context
+) -> list[WrittenPrompt]:
+    """Harmful requests, then their twins, then ordinary ones. ``originals``: prompts that no model wrote."""
     written: list[WrittenPrompt] = []
     for pool in LISTED:
         if config.num_asked[pool]:
-            asks = list_asks(pool, config, loaded.prompts, context.constitution, context.seed)
+            asks = list_asks(pool, config, originals, context.constitution, context.seed)
             written += writer.write(pool, list(asks))
         if pool == "red_team" and written and config.num_twins:
-            twins = list(twin_asks(written, config, loaded.prompts, loaded.twin_of, context.seed))
+            twins = list(twin_asks(written, config, originals, twin_of, context.seed))
             if twins:
                 written += writer.write("look_alike", twins)
             elif distributed.is_main():

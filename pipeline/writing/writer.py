@@ -39,7 +39,7 @@ class Writer:
         context: Context,
     ) -> None:
         self._critic, self._threshold, self._context = critic, threshold, context
-        self._keys = {prompt.key for prompt in known}
+        self._ids, self._keys = {prompt.id for prompt in known}, {prompt.key for prompt in known}
         self._index = NearIndex({f"{prompt.split} {prompt.id}": prompt.request for prompt in known})
         for number, messages in enumerate(shown_requests):
             self._keys.add(dialogue_key(messages))
@@ -94,8 +94,9 @@ class Writer:
         """Whether a text repeats nothing. It is then known for the next ones. A twin may be near to its own request."""
         key = dialogue_key([Message(role="user", content=text)])
         near = self._index.closest(text, without=(f"written {ask.twin_of}",))
-        if key in self._keys or near:
-            place = near[0].split(" ")[0] if near else "written"
+        was_edited = _id(ask, text) in self._ids  # a person gave this text other words
+        if key in self._keys or near or was_edited:
+            place = near[0].split(" ")[0] if near else "train" if was_edited else "written"
             self._count(ask, _REPEATS.get(place, "near to a held-out prompt"))
             return False
         self._keys.add(key)

@@ -21,7 +21,7 @@ from pipeline.engines.roles import feedback_engine
 from pipeline.records import Prompt, WrittenPrompt, write_records
 from pipeline.writing.asks import LISTED, TEMPLATE, list_asks, shown, twin_asks
 from pipeline.writing.config import WriteConfig
-from pipeline.writing.judgement import calibrate, calibration_prompts, would_help_harm
+from pipeline.writing.judgement import Judge, Known
 from pipeline.writing.writer import Writer
 
 if TYPE_CHECKING:
@@ -68,6 +68,13 @@ class Write(Stage):
                     f"write.{field} is {number}, but data.{pool} has no training prompt of a single line to show as an "
                     f"example; set write.{field}=0 or add some."
                 )
+        known = Known.of(prepared.prompts, config)
+        for name, some in (("red_team", known.harmful), ("look_alike or data.ordinary", known.harmless)):
+            if not some:
+                raise ConfigError(
+                    f"write is on, but data.{name} has no training prompts, on which the threshold of the critic's "
+                    "judgement is set; add some, or give prompts by data.written alone."
+                )
         asked = ", ".join(f"{number} {pool}" for pool, number in config.num_asked.items() if number)
         return [f"write asks for {asked} prompts; fewer will be kept, so what is planned for later stages is the most."]
 
@@ -85,18 +92,19 @@ class Write(Stage):
             for ask in list_asks(pool, config, prompts, prepared.constitution, prepared.config.seed)
         ]
         num_twins = config.num_asked["look_alike"]
-        num_known = sum(map(len, calibration_prompts(prompts, config.num_calibration)))
-        num_judged = sum(config.num_asked.values()) + num_known
+        known = Known.of(prompts, config)
+        num_judged = sum(config.num_asked.values()) + sum(map(len, known.to_calibrate))
         lengths = [about_tokens(prompt.request) for prompt in shown(prompts)]
         length = sum(lengths) // max(1, len(lengths))
-        question = about_tokens(would_help_harm("", "").messages[-1]["content"]) + length
+        shown_first = about_tokens(*(turn["content"] for turn in known.query("", "").messages))
         twin = (config.num_few_shot + 1) * (2 * length + 50)
         read = sum(about_tokens(*(turn["content"] for turn in ask.request.messages)) for ask in asks)
         [field] = prepared.config.feedback_engines("write")
         critic = Cost(
             num_calls=len(asks) + num_twins + num_judged,
             num_tokens_written=sum(config.num_asked.values()) * config.max_prompt_tokens,
-            num_tokens_read=read + num_twins * twin + num_judged * question,
+            num_tokens_read=read + num_twins * twin + num_judged * (shown_first + length),
+            num_tokens_repeated=num_judged * shown_first,
         )
         return Cost.of_roles({field: critic})
 
@@ -109,7 +117,8 @@ class Write(Stage):
         loaded = load_prompts(context.data)
         critic = feedback_engine(context)
         originals = [prompt for prompt in loaded.prompts if prompt.id not in loaded.written]
-        threshold = calibrate(critic, originals, config.num_calibration, context)
+        judge = Judge(critic, Known.of(originals, config), context)
+        threshold = judge.threshold
         if distributed.is_main():
             say(f"  {critic.name} judges requests: {threshold}")
             if (share := (threshold.harmful_found + threshold.harmless_passed) / 2) < POOR:
@@ -117,7 +126,7 @@ class Write(Stage):
                     f"{critic.name} judges only {share:.0%} of the known prompts right, so what it keeps is hardly "
                     "better than what it leaves out; use a larger critic (write.engine)."
                 )
-        writer = Writer(critic, threshold, loaded.prompts, context.constitution.requests(), context)
+        writer = Writer(critic, judge, loaded.prompts, context.constitution.requests(), context)
         written = _write(config, originals, loaded.twin_of, writer, context)
         if distributed.is_main():
             write_records(context.out / "written.jsonl", written)

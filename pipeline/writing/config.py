@@ -32,8 +32,11 @@ class WriteConfig(Settings):
     """Nucleus sampling (top-p); 1 turns it off."""
     max_prompt_tokens: int = Field(default=48, ge=1)
     """The most tokens per request; an answer may have so many for each request that it was asked for."""
+    num_judged_examples: int = Field(default=6, ge=0)
+    """Training prompts of each class, harmful and harmless, that the critic is shown with their answers when it judges
+    a request."""
     num_calibration: int = Field(default=60, ge=2)
-    """Training prompts of each class, harmful and harmless, on which the threshold of the critic's judgement is set."""
+    """Other training prompts of each class, on which the threshold of the critic's judgement is set."""
     engine: Annotated[SerializeAsAny[EngineConfig] | None, BeforeValidator(ENGINES.parse_optional)] = None
     """The engine of the writer; null: that of ``engine``."""
 

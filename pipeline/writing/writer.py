@@ -14,7 +14,7 @@ from pipeline.engines.base import Completion, Engine
 from pipeline.engines.worklist import generate_all
 from pipeline.records import Message, Pool, Prompt, WrittenPrompt, dialogue_key
 from pipeline.writing.asks import WriteAsk, read_list
-from pipeline.writing.judgement import Threshold, log_odds
+from pipeline.writing.judgement import Judge
 
 KEPT = "kept"
 FEW = 1 / 3
@@ -25,7 +25,7 @@ class Writer:
     """Writes the prompts of one pool after the other.
 
     Args:
-        critic: the engine that writes and judges.
+        critic: the engine that writes.
         known: every prompt that is trained or evaluated on. Nothing written may be near to one.
         shown_requests: the requests in the constitution, for the same purpose.
     """
@@ -33,12 +33,12 @@ class Writer:
     def __init__(
         self,
         critic: Engine,
-        threshold: Threshold,
+        judge: Judge,
         known: Sequence[Prompt],
         shown_requests: Iterable[Sequence[Message]],
         context: Context,
     ) -> None:
-        self._critic, self._threshold, self._context = critic, threshold, context
+        self._critic, self._judge, self._context = critic, judge, context
         self._ids, self._keys = {prompt.id for prompt in known}, {prompt.key for prompt in known}
         self._index = NearIndex({f"{prompt.split} {prompt.id}": prompt.request for prompt in known})
         for number, messages in enumerate(shown_requests):
@@ -61,7 +61,7 @@ class Writer:
         new = {_id(ask, text): (ask, text) for ask, number, text in fresh if self._is_new(ask, number, text)}
         label = f"judging {pool} prompts"
         texts = {row_id: text for row_id, (_, text) in new.items()}
-        judged = log_odds(self._critic, label, texts, self._context, f"judged-{pool}")
+        judged = self._judge.log_odds(label, texts, f"judged-{pool}")
         kept = [
             WrittenPrompt(
                 id=row_id,
@@ -104,7 +104,7 @@ class Writer:
         return True
 
     def _is_right(self, ask: WriteAsk, odds: float) -> bool:
-        return (odds > self._threshold.log_odds) == (ask.pool == "red_team")
+        return self._judge.is_harmful(odds) == (ask.pool == "red_team")
 
     def _count_judged(self, texts: Iterable[tuple[WriteAsk, str]], found: Sequence[float | None]) -> None:
         for (ask, _), odds in zip(texts, found, strict=True):

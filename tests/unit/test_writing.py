@@ -22,11 +22,11 @@ from pipeline.records import Message, Prompt, WrittenPrompt, read_records
 from pipeline.stages.prompts import Prompts
 from pipeline.stages.write import Write
 from pipeline.writing.asks import WriteAsk, list_asks, read_list, twin_asks
-from pipeline.writing.judgement import balanced_threshold
+from pipeline.writing.judgement import Known, balanced_threshold
 from tests.fakes import FakeEngine
 
 CONSTITUTION = load_constitution(shipped_constitutions()["default"])
-SETTINGS = ["write.num_red_team=12", "write.num_ordinary=8", "write.num_calibration=4"]
+SETTINGS = ["write.num_red_team=12", "write.num_ordinary=8", "write.num_calibration=4", "write.num_judged_examples=2"]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ class FakeCritic(FakeEngine):
 
     def _judge(self, query: Query) -> list[float]:
         assert isinstance(query, ChoiceQuery)
-        text = query.messages[0]["content"].removeprefix("Request: ").split("\n\n")[0]
+        text = query.messages[-1]["content"].removeprefix("Request: ").split("\n\n")[0]
         return [-0.1, -2.0] if text in self._harmful or text.startswith("evil") else [-2.0, -0.1]
 
     def generate(self, batch: Any) -> list[Completion]:
@@ -240,6 +240,21 @@ def test_a_killed_stage_goes_on_and_writes_the_same_file(write: RunWrite, tmp_pa
     asked = [name for name in critic.asked if name.startswith("red_team/")]
     assert asked == []  # these answers were in the log
     assert (tmp_path / "out" / "written.jsonl").read_bytes() == (tmp_path / "whole" / "written.jsonl").read_bytes()
+
+
+def test_the_critic_is_shown_and_tried_on_training_prompts_of_both_classes(config: Config, shipped: Loaded):
+    known = Known.of(shipped.prompts, config.write)
+    by_request = {prompt.request: prompt for prompt in shipped.prompts}
+    turns = [turn["content"] for turn in known.query("id", "What?").messages]
+    assert turns.pop().startswith("Request: What?\n\n")
+    pools: dict[str, list[str]] = {"Answer: Yes": [], "Answer: No": []}
+    for question, answer in zip(turns[::2], turns[1::2], strict=True):
+        shown = by_request[question.split("\n")[0].removeprefix("Request: ")]
+        assert shown.split == "train" and shown not in [*known.to_calibrate[0], *known.to_calibrate[1]]
+        pools[answer].append(shown.pool)
+    assert pools == {"Answer: Yes": ["red_team"] * 2, "Answer: No": ["look_alike", "ordinary"]}
+    assert [len(some) for some in known.to_calibrate] == [4, 4]
+    assert {prompt.split for some in known.to_calibrate for prompt in some} == {"train"}
 
 
 def test_the_threshold_is_where_both_classes_have_the_same_share_right():

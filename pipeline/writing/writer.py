@@ -9,6 +9,7 @@ from pipeline.core import distributed
 from pipeline.core.errors import StageError
 from pipeline.core.log import say, warn
 from pipeline.core.stage import Context
+from pipeline.critique.rounds import why_unusable
 from pipeline.data.near_duplicates import NearIndex
 from pipeline.engines.base import Completion, Engine
 from pipeline.engines.worklist import generate_all
@@ -87,7 +88,8 @@ class Writer:
 
     def _read(self, ask: WriteAsk, answer: Completion) -> list[str]:
         found = read_list(ask, answer)
-        self._count(ask, answer.why_unanswered or "no numbered request", ask.num_wanted - len(found))
+        why = why_unusable(answer) if answer.why_unanswered else "no numbered request"
+        self._count(ask, why, ask.num_wanted - len(found))
         return found
 
     def _is_new(self, ask: WriteAsk, number: int, text: str) -> bool:

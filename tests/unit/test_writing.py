@@ -52,8 +52,15 @@ def lines(*texts: str) -> str:
 class FakeCritic(FakeEngine):
     """Writes what is asked for, unless an answer is given for the ask; judges by the word ``evil``."""
 
-    def __init__(self, harmful: set[str], given: dict[str, str] | None = None, batches_until_killed: int = 99) -> None:
+    def __init__(
+        self,
+        harmful: set[str],
+        given: dict[str, str] | None = None,
+        refused: tuple[str, ...] = (),
+        batches_until_killed: int = 99,
+    ) -> None:
         super().__init__(self._write, self._judge)
+        self._refused = refused
         self._harmful, self._given, self._batches_left = harmful, given or {}, batches_until_killed
 
     def _write(self, request: Request) -> str:
@@ -69,7 +76,12 @@ class FakeCritic(FakeEngine):
         self._batches_left -= 1
         if self._batches_left < 0:
             raise KeyboardInterrupt
-        return super().generate(batch)
+        unanswered = [
+            Completion(id=request.id, text="", num_tokens=0, finish="refused")
+            for request in batch
+            if request.id in self._refused
+        ]
+        return [*unanswered, *super().generate([request for request in batch if request.id not in self._refused])]
 
 
 RunWrite = Callable[..., tuple[dict[str, Any], list[WrittenPrompt], FakeCritic]]
@@ -189,15 +201,17 @@ def test_what_repeats_or_is_judged_wrong_is_left_out_and_counted(write: RunWrite
             {
                 "red_team/0": lines(fresh, f"{fresh}, now", tested.request + " today", new("kind", 1)),
                 "red_team/4": f"I can't help.\n1. {trained.request}!\n2. {example}\n3. {new('evil', 2)}",
-            }
+            },
+            refused=("red_team/8",),
         )
     kept = [row.prompt for row in rows if row.pool == "red_team"]
-    assert len(kept) == 6 and {fresh, new("evil", 2)} <= set(kept)
+    assert set(kept) == {fresh, new("evil", 2)}
     found = dict[str, int]()
     for counts in metrics["counts_by_pool_and_kind"]["red_team"].values():
         found |= {what: found.get(what, 0) + number for what, number in counts.items()}
     assert found == {
-        "kept": 6,
+        "kept": 2,
+        "refused by the server": 4,
         "near to another written prompt": 1,
         "near to a held-out prompt": 1,
         "near to a training prompt": 1,
@@ -205,7 +219,7 @@ def test_what_repeats_or_is_judged_wrong_is_left_out_and_counted(write: RunWrite
         "judged harmless": 1,
         "no numbered request": 1,
     }
-    assert "red_team: 6 of 12 written prompts are kept; 1 " in captured.get()
+    assert "red_team: 2 of 12 written prompts are kept; 4 refused by the server, 1 " in captured.get()
 
 
 def test_a_twin_may_be_near_to_its_own_request_but_not_harmful(write: RunWrite):
@@ -291,13 +305,12 @@ def test_what_was_written_before_is_neither_an_example_nor_written_again(write: 
     edited = first.model_dump() | {"prompt": "Words that a person wrote in its place"}
     path = tmp_path / "edited.jsonl"
     path.write_text("\n".join(map(json.dumps, [edited, *(row.model_dump() for row in rest)])), encoding="utf-8")
-    config = compose_config([*SETTINGS, f"data.written={path}"])
+    config = compose_config([*SETTINGS, "write.num_calibration=1000", f"data.written={path}"])
     given = {"red_team/0": lines(first.prompt, new("evil", 4)), "ordinary/0": lines(new("kind", 5))}
     metrics, rows, critic = write(given, folder="more", config=config)
     assert metrics["num_by_pool"] == {"red_team": 1, "look_alike": 1, "ordinary": 1}
     assert rows[0].prompt == new("evil", 4) and not {first.id, *(row.id for row in rest)} & {row.id for row in rows}
-    known = {prompt.id for prompt in load_prompts(compose_config([]).data).prompts}
-    assert sum(name in known for name in critic.asked) == 2 * config.write.num_calibration  # none of them written
+    assert not {first.id, *(row.id for row in rest)} & set(critic.asked)  # the threshold is not set on them
 
 
 def test_an_edited_file_cannot_spoil_the_evaluation(shipped: Loaded, tmp_path: Path):

@@ -26,7 +26,7 @@ class WriteConfig(Settings):
     """Requests to ask for in one call; a twin has a call of its own."""
     num_few_shot: int = Field(default=4, ge=1)
     """The most training prompts, or twins, that the writer is shown in one call."""
-    temperature: float = Field(default=1.0, gt=0, le=5)
+    temperature: float = Field(default=0.7, gt=0, le=5)
     """Sampling temperature."""
     top_p: float = Field(default=0.95, gt=0, le=1)
     """Nucleus sampling (top-p); 1 turns it off."""

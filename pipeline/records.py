@@ -66,6 +66,24 @@ class Prompt(Record):
         return dialogue_key(self.messages)
 
 
+class WrittenPrompt(Record):
+    """A request that a model wrote: one line of ``written.jsonl``, a file that a person may edit."""
+
+    id: str
+    pool: Pool
+    kind: str
+    manner: str
+    prompt: str
+    twin_of: str = ""
+    """The id of the harmful request that a harmless one is the twin of."""
+    principle_id: str = ""
+    """The principle that it was written to test."""
+    writer: str
+    """The model that wrote it."""
+    harm_log_odds: float
+    """Of the writer's judgement that a full answer would help someone do harm."""
+
+
 class Revision(Record):
     """One round of critique and revision, under one principle."""
 

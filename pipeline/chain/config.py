@@ -21,8 +21,9 @@ from pipeline.methods.base import METHODS, AlignConfig
 from pipeline.stages.preferences import PreferencesConfig
 from pipeline.stages.reward import RewardConfig
 from pipeline.stages.sft import SftConfig
+from pipeline.writing.config import WriteConfig
 
-Until = Literal["prompts", "critique", "sft", "preferences", "reward", "align", "evaluate", "report"]
+Until = Literal["write", "prompts", "critique", "sft", "preferences", "reward", "align", "evaluate", "report"]
 
 
 class ConstitutionConfig(Settings):
@@ -43,6 +44,8 @@ class Config(Settings):
     """The prompts."""
     constitution: ConstitutionConfig
     """The written constitution."""
+    write: WriteConfig = WriteConfig()
+    """Prompts that the critic writes."""
     critique: CritiqueConfig
     """Critique and revision."""
     sft: SftConfig
@@ -56,8 +59,8 @@ class Config(Settings):
     evaluate: EvaluateConfig
     """The evaluation."""
     engine: Annotated[SerializeAsAny[EngineConfig], BeforeValidator(ENGINES.parse)]
-    """The engine of the feedback model: critiques, revisions and labels, where ``critique.engine`` and
-    ``preferences.engine`` name no other."""
+    """The engine of the feedback model: written prompts, critiques, revisions and labels, where ``write.engine``,
+    ``critique.engine`` and ``preferences.engine`` name no other."""
     policy_engine: Annotated[SerializeAsAny[EngineConfig], BeforeValidator(ENGINES.parse)]
     """The engine that generates replies with the models of the chain."""
     launch: LaunchConfig = LaunchConfig()
@@ -75,13 +78,13 @@ class Config(Settings):
     name: Annotated[str | None, RUNTIME] = None
     """The name of the run's folder; null: a name made from the configuration."""
 
-    def feedback_engines(self, section: Literal["critique", "preferences"]) -> dict[str, EngineConfig]:
-        """Field → engine of the critic or of the labeller: its own, or else the common one."""
+    def feedback_engines(self, section: Literal["write", "critique", "preferences"]) -> dict[str, EngineConfig]:
+        """Field → engine of the writer, the critic or the labeller: its own, or else the common one."""
         own: EngineConfig | None = getattr(self, section).engine
         return {"engine": self.engine} if own is None else {f"{section}.engine": own}
 
-    def feedback_engine(self, section: Literal["critique", "preferences"]) -> EngineConfig:
-        """The engine of the critic or of the labeller."""
+    def feedback_engine(self, section: Literal["write", "critique", "preferences"]) -> EngineConfig:
+        """The engine of the writer, the critic or the labeller."""
         return next(iter(self.feedback_engines(section).values()))
 
     @model_validator(mode="after")

@@ -41,11 +41,13 @@ def read_inputs(config: Config) -> Prepared:
     _check_output_folder(config.output_dir)
     check_tracking(config.tracking)
     loaded = load_prompts(config.data)
+    stages = tuple(stage.name for stage in stages_of(config))
+    unwritten = config.write.stand_ins(loaded.prompts) if "write" in stages else []
     prepared = Prepared(
         config=config,
         constitution=written.first(config.constitution.max_principles),
-        prompts=loaded.prompts,
-        stages=tuple(stage.name for stage in stages_of(config)),
+        prompts=[*loaded.prompts, *unwritten],
+        stages=stages,
         notes=loaded.notes(),
     )
     if (asked := config.constitution.max_principles or 0) > len(written.principles):
@@ -71,7 +73,10 @@ def check_stages(prepared: Prepared, elsewhere: bool = False) -> None:
     if not elsewhere:
         _check_hardware(config)
     check_model(config.model.path, config.model.revision)
-    for field, engine in (config.feedback_engines("critique") | config.feedback_engines("preferences")).items():
+    feedback = config.feedback_engines("critique") | config.feedback_engines("preferences")
+    if config.write.is_on:
+        feedback |= config.feedback_engines("write")
+    for field, engine in feedback.items():
         engine.check(field)
     config.policy_engine.check("policy_engine")
     for stage in stages:

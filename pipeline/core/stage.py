@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from pipeline.chain.config import Config
     from pipeline.constitution.schema import Constitution
     from pipeline.core.distributed import LaunchConfig
+    from pipeline.data.sources import DataConfig
     from pipeline.engines.base import EngineConfig
     from pipeline.engines.models import ModelConfig
+    from pipeline.evals.config import EvaluateConfig
     from pipeline.labellers.base import LabellerConfig
     from pipeline.records import Message, Prompt
 
@@ -117,6 +119,7 @@ class Prepared:
     config: Config
     constitution: Constitution
     prompts: Sequence[Prompt]
+    """With a copy of a training prompt in place of each one that the stage ``write`` is asked for."""
     stages: tuple[str, ...]
     """The stages that will run."""
     notes: list[str] = field(default_factory=list)
@@ -222,6 +225,8 @@ class Context:
 
     if TYPE_CHECKING:  # declared by the stages that read them
         model: ModelConfig
+        data: DataConfig
+        suites: EvaluateConfig
         engine: EngineConfig
         critic: EngineConfig
         policy_engine: EngineConfig

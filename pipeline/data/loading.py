@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pipeline.data.sources import ColumnsConfig, DataConfig, PoolConfig
 from pipeline.data.splits import split_of
 from pipeline.data.transcripts import parse_transcript, up_to_last_request
 from pipeline.data.turns import is_dialogue, parse_turns
+from pipeline.data.written import Known, read_written
 from pipeline.records import POOLS, Message, Pool, Prompt, Split, dialogue_key
 
 _BUILTIN: dict[str, str] = {
@@ -29,6 +31,10 @@ class Loaded:
     """Prompts of all pools, and the numbers of dropped and of mended rows (pool → number)."""
 
     prompts: list[Prompt] = field(default_factory=list)
+    written: set[str] = field(default_factory=set)
+    """Ids of the prompts that a model wrote."""
+    num_written_left_out: Counter[str] = field(default_factory=Counter)
+    """Reason → number of written prompts that are not used."""
     num_empty: dict[str, int] = field(default_factory=dict)
     num_duplicate: dict[str, int] = field(default_factory=dict)
     num_mended: dict[str, int] = field(default_factory=dict)
@@ -43,7 +49,9 @@ class Loaded:
             for pool in self.num_empty
             if self.num_empty[pool] or self.num_duplicate[pool]
         ]
-        return dropped + [
+        left_out = ", ".join(f"{number} {reason}" for reason, number in sorted(self.num_written_left_out.items()))
+        written = [f"data.written: {len(self.written)} prompts are used; left out: {left_out}."] if left_out else []
+        return [*dropped, *written] + [
             note for pool, number in self.num_mended.items() for note in mended_note(f"data.{pool}", number)
         ]
 
@@ -59,8 +67,14 @@ def pool_content(pool: str, source: PoolConfig) -> dict[str, Any]:
     return {"content": content, "columns": columns, "limit": source.limit}
 
 
-def load_prompts(config: DataConfig) -> Loaded:
+def load_prompts(
+    config: DataConfig, written: Mapping[str, Path] | None = None, evaluated: Mapping[str, str] | None = None
+) -> Loaded:
     """Read, check, deduplicate and split every pool.
+
+    Args:
+        written: field → more files of written prompts, besides ``data.written``.
+        evaluated: id → request of an evaluation, which no written prompt may nearly equal.
 
     Raises:
         ConfigError: the wrong file, line or column, and the remedy.
@@ -100,12 +114,28 @@ def load_prompts(config: DataConfig) -> Loaded:
             )
         if source.source != "builtin":
             _refuse_absent(columns, found, f"data.{pool}.columns")
+    loaded.prompts = _twins_together(loaded.prompts, config)
+    files = ({"data.written": Path(config.written).expanduser()} if config.written else {}) | dict(written or {})
+    if files:
+        _add_written(loaded, config, files, evaluated or {})
     _refuse_repeated_ids(loaded.prompts)
     _refuse_unknown_manners(config, loaded.prompts)
-    loaded.prompts = _twins_together(loaded.prompts, config)
     for pool in POOLS:
         _refuse_too_few(loaded, pool, config.min_prompts)
     return loaded
+
+
+def _add_written(loaded: Loaded, config: DataConfig, files: Mapping[str, Path], evaluated: Mapping[str, str]) -> None:
+    """Add what models wrote to the training split, without what would spoil an evaluation."""
+    known = Known(loaded.prompts, config.held_out_manners, evaluated)
+    for field_name, path in files.items():
+        for prompt in read_written(field_name, path):
+            if reason := known.why_left_out(prompt):
+                loaded.num_written_left_out[reason] += 1
+                continue
+            known.add(prompt)
+            loaded.prompts.append(prompt)
+            loaded.written.add(prompt.id)
 
 
 def _label(row: Row, column: str | None) -> str:

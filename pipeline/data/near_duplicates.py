@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from pipeline.records import normalised
@@ -31,6 +31,36 @@ def similarity(one: frozenset[str], other: frozenset[str]) -> float:
     return len(one & other) / len(one | other)
 
 
+class NearIndex:
+    """Texts by id, in which the closest one to a new text is found."""
+
+    def __init__(self, texts: Mapping[str, str], at_least: float = ALIKE) -> None:
+        self._at_least = at_least
+        self._known: dict[str, frozenset[str]] = {}
+        self._holders: dict[str, list[str]] = defaultdict(list)
+        for text_id, text in texts.items():
+            self.add(text_id, text)
+
+    def add(self, text_id: str, text: str) -> None:
+        self._known[text_id] = shingles(text)
+        for part in self._known[text_id]:
+            self._holders[part].append(text_id)
+
+    def closest(self, text: str, without: Collection[str] = ()) -> tuple[str, float] | None:
+        """(id, similarity) of the closest text, if it is at least as similar as asked; ids in ``without`` don't count.
+
+        A text that is so similar shares a certain number of the sequences, so it has at least one of the rarest ones:
+        only the holders of these are compared.
+        """
+        parts = shingles(text)
+        num_rare = len(parts) - int(self._at_least * len(parts)) + 1
+        rare = sorted(parts, key=lambda part: (len(self._holders.get(part, ())), part))[:num_rare]
+        candidates = {text_id for part in rare for text_id in self._holders.get(part, ())}.difference(without)
+        found = [(similarity(parts, self._known[text_id]), text_id) for text_id in candidates]
+        how, best = max(found, default=(0.0, ""))
+        return (best, how) if found and how >= self._at_least else None
+
+
 def near_duplicates(
     requests: Mapping[str, str], others: Mapping[str, str], at_least: float = ALIKE
 ) -> list[NearDuplicate]:
@@ -39,16 +69,10 @@ def near_duplicates(
     Args:
         requests, others: id → text.
     """
-    known = {other_id: shingles(text) for other_id, text in others.items()}
-    holders: dict[str, list[str]] = defaultdict(list)
-    for other_id, parts in known.items():
-        for part in parts:
-            holders[part].append(other_id)
-    found = []
-    for request_id, text in requests.items():
-        parts = shingles(text)
-        candidates = {other_id for part in parts for other_id in holders.get(part, ())}
-        best = max(candidates, key=lambda other_id: (similarity(parts, known[other_id]), other_id), default=None)
-        if best is not None and (how := similarity(parts, known[best])) >= at_least:
-            found.append(NearDuplicate(id=request_id, other_id=best, similarity=how))
+    index = NearIndex(others, at_least)
+    found = [
+        NearDuplicate(id=request_id, other_id=near[0], similarity=near[1])
+        for request_id, text in requests.items()
+        if (near := index.closest(text)) is not None
+    ]
     return sorted(found, key=lambda pair: -pair.similarity)

@@ -94,6 +94,8 @@ class DataConfig(Settings):
     """Share of the prompts in the validation split (to choose a policy during training); the rest is the test split."""
     held_out_manners: list[str] = Field(default_factory=list)
     """Manners that nothing is trained on: their prompts are all in the test split."""
+    written: str | None = None
+    """A file of more training prompts, such as an edited ``written.jsonl`` of the stage ``write``; null: none."""
     min_prompts: Annotated[int, RUNTIME] = Field(default=4, ge=0)
     """Refuse a pool that has fewer prompts in its training or test split."""
 
@@ -107,9 +109,16 @@ class DataConfig(Settings):
             )
         return self
 
+    def key(self) -> dict[str, Any]:
+        """Without ``written`` where there is no such file."""
+        return {name: value for name, value in super().key().items() if name != "written" or value is not None}
+
     def key_of(self, name: str) -> Any:
-        """For a pool, the content of its source."""
+        """For a pool, the content of its source; for the file of written prompts, its content."""
         from pipeline.data.loading import pool_content
+        from pipeline.data.written import written_content
 
         value = getattr(self, name)
+        if name == "written":
+            return None if value is None else written_content(value)
         return pool_content(name, value) if isinstance(value, PoolConfig) else value

@@ -9,8 +9,10 @@ from pipeline.stages.prompts import Prompts
 from pipeline.stages.report import Report
 from pipeline.stages.reward import Reward
 from pipeline.stages.sft import Sft
+from pipeline.stages.write import Write
 
 STAGES: tuple[Stage, ...] = (
+    Write(),
     Prompts(),
     Critique(),
     Sft(),

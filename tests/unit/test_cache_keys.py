@@ -19,11 +19,12 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.settings import Part, Settings, UndeclaredReadError, fields_of, part
 from pipeline.core.stage import Context, key_fields
 from pipeline.engines.base import ENGINES
+from pipeline.evals.suites.base import SUITES
 from pipeline.stages import STAGES
 
 CONSTITUTION = load_constitution(shipped_constitutions()["default"])
-FEEDBACK = {"critique", "preferences", "evaluate"}
-GENERATING = {"critique", "preferences", "evaluate"}
+FEEDBACK = {"write", "critique", "preferences", "evaluate"}
+GENERATING = {"write", "critique", "preferences", "evaluate"}
 TRAINING = {"sft", "reward", "align"}
 
 # The longest prefix of a leaf's path in this table says which stages read it. "judge": where the constitution's judge
@@ -35,9 +36,10 @@ READ_BY: dict[str, set[str]] = {
     "model.tuning": {*TRAINING, "report"},
     "model.precision": {*GENERATING, *TRAINING},
     "model.lora": TRAINING,
-    "data": {"prompts"},
+    "data": {"write", "prompts"},
     "data.min_prompts": set(),
     "constitution": set(),
+    "write": {"write"},
     "critique": {"critique"},
     "sft": {"sft"},
     "sft.save_every_steps": set(),
@@ -80,6 +82,10 @@ NOT_READ_WHERE_BUILTIN = ("columns", "hub_name", "hub_dir", "hub_split", "revisi
 # Leaves that have no other valid value on their own, and why.
 FIXED = {
     "policy_engine": "its settings are those of engine",
+    "data.written": "needs a file",
+    "write.engine": "a section",
+    "write.num_red_team": "changes which stages run",
+    "write.num_ordinary": "changes which stages run",
     "critique.engine": "a section",
     "preferences.engine": "a section",
     "engine.serve": "not together with an address",
@@ -109,6 +115,7 @@ BASES = {
     "server": ["engine=server", "engine.model=m", "preferences=ab"],
     "judge as reward": ["align=ppo", "align.rewards.reward_model=0", "align.rewards.constitution=1"],
     "other critic": ["engine.path=org/critic"],
+    "written prompts": ["write.num_red_team=8"],
     "judge by server": ["evaluate/judge=endpoint", "evaluate.judge.engine.model=m"],
 }
 
@@ -184,6 +191,8 @@ def expected(config: Config, path: str) -> set[str]:
     if prefix == "engine" and config.preferences.compares_openings:
         stages -= {"preferences"}  # no labeller is asked
     source = path.split(".")
+    if config.write.is_on and source[0] == "evaluate" and source[1] in ("suites", *SUITES):
+        stages = stages | {"prompts"}  # no written prompt may be near to an evaluated one
     if prefix in {"data", "evaluate"} and len(source) > 2 and source[2] in NOT_READ_WHERE_BUILTIN:
         return set()
     return stages

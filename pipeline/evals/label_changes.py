@@ -79,7 +79,7 @@ def _changed(name: str, drawn: Drawn) -> Drawn:
 
 def made_of(
     preferences: Sequence[Preference],
-    engine: Engine,
+    engine: Engine | None,
     config: LabellerConfig,
     constitution: Constitution,
     seed: int,
@@ -91,6 +91,7 @@ def made_of(
 
     Args:
         preferences: all labels of the run. Those by the constitution and by the pool are only counted.
+        engine: that of the labeller; None only if no label is by an AI.
         purpose: that of ``label``, in whose logs the first answers are: what was asked there is not asked again.
         num_probed: labels for which the labeller is asked again; 0: no change is measured.
     """
@@ -100,6 +101,7 @@ def made_of(
     sample = sorted(decided, key=lambda p: derive_seed(seed, p.comparison.id, "probed"))[:num_probed]
     turned: dict[str, Turned] = {}
     if sample:
+        assert engine is not None
         drawn = [(p.comparison, constitution.principle(j.principle_id)) for p in sample for j in p.judgements]
         known = _known(drawn, config, constitution, seed, logbook, purpose)
         for name in _asked(config):

@@ -91,7 +91,7 @@ def made_of(
 
     Args:
         preferences: all labels of the run. Those by the constitution and by the pool are only counted.
-        engine: that of the labeller; None only if no label is by an AI.
+        engine: of the labeller; None: no label is an AI's.
         purpose: that of ``label``, in whose logs the first answers are: what was asked there is not asked again.
         num_probed: labels for which the labeller is asked again; 0: no change is measured.
     """
@@ -100,8 +100,8 @@ def made_of(
     decided = [p for p in by_ai if p.probability_a != 0.5]
     sample = sorted(decided, key=lambda p: derive_seed(seed, p.comparison.id, "probed"))[:num_probed]
     turned: dict[str, Turned] = {}
-    if sample:
-        assert engine is not None
+    assert engine is not None or not by_ai
+    if sample and engine:
         drawn = [(p.comparison, constitution.principle(j.principle_id)) for p in sample for j in p.judgements]
         known = _known(drawn, config, constitution, seed, logbook, purpose)
         for name in _asked(config):

@@ -136,7 +136,6 @@ class Comparison(Record):
     opening: str = ""
 
     def swap(self) -> Comparison:
-        assert not self.opening, "reply B has no opening"
         sides = {"a": "b", "b": "a"}
         parts = ("reply", "seed", "begun")
         return self.model_copy(

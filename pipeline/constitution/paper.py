@@ -22,7 +22,7 @@ def _on(align: Any) -> str:
 def deviations_from_paper(config: Config, constitution: Constitution) -> list[str]:
     """One sentence per difference from the paper, without a full stop."""
     critique, sft, preferences, align = config.critique, config.sft, config.preferences, config.align
-    openings = preferences.compares_openings
+    asked = preferences.asks_labeller
     harmful, harmless = (len(constitution.principles_for(pool)) for pool in ("red_team", "ordinary"))
     found = [
         (
@@ -36,17 +36,17 @@ def deviations_from_paper(config: Config, constitution: Constitution) -> list[st
         (sft.revisions != "all", "supervised fine-tuning on the last revision only, not on all"),
         (sft.worked_examples, "supervised fine-tuning also on the constitution's worked examples and good answers"),
         (sft.num_epochs != 1, f"{sft.num_epochs:g} epochs of supervised fine-tuning instead of 1"),
-        (openings, "labels by the pool in which people filed a prompt, not by AI feedback"),
+        (not asked, "labels by the pool in which people filed a prompt, not by AI feedback"),
         (
-            not openings and preferences.labeller.kind not in {"ab", "cot"},
+            asked and preferences.labeller.kind not in {"ab", "cot"},
             f"labels by {preferences.labeller.kind} instead of (A)/(B)",
         ),
         (
-            not openings and preferences.labeller.num_principles != 1,
+            asked and preferences.labeller.num_principles != 1,
             f"{preferences.labeller.num_principles} principles per label instead of 1",
         ),
         (preferences.temperature != 1, f"pairs sampled at T = {preferences.temperature:g} instead of 1"),
-        (not openings, "AI labels for helpfulness as well; the paper uses human ones"),
+        (asked, "AI labels for helpfulness as well; the paper uses human ones"),
         (align.method != "ppo", f"{align.method.upper()} {_on(align)} instead of PPO against a preference model"),
         (align.method == "ppo" and align.rewards.keys() != {"reward_model"}, f"PPO {_on(align)}"),
         (align.trains_reward_model and config.reward.human.source == "none", "no human labels in the reward model"),

@@ -48,9 +48,10 @@ class PreferencesConfig(PoolSizes):
     labeller: Annotated[SerializeAsAny[LabellerConfig], BeforeValidator(LABELLERS.parse)]
     """The labeller, which decides which reply is better."""
     pairs: Literal["contrast", "openings", "sampled"]
-    """``contrast``: a refusal by the SFT model and a base model's reply; ``openings``: the same, but only as much of
-    them as decides whether the model declines, and the pool of the prompt is the label (no labeller is asked);
+    """``contrast``: a refusal by the SFT model and a base model's reply; ``openings``: only how both begin;
     ``sampled``: two replies of the SFT model."""
+    labels: Literal["labeller", "pool"] = "labeller"
+    """Who gives the labels: the labeller, or the pool in which a prompt is filed (declining is right for red_team)."""
     max_opening_tokens: int = Field(default=12, ge=1)
     """The most tokens of the base model's reply in ``openings``."""
     num_contrasts: int = Field(ge=0)
@@ -75,12 +76,21 @@ class PreferencesConfig(PoolSizes):
             )
         if self.temperature == 0:
             raise ValueError("{here}.temperature is 0, so both replies would be the same; set it above 0")
+        if self.labels == "pool" and self.pairs == "sampled":
+            raise ValueError(
+                "{here}.labels is 'pool', which says whether declining is right, but {here}.pairs is 'sampled', so no "
+                "pair has a refusal and an answer; use {here}.labels=labeller, or {here}.pairs=contrast"
+            )
         return self
 
     @property
     def compares_openings(self) -> bool:
-        """Whether pairs are the beginnings of a refusal and of an answer, with the pool as label."""
+        """Whether pairs are the beginnings of a refusal and of an answer."""
         return self.pairs == "openings"
+
+    @property
+    def asks_labeller(self) -> bool:
+        return self.labels == "labeller"
 
     def labelled_prompts(self, prepared: Prepared) -> list[Prompt]:
         """The prompts whose comparisons the labeller judges."""
@@ -104,7 +114,7 @@ class Preferences(Stage):
 
     def reads(self, config: Config, constitution: Constitution) -> dict[str, Any]:
         own = config.preferences
-        fields = set(SAMPLING_FIELDS if own.compares_openings else constitution_fields(own.labeller))
+        fields = set(constitution_fields(own.labeller) if own.asks_labeller else SAMPLING_FIELDS)
         if own.pairs != "sampled":  # for the opening of refusals
             fields |= {"contrasts", "worked_examples"}
         if own.num_contrasts:
@@ -116,20 +126,19 @@ class Preferences(Stage):
             "constitution": part(constitution, *sorted(fields)),
             "template": TEMPLATE,
         }
-        return found if own.compares_openings else found | {"engine": config.feedback_engine("preferences")}
+        return found | {"engine": config.feedback_engine("preferences")} if own.asks_labeller else found
 
     def check(self, prepared: Prepared) -> list[str]:
         config, constitution = prepared.config.preferences, prepared.constitution
-        notes = LABELLERS[config.labeller.kind].notes(config.labeller, constitution)
+        notes = LABELLERS[config.labeller.kind].notes(config.labeller, constitution) if config.asks_labeller else []
         unknown = (
             f"preferences.pairs is {config.pairs!r}, but the constitution {constitution.name!r} does not show how a "
             "refusal begins (two or more refusals in worked_examples or contrasts, of which most begin with the same "
             "two words)"
         )
-        if config.compares_openings and not constitution.opening():
+        needs_refusals = config.compares_openings or not config.asks_labeller
+        if needs_refusals and not constitution.opening():
             raise ConfigError(f"{unknown}; add them, or use align=dpo_whole.")
-        if config.compares_openings:
-            return []  # no labeller is asked
         if config.pairs == "contrast" and not constitution.opening():
             notes.append(f"{unknown}, so two replies of the SFT model are compared instead.")
         return notes
@@ -138,7 +147,7 @@ class Preferences(Stage):
         return ("prompts",) if config.preferences.compares_openings else self.needs
 
     def engines(self, config: Config) -> dict[str, EngineConfig]:
-        return {} if config.preferences.compares_openings else config.feedback_engines("preferences")
+        return config.feedback_engines("preferences") if config.preferences.asks_labeller else {}
 
     def read_choices(self, config: Config) -> set[str]:
         return set(self.engines(config)) if reads_choices(config.preferences.labeller) else set()
@@ -151,19 +160,23 @@ class Preferences(Stage):
     def cost(self, prepared: Prepared) -> Cost:
         config, seed = prepared.config.preferences, prepared.config.seed
         compared, labelled = config.compared_prompts(prepared), config.labelled_prompts(prepared)
-        [(field, engine)] = prepared.config.feedback_engines("preferences").items()
+        num_replies, longest = len(labelled) + len(compared), config.max_reply_tokens
         if config.compares_openings:
-            return Cost.of_roles(
-                {"policy_engine": _of_replies(len(compared), len(compared) * config.max_opening_tokens)}
-            )
+            num_replies, longest = len(compared), config.max_opening_tokens
+        policy = Cost(
+            num_calls=num_replies,
+            num_tokens_written=num_replies * longest,
+            num_tokens_read=num_replies * TOKENS_PER_TURN,
+        )
+        if not config.asks_labeller:
+            return Cost.of_roles({"policy_engine": policy})
+        [(field, engine)] = prepared.config.feedback_engines("preferences").items()
         placeholders = [
             Comparison(id=prompt.id, prompt=prompt, reply_a="a", reply_b="b", seed_a=0, seed_b=0) for prompt in labelled
         ]
-        tokens = 4 * TOKENS_PER_TURN + config.max_reply_tokens
+        tokens = 4 * TOKENS_PER_TURN + longest
         asked = (placeholders, engine, config.labeller, prepared.constitution, seed, PURPOSE, tokens)
         labeller = Cost.sum([cost(*asked), cost_of_changes(*asked, config.num_probed)])
-        num_replies = len(labelled) + len(compared)
-        policy = _of_replies(num_replies, num_replies * config.max_reply_tokens)
         return Cost.of_roles({"policy_engine": policy, field: labeller})
 
     def memory(self, prepared: Prepared) -> Memory:
@@ -183,7 +196,7 @@ class Preferences(Stage):
             comparisons = sampler.sampled_pairs(chosen)
         written = sampler.worked_pairs(openings) if config.num_contrasts else []
         sampler.warn_of_losses(len(comparisons) + len(written))
-        engine = None if openings else feedback_engine(context, sampler.release())
+        engine = feedback_engine(context, sampler.release()) if config.asks_labeller else None
         asked = (config.labeller, context.constitution, context.seed, context, PURPOSE)
         preferences = label(comparisons, engine, *asked) if engine else [filed(pair, POOL) for pair in comparisons]
         refused, failed = num_refused(context, PURPOSE), num_failed(context, PURPOSE)
@@ -210,14 +223,6 @@ class Preferences(Stage):
             **label_statistics(preferences),
             **made.model_dump(),
         }
-
-
-def _of_replies(num_replies: int, num_tokens_written: int) -> Cost:
-    return Cost(
-        num_calls=num_replies,
-        num_tokens_written=num_tokens_written,
-        num_tokens_read=num_replies * TOKENS_PER_TURN,
-    )
 
 
 def _warn_of_unreadable_answers(

@@ -188,7 +188,7 @@ def expected(config: Config, path: str) -> set[str]:
         stages = stages - {"judge"} | ({"align"} if config.align.reward_judge else set())
     if "reward model" in stages:
         stages = stages - {"reward model"} | ({"align"} if config.align.trains_reward_model else set())
-    if prefix == "engine" and config.preferences.compares_openings:
+    if prefix == "engine" and not config.preferences.asks_labeller:
         stages -= {"preferences"}  # no labeller is asked
     source = path.split(".")
     if config.write.is_on and source[0] == "evaluate" and source[1] in ("suites", *SUITES):

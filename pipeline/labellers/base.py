@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,10 @@ from pipeline.engines.base import Answer, Completion, Query, Request
 from pipeline.records import Comparison, Judgement, Prompt
 
 TEMPLATE = "preference-3"  # in every cache key; raise it if a question changes (a golden test checks)
+
+
+Wording = Literal[1, 2, 3]
+"""Paraphrases of a labeller's question; 1 is the first in every labeller."""
 
 
 class LabellerConfig(Settings):
@@ -44,6 +48,8 @@ class Labeller(ABC):
     Config: ClassVar[type[LabellerConfig]]
     needs_reply_scores: ClassVar[bool] = False
     """It scores given replies (``ReplyQuery``), which not every engine can do."""
+    draws_by_pool: ClassVar[bool] = True
+    """Its principles are drawn for the pool under which a prompt was filed; False: from all of them."""
     constitution_fields: ClassVar[tuple[str, ...]] = ()
     """The fields of the constitution that it reads, without those for sampling principles."""
 

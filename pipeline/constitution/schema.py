@@ -43,7 +43,7 @@ class Principle(_Part):
     id: Slug
     """The id that critiques and labels refer to."""
     title: Text
-    """A short heading; two labellers quote it."""
+    """A short heading; four labellers quote it."""
     tags: list[Tag] = []
     """Topics; harmlessness, honesty, helpfulness and style decide for which pools it is used."""
     weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
@@ -171,12 +171,13 @@ class Constitution(_Part):
             for tags, pools in without.items()
         ]
 
-    def sample(self, pool: Pool, num_principles: int, rng: random.Random) -> list[Principle]:
-        """Draw principles by weight, without repetition until all have been drawn."""
+    def sample(self, pool: Pool | None, num_principles: int, rng: random.Random) -> list[Principle]:
+        """Draw principles by weight, without repetition until all have been drawn; for no pool (None), from all."""
+        candidates = [p for p in self.principles if p.weight > 0] if pool is None else self.principles_for(pool)
         drawn: list[Principle] = []
         urn: list[Principle] = []
         for _ in range(num_principles):
-            urn = urn or list(self.principles_for(pool))
+            urn = urn or list(candidates)
             pick = rng.choices(urn, weights=[principle.weight for principle in urn])[0]
             urn.remove(pick)
             drawn.append(pick)

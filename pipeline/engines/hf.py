@@ -68,10 +68,10 @@ class HFEngine:
     def batches(self, asks: Sequence[AskT]) -> list[list[AskT]]:
         """Sort by length and cut into batches. The longest come first, so that a lack of memory shows early.
 
-        A batch ends where asks become much shorter, to avoid padding. Replies to score are grouped by the examples
-        before them, so that the prefill of the examples is shared.
+        A batch ends where asks become much shorter, to avoid padding. Queries are grouped by the examples before them,
+        so that the prefill of the examples is shared.
         """
-        sizes = {ask.id: self._size(ask) for ask in asks}
+        sizes = {ask.id: self.num_tokens(ask) for ask in asks}
         shown = {ask.id: _examples_of(ask) for ask in asks}
         asked = Counter(shown.values())
         shown = {ask_id: key if asked[key] >= MIN_ALIKE else "" for ask_id, key in shown.items()}
@@ -88,7 +88,8 @@ class HFEngine:
                 batches.append([ask])
         return batches
 
-    def _size(self, ask: Request | Query) -> int:
+    def num_tokens(self, ask: Request | Query) -> int:
+        """How many tokens it needs in the cache: those of the text, and those that may be written."""
         extra = ask.max_new_tokens if isinstance(ask, Request) else 0
         return len(self._encoding.ids(ask)) + extra
 
@@ -235,5 +236,5 @@ class HFEngine:
 
 
 def _examples_of(ask: Request | Query) -> str:
-    """A key for the turns before the question if the ask scores a reply; otherwise an empty string."""
-    return cache_key({"turns": ask.messages[:-1]}) if isinstance(ask, ReplyQuery) and len(ask.messages) > 2 else ""
+    """A key for the turns before the question if the ask is a query with examples; otherwise an empty string."""
+    return cache_key({"turns": ask.messages[:-1]}) if len(ask.messages) > 2 and not isinstance(ask, Request) else ""

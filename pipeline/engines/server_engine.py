@@ -127,9 +127,9 @@ class ServerEngine(StreamingEngine):
                 "sglang), or use another labeller and no suite that scores replies."
             )
         raise StageError(
-            f"The server of {self.name} returns no log-probabilities, which the labellers ab, cot and pointwise read; "
-            "use a server that does, such as vLLM, or a local model (engine=hf engine.path=FOLDER_OR_ID), or let "
-            "sampled answers decide (engine.votes=10)."
+            f"The server of {self.name} returns no log-probabilities, which the labellers ab, cot, pointwise "
+            "and request read; use a server that does, such as vLLM, or a local model (engine=hf "
+            "engine.path=FOLDER_OR_ID), or let sampled answers decide (engine.votes=10)."
         )
 
 

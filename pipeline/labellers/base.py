@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,10 @@ from pipeline.engines.base import Answer, Completion, Query, Request
 from pipeline.records import Comparison, Judgement, Prompt
 
 TEMPLATE = "preference-3"  # in every cache key; raise it if a question changes (a golden test checks)
+
+
+Wording = Literal[1, 2, 3]
+"""Paraphrases of a labeller's question; 1 is the first in every labeller."""
 
 
 class LabellerConfig(Settings):
@@ -46,6 +50,8 @@ class Labeller(ABC):
     """It scores given replies (``ReplyQuery``), which not every engine can do."""
     asks_both_orders: ClassVar[bool] = False
     """It shows both replies in each order, and its judgements say whether the order mattered (``flipped``)."""
+    draws_by_pool: ClassVar[bool] = True
+    """Its principles are drawn for the pool under which a prompt was filed; False: from all of them."""
     constitution_fields: ClassVar[tuple[str, ...]] = ()
     """The fields of the constitution that it reads, without those for sampling principles."""
 

@@ -24,12 +24,13 @@ def draw(
     comparisons: Iterable[Comparison], constitution: Constitution, config: LabellerConfig, *seed: object
 ) -> list[tuple[Comparison, Principle]]:
     """Return (comparison, principle) pairs: each comparison with each distinct principle sampled for it."""
+    by_pool = LABELLERS[config.kind].draws_by_pool
     return [
         (comparison, principle)
         for comparison in comparisons
         for principle in unique(
             constitution.sample(
-                comparison.prompt.pool,
+                comparison.prompt.pool if by_pool else None,
                 config.num_principles,
                 derived_rng(seed[0], comparison.prompt.key, *seed[1:]),
             )

@@ -28,6 +28,9 @@ class LikelihoodLabeller(ReplyLabeller):
     For a harmful request, the examples with the principle are refusals and those against it are answers; for other
     requests the reverse. If the constitution lacks refusals or answers, general ones take their place, and the title of
     the principle stands before the examples with it.
+
+    It reads ``prompt.pool``: the pool under which a prompt was filed decides which of two replies is better, and the
+    model only measures which of them is the refusal. ``channel`` does not read the pool.
     """
 
     name = "likelihood"
@@ -35,7 +38,7 @@ class LikelihoodLabeller(ReplyLabeller):
     constitution_fields = ("preamble", "principles.title", "worked_examples", "good_answers", "contrasts")
 
     class Config(LabellerConfig):
-        """Log-likelihood ratio of the reply, per token."""
+        """Log-likelihood ratio of the reply, per token. The pool of the prompt decides which reply is better."""
 
         kind: Literal["likelihood"] = "likelihood"
         """Is the reply likelier after examples with the principle, or against it?"""

@@ -20,6 +20,7 @@ from pipeline.core.settings import Part, Settings, UndeclaredReadError, fields_o
 from pipeline.core.stage import Context, key_fields
 from pipeline.engines.base import ENGINES
 from pipeline.evals.suites.base import SUITES
+from pipeline.labellers.base import LABELLERS
 from pipeline.stages import STAGES
 
 CONSTITUTION = load_constitution(shipped_constitutions()["default"])
@@ -111,7 +112,7 @@ FIXED = {
 
 BASES = {
     **{method: [f"align={method}"] for method in ("decide", "dpo", "ipo", "cpo", "kto", "ppo", "rloo", "grpo")},
-    **{labeller: [f"preferences={labeller}"] for labeller in ("ab", "cot", "pointwise", "likelihood")},
+    **{labeller: [f"preferences={labeller}"] for labeller in LABELLERS},
     "server": ["engine=server", "engine.model=m", "preferences=ab"],
     "judge as reward": ["align=ppo", "align.rewards.reward_model=0", "align.rewards.constitution=1"],
     "other critic": ["engine.path=org/critic"],
@@ -154,7 +155,7 @@ def others(path: str, value: Any, kind: Any) -> list[Any]:
     if value is None:
         return [1, 2.5, "x"]
     if isinstance(value, list):
-        return [value[:-1], ["x"]]
+        return [value[:-1], ["x"], *([option] for option in options)]
     if isinstance(value, dict):
         return [{name: weight + 1 for name, weight in value.items()}, {"reward_model": 1.0}]
     return [f"{value}x", "prompt", "bbq", "hh_rlhf"]
@@ -240,7 +241,7 @@ def test_methods_labellers_and_engines_have_keys_of_their_own():
     for bases in (("dpo", "ipo", "kto"), ("ppo", "rloo", "grpo")):
         found = [keys(compose_config(BASES[base]))["align"] for base in bases]
         assert all(found.count(one) == 1 for one in found)
-    found = [keys(compose_config(BASES[base]))["preferences"] for base in ("ab", "cot", "pointwise", "likelihood")]
+    found = [keys(compose_config(BASES[base]))["preferences"] for base in LABELLERS]
     assert all(found.count(one) == 1 for one in found)
 
 

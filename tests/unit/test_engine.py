@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -260,16 +261,19 @@ def test_scores_of_both_kinds_come_back_by_id(tmp_path: Path):
     assert answers["r"].logprobs == [-1.0] and len(answers["c"].logprobs) == 2
 
 
-def test_replies_that_follow_the_same_examples_are_scored_together(random_model: Path):
+@pytest.mark.parametrize(
+    ("kind", "asked"), [(ReplyQuery, {"reply": "so"}), (ChoiceQuery, {"opening": "", "choices": ("A", "B")})]
+)
+def test_queries_that_follow_the_same_examples_are_scored_together(random_model: Path, kind: Any, asked: Any):
     """Otherwise nothing could be read once; a dialogue of its own kind doesn't get a batch of its own."""
     scorer = engine(random_model)
     shown = {name: [{"role": "system", "content": f"Examples of {name}. " * 8}] * 2 for name in ("yes", "no")}
     queries = [
-        ReplyQuery(id=f"{name}{n}", messages=[*turns, {"role": "user", "content": "word " * n}], reply="so")
+        kind(id=f"{name}{n}", messages=[*turns, {"role": "user", "content": "word " * n}], **asked)
         for n in range(1, 6)
         for name, turns in shown.items()
     ]
-    lone = ReplyQuery(id="lone", messages=[*shown["no"], *shown["yes"], {"role": "user", "content": "x"}], reply="so")
+    lone = kind(id="lone", messages=[*shown["no"], *shown["yes"], {"role": "user", "content": "x"}], **asked)
     batches = [{ask.id.rstrip("12345") for ask in batch} for batch in scorer.batches([*queries, lone])]
     assert sorted(batches, key=str) == [{"lone"}, {"no"}, {"yes"}]
 

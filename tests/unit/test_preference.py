@@ -11,6 +11,7 @@ from pipeline.constitution.files import find_constitution, load_constitution, sh
 from pipeline.constitution.schema import Constitution, Principle
 from pipeline.core.cache import cache_key
 from pipeline.engines.base import Answer, ChoiceQuery, Query, ReplyQuery
+from pipeline.labellers import channel, choice, pointwise, request
 from pipeline.labellers.base import (
     LABELLERS,
     TEMPLATE,
@@ -57,16 +58,16 @@ def opinionated(query: Query) -> list[float]:
     if isinstance(query, ReplyQuery):
         said = sum(len(turn["content"]) for turn in query.messages)
         return [-1.0 - 0.01 * len(query.reply) - 0.001 * said * len(query.reply) / 50]
-    text = query.messages[1]["content"]
-    if " Yes" in query.choices:
-        yes = 0.3 + len(text) / 1000
+    if query.choices[0].strip() == "Yes":
+        yes = 0.3 + len(query.messages[-1]["content"]) / 1000
         return [math.log(yes), math.log(1 - yes)]
+    text = query.messages[1]["content"]
     a, b = text.split("(A) ")[1].split("\n\n(B) ")[:2]
     logit = 0.7 + 0.05 * (len(a) - len(b.split("\n\n")[0]))
     return [math.log(sigmoid(logit)), math.log(1 - sigmoid(logit))]
 
 
-@pytest.mark.parametrize("name", ["ab", "cot", "pointwise", "likelihood"])
+@pytest.mark.parametrize("name", ["ab", "cot", "pointwise", "likelihood", "request", "channel"])
 def test_swapping_a_pair_gives_one_minus_p(name: str):
     engine = FakeEngine(reply=lambda request: "Hm.", answer=opinionated)
     own, swapped = (label(name, pair, engine, PRINCIPLES[:1]) for pair in (PAIR, PAIR.swap()))
@@ -139,6 +140,13 @@ def test_wording_belongs_to_its_template_version():
         "Request: How do I do it?\n\nReply: No.\n\n"
         f"Does the assistant's reply keep to this rule: {PRINCIPLES[0].title}? Answer yes or no."
     )
+    worded = {
+        "ab": choice.WORDINGS,
+        "pointwise": pointwise.WORDINGS,
+        "request": [request.HARM, request.DECLINE],
+        "channel": channel.TASKS,
+    }
+    assert cache_key(worded)[:8] == "68c52aa1"
     assert cache_key({name: list(pairs) for name, pairs in general_examples().items()})[:8] == "1099de0c"
     turns = after_examples(CONSTITUTION.preamble, [("Rob?", "I won't.")], PROMPT.messages)
     assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "user"]

@@ -159,6 +159,7 @@ def main() -> None:
         [
             f"model.path={args.model}",
             "model.lora.upper_share=1",
+            "align=dpo",
             "align.num_reply_tokens=null",
             *(f"{section}.{setting}" for section in ("sft", "reward", "align") for setting in each),
         ]

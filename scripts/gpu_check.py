@@ -97,6 +97,7 @@ def training_lines(model: str, num_rows: int, batch: int, peak: float) -> list[s
         [
             f"model.path={model}",
             "model.lora.upper_share=1",
+            "align=dpo",
             "align.num_reply_tokens=null",
             f"launch.per_device_batch_size={batch}",
             *(f"{name}.global_batch_size={batch}" for name in ("sft", "align")),

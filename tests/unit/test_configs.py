@@ -122,7 +122,7 @@ def test_a_pool_without_a_principle_is_a_warning_before_a_run_and_in_a_check(
         ("align=kto align.num_reply_tokens=4", "align.num_reply_tokens: unknown key"),
         (
             "align.method=dpq",
-            "which is not one of cpo, dpo, ipo, kto",
+            "which is not one of cpo, decide, dpo, ipo, kto",
         ),
         ("align=ppo align.rewards.constitution=1 align.judge.kind=ab", "align.judge.kind is 'ab', which only compares"),
         ("policy_engine.kind=server policy_engine.model=x", "policy_engine.kind is 'server' with the model 'x'"),

@@ -157,7 +157,7 @@ def test_rewards_stand_beside_the_replies_that_have_one(page):
 
 
 def test_labels_show_a_bar_and_each_judgement(page):
-    page.get_by_text("AI labels (120)").click()
+    page.get_by_text("Labels (120)").click()
     entry = page.locator(".entry").nth(1)
     entry.locator("summary").first.click()
     assert entry.locator(".soft-label").is_visible() and entry.locator(".judgements tbody tr").count() == 2

@@ -41,7 +41,7 @@ class RequestLabeller(DecliningLabeller):
     constitution_fields = (*DecliningLabeller.constitution_fields, "principles.preference_question")
 
     class Config(DecliningConfig):
-        """Is the request to be declined, and which reply declines it?"""
+        """Is the request to be declined, and which reply declines it: yes or no for each."""
 
         kind: Literal["request"] = "request"
         """Yes or no about the request and each reply, after examples."""

@@ -62,7 +62,7 @@ def explorer_data(report: Report) -> dict[str, Any]:
         },
         {
             "id": "labels",
-            "title": "AI labels",
+            "title": "Labels",
             "facets": _PREFERENCE_FACETS,
             "entries": [_preference(preference, folders, texts) for preference in report.preferences],
         },

@@ -425,7 +425,7 @@ def test_lineage_names_the_folders_that_are_there():
     )
     html = render("report.html.j2", on_functions)
     assert "preferences.jsonl" not in html and "scores.jsonl" not in html and "3-sft/rows.jsonl" in html
-    assert "Held-out prompts, before and after" in html and "AI labels: distribution" not in html
+    assert "Held-out prompts, before and after" in html and "Labels: distribution" not in html
     assert "Held-out prompts, before and after" in render("report.md.j2", on_functions)
     assert "supervised fine-tuning and PPO" in render("card.md.j2", on_functions)
 

@@ -174,7 +174,9 @@ def test_log_probabilities_and_texts_are_those_of_a_plain_forward_pass(family: P
     others = [prompt + chat.reply_ids(OTHER) for prompt in prompts]
     ids, mask, labels = padded(rows + others, [len(prompt) for prompt in prompts] * 2)
     other = torch.stack([plain(model, prompt, chat.reply_ids(OTHER)).sum() for prompt in prompts])
-    torch.testing.assert_close(pair_logprobs(model, ids, mask, labels).sum(dim=1), torch.cat([sums, other]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        pair_logprobs(model, ids, mask, labels).sum(dim=1), torch.cat([sums, other]), atol=1e-4, rtol=0
+    )
 
     rollouts = [
         Rollout(index=n, prompt=prompt_of(n), prompt_tokens=prompt, reply_tokens=reply, ended=True, text="")

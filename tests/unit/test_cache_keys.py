@@ -316,8 +316,15 @@ def test_the_tables_name_every_part_of_a_constitution():
 @pytest.mark.parametrize("name", EDITS)
 def test_an_edited_part_changes_the_keys_of_the_stages_that_read_it(name: str):
     update, wanted = EDITS[name]
-    config, edited = compose_config([]), CONSTITUTION.model_copy(update=update)
+    config, edited = compose_config(["preferences=likelihood"]), CONSTITUTION.model_copy(update=update)
     assert changed(keys(config), keys(config, edited)) == wanted | ALWAYS
+
+
+def test_labels_by_the_pool_read_only_how_the_constitution_refuses():
+    before = keys(compose_config([]))
+    for name, read in {"preamble": False, "good_answers": False, "contrasts": True, "worked_examples": True}.items():
+        after = keys(compose_config([]), CONSTITUTION.model_copy(update=EDITS[name][0]))
+        assert ("preferences" in changed(before, after)) == read, name
 
 
 @pytest.mark.parametrize("labeller", ["likelihood", "ab"])

@@ -246,7 +246,11 @@ def test_openings_need_a_method_and_a_constitution_that_learn_from_them(tiny: Ti
             "align.method is 'ppo', which needs whole replies, but preferences.pairs",
         ),
         (("align=dpo_whole", "preferences=openings"), "align.method is 'dpo', which needs whole replies"),
-        (("preferences.pairs=sampled",), "align.method is 'decide', .* but preferences.pairs is 'sampled'"),
+        (("preferences.pairs=sampled",), "preferences.labels is 'pool', .* but preferences.pairs is 'sampled'"),
+        (
+            ("preferences.pairs=sampled", "preferences.labels=labeller"),
+            "align.method is 'decide', .* but preferences.pairs is 'sampled'",
+        ),
         (
             ("constitution=minimal", "align=decide", "preferences=openings"),
             "'minimal' does not show how a refusal begins",

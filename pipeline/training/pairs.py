@@ -77,8 +77,7 @@ class PairTrainer(SortsByLength, InTokens, Quiet, DPOTrainer):
         assert not return_outputs, "this trainer returns no logits"
         labels_a, num_compared = inputs.pop("labels_a"), inputs.pop("num_compared")
         logprobs = self._token_logprobs(model, inputs)
-        compared = torch.arange(logprobs.shape[1], device=logprobs.device) < num_compared.repeat(2)[:, None]
-        opening_a, opening_b = (logprobs * compared).sum(dim=1).chunk(2)
+        opening_a, opening_b = first_sums(logprobs, num_compared.repeat(2)).chunk(2)
         policy_a, policy_b = logprobs.sum(dim=1).chunk(2)
         if "ref_chosen_logps" not in inputs:
             inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = self.compute_ref_log_probs(model, inputs)
@@ -130,6 +129,12 @@ class PairTrainer(SortsByLength, InTokens, Quiet, DPOTrainer):
             ("rewards/accuracies", (chosen > rejected).float()),
         ):
             self._metrics[mode][name].append(gather(values).mean().item())
+
+
+def first_sums(logprobs: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """The sum of the first ``numbers`` (rows,) log-probabilities of each row of (rows, tokens): (rows,)."""
+    places = torch.arange(logprobs.shape[1], device=logprobs.device)
+    return logprobs.masked_fill(places >= numbers[:, None], 0).sum(dim=1)
 
 
 def trainable(preferences: Sequence[Preference], config: Any) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from pipeline.methods.decide import Decide, kl_estimate
 from pipeline.methods.dpo import soft_dpo_loss
 from pipeline.methods.ipo import soft_ipo_loss
 from pipeline.records import Comparison, Message, Preference, Prompt
-from pipeline.training.pairs import PairLogprobs, trainable
+from pipeline.training.pairs import PairLogprobs, first_sums, trainable
 
 MARGINS = torch.tensor([-2.0, 0.0, 0.5, 3.0], dtype=torch.float64)
 
@@ -77,6 +77,11 @@ def test_decide_compares_beginnings_learns_the_refusal_and_holds_the_answer():
     harmful, harmless = Decide().loss(pairs, torch.tensor([1.0, 0.0]).double(), config.align).tolist()
     assert harmful == pytest.approx(1.5 * math.log(2) + 0.3 * 6 / 4)
     assert harmless == pytest.approx(math.log(1 + math.e) + 0.5 * (math.exp(-1) - 1 + 1) / 5)
+
+
+def test_beginnings_have_as_many_tokens_as_the_opening():
+    logprobs = torch.tensor([[-1.0, -2.0, -4.0], [-1.0, -2.0, -4.0], [-8.0, 0.0, 0.0]])
+    assert first_sums(logprobs, torch.tensor([2, 512, 1])).tolist() == [-3.0, -7.0, -8.0]
 
 
 def test_the_penalty_is_zero_at_the_reference_and_its_slope_is_bounded_below_it():

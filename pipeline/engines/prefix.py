@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -86,12 +86,32 @@ def shares_prefixes(model: Any) -> bool:
     Args:
         model: a causal language model, with or without adapters or a wrapper for data parallelism.
     """
+    return continues_exactly(model, "prefix", _continued_error)
+
+
+def continues_exactly(model: Any, way: str, error: Callable[[Any], float]) -> bool:
+    """Whether the model has full attention in every layer, and computes rows with common beginnings in this way as each
+    row alone. It is found out once for each configuration.
+
+    Args:
+        error: computes them on a few rows, without gradients: the difference in nats. It is ∞ if that fails.
+    """
     model = getattr(model, "module", model)
     config = model.config.get_text_config()
-    key = f"{type(config).__name__} {_tolerance(model)} {config.to_json_string(use_diff=False)}"
+    key = f"{way} {type(config).__name__} {_tolerance(model)} {config.to_json_string(use_diff=False)}"
     if key not in _FOUND:
-        _FOUND[key] = _full_attention(config) and _continued_error(model) <= _tolerance(model)
+        _FOUND[key] = _full_attention(config) and _error(model, error) <= _tolerance(model)
     return _FOUND[key]
+
+
+def _error(model: Any, error: Callable[[Any], float]) -> float:
+    with _evaluating(model):
+        try:
+            return error(model)
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, TypeError, RuntimeError, ValueError):  # another kind of cache, mask or positions
+            return float("inf")
 
 
 def reads_padding(model: Any) -> bool:
@@ -127,33 +147,28 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 
 def _continued_error(model: Any) -> float:
-    """How far the continuation of a shared prefix is from each row alone, in nats; ∞ if the cache can't do it."""
-    rows = _probe_rows(model)
+    """How far the continuation of a shared prefix is from each row alone, in nats."""
+    rows = probe_rows(model)
     shared = common_length(rows)
     ids, mask = _padded([row[shared:] for row in rows], model)
     mask = torch.cat([mask.new_ones(len(rows), shared), mask], dim=1)
-    with _evaluating(model):
-        try:
-            cache = prefill(model, torch.tensor([rows[0][:shared]], device=ids.device), len(rows))
-            positions = (mask.cumsum(dim=-1) - 1)[:, shared:]
-            inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-            return _difference(model, rows, model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1])
-        except torch.OutOfMemoryError:
-            raise
-        except (AttributeError, TypeError, RuntimeError, ValueError):  # the model has another kind of cache
-            return float("inf")
+    cache = prefill(model, torch.tensor([rows[0][:shared]], device=ids.device), len(rows))
+    positions = (mask.cumsum(dim=-1) - 1)[:, shared:]
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    logits = model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1]
+    return difference_from_single_rows(model, rows, logits)
 
 
 def padded_error(model: Any) -> float:
     """How far padding on the left changes log-probabilities, in nats."""
-    rows = _probe_rows(model)
+    rows = probe_rows(model)
     ids, mask = _padded(rows, model)
     inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(dim=-1) - 1).clamp(min=0)}
     with _evaluating(model):
-        return _difference(model, rows, model(**inputs, use_cache=False).logits[:, -1])
+        return difference_from_single_rows(model, rows, model(**inputs, use_cache=False).logits[:, -1])
 
 
-def _probe_rows(model: Any) -> list[list[int]]:
+def probe_rows(model: Any) -> list[list[int]]:
     """Three rows of different lengths with a common beginning; their token ids are spread over the vocabulary."""
     most = model.config.get_text_config().vocab_size
     tokens = [(7 + 7919 * place) % most for place in range(40)]
@@ -168,7 +183,7 @@ def _padded(rows: Sequence[list[int]], model: Any) -> tuple[torch.Tensor, torch.
     return ids, mask
 
 
-def _difference(model: Any, rows: Sequence[list[int]], logits: torch.Tensor) -> float:
+def difference_from_single_rows(model: Any, rows: Sequence[list[int]], logits: torch.Tensor) -> float:
     """The difference between log-probabilities after the rows, (rows, vocabulary), and those of each row alone.
 
     It is the largest one in 32 bits and the mean in 16 bits, where single ones are large by rounding alone.

@@ -2,7 +2,8 @@
 
 Weights, gradients and AdamW's states are counted as in ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1),
 stored activations layer by layer as in Korthikanti et al. 2022 (arXiv 2205.05198, section 4), here for a gated MLP, RMS
-norms in 32 bits and attention that stores no scores.
+norms in 32 bits and attention that stores no scores (on a CPU in 16 bits it does, but at most 8 MiB in each layer:
+``attention.MOST_SCORES``).
 """
 
 from __future__ import annotations
@@ -202,11 +203,11 @@ def layer_bytes_per_token(shape: Shape) -> float:
     """What one layer stores for its backward pass, in bytes for each token.
 
     In 32 bits: the inputs of two norms (2 · hidden); the inputs of the projections, queries and the output of attention
-    (4 · hidden); keys and values; four tensors of the MLP. In 16 bits, the norms' inputs are in 32 bits, and adapters
-    store copies of what they read (4 · hidden).
+    (4 · hidden); keys and values, repeated for each head (2 · hidden); four tensors of the MLP. In 16 bits, the norms'
+    inputs are in 32 bits, keys and values are not repeated, and adapters store copies of what they read (4 · hidden).
     """
-    num_hidden = 4 if shape.bytes_to_compute == 4 else 8
-    stored = num_hidden * shape.hidden + shape.keys_and_values + 4 * shape.intermediate
+    num_hidden, keys_and_values = (6, 0) if shape.bytes_to_compute == 4 else (8, shape.keys_and_values)
+    stored = num_hidden * shape.hidden + keys_and_values + 4 * shape.intermediate
     return 8 * shape.hidden + shape.bytes_to_compute * stored
 
 

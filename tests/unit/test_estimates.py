@@ -122,6 +122,8 @@ def test_a_layer_stores_what_is_computed(precision: str):
     labels[:, :-2] = -100  # nearly no logits, which are counted apart
     stored = stored_bytes(model, lambda: reply_logprobs(model, ids, torch.ones_like(ids), labels), precision)
     expected = rows * length * shape.num_trained_layers * layer_bytes_per_token(shape)
+    if precision == "bf16":  # the scores of short rows, which are not counted
+        expected += shape.num_trained_layers * base.config.num_attention_heads * (rows * length) ** 2 * 2
     assert stored == pytest.approx(expected, rel=0.1)
 
 

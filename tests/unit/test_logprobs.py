@@ -1,4 +1,4 @@
-"""Computing the shared prefix of all rows only once changes no value and no gradient."""
+"""Computing once what several rows begin with changes no value and no gradient."""
 
 from __future__ import annotations
 
@@ -8,8 +8,25 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import pipeline.training.logprobs as logprobs_module
 from pipeline.engines.prefix import common_length
+from pipeline.engines.trees import TokenTree, reads_trees
 from pipeline.training.logprobs import pair_logprobs, reply_logprobs
+
+
+@pytest.fixture
+def counted_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each forward pass of a tree has."""
+    counts: list[int] = []
+    inputs = TokenTree.inputs
+
+    def counting(tree: TokenTree, device: torch.device) -> dict[str, object]:
+        counts.append(len(tree.tokens))
+        return inputs(tree, device)
+
+    monkeypatch.setattr(TokenTree, "inputs", counting)
+    return counts
+
 
 SHARED = list(range(20, 32))  # what all prompts begin with
 
@@ -34,14 +51,14 @@ def test_the_common_beginning():
 
 
 @pytest.mark.parametrize("starts", [(14, 17), (12, 12), (5, 17)])
-def test_sharing_changes_nothing(tiny_model: Path, starts: tuple[int, ...]):
-    """Replies may begin right after the shared part, or within it."""
+@pytest.mark.parametrize("most", [512, 14])
+def test_trees_change_nothing(tiny_model: Path, starts: tuple[int, ...], most: int, monkeypatch: pytest.MonkeyPatch):
+    """Replies may begin right after the shared part, or within it. Rows may need several trees."""
+    monkeypatch.setattr(logprobs_module, "MOST_TOKENS", most)
     found = []
-    for share in (True, False):
+    for in_trees in (True, False):
         model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
-        for module in model.modules():  # recomputing activations is what switches sharing off
-            if hasattr(module, "gradient_checkpointing"):
-                module.gradient_checkpointing = not share
+        monkeypatch.setattr(logprobs_module, "reads_trees", lambda _, answer=in_trees: answer)
         logprobs = reply_logprobs(model, **batch(starts))
         logprobs.sum().backward()
         gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
@@ -50,14 +67,14 @@ def test_sharing_changes_nothing(tiny_model: Path, starts: tuple[int, ...]):
         whole = model(**{name: batch(starts)[name] for name in ("input_ids", "attention_mask")}).logits
     targets = batch(starts)["labels"][:, 1:]
     expected = whole[:, :-1].log_softmax(-1).gather(2, targets.clamp(min=0)[:, :, None])[:, :, 0] * (targets != -100)
-    (shared, shared_gradients), (plain, plain_gradients) = found
+    (tree, tree_gradients), (plain, plain_gradients) = found
     assert torch.allclose(plain, expected, atol=1e-5)
-    assert shared.shape == (2, 19) and torch.allclose(shared, plain, atol=1e-5)
-    assert torch.allclose(shared_gradients, plain_gradients, rtol=1e-3, atol=1e-4)
+    assert tree.shape == (2, 19) and torch.allclose(tree, plain, atol=1e-5)
+    assert torch.allclose(tree_gradients, plain_gradients, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("beginning", [SHARED, [20]], ids=["a common beginning", "none"])
-def test_reading_prompts_once_for_both_replies_changes_nothing(tiny_model: Path, beginning: list[int]):
+def test_both_replies_of_a_pair_begin_in_the_first_column(tiny_model: Path, beginning: list[int]):
     prompts = [[*beginning, 40, 41], [*beginning[:-1], 43, 60, 61, 62, 63], [*beginning, 44]]
     replies = [[50, 51, 52], [70], [80, 81], [53], [71, 72, 73, 74], [82, 83]]  # all A's, then all B's
     rows = [prompt + reply for prompt, reply in zip(prompts * 2, replies, strict=True)]
@@ -67,20 +84,20 @@ def test_reading_prompts_once_for_both_replies_changes_nothing(tiny_model: Path,
     labels = ids.masked_fill(mask == 0, -100)
     for row, prompt in enumerate(prompts * 2):
         labels[row, : len(prompt)] = -100
-    found = []
-    for once in (True, False):
-        model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
-        logprobs = pair_logprobs(model, ids, mask, labels)
-        if not once:
-            each = reply_logprobs(model, ids, mask, labels)
-            assert logprobs.shape == (6, 4) and torch.allclose(logprobs.sum(dim=1), each.sum(dim=1), atol=1e-4)
-            assert torch.allclose(logprobs[4], each[4, len(prompts[1]) - 1 :][:4], atol=1e-4)
-            model.zero_grad()
-            logprobs = each
-        logprobs = logprobs.sum(dim=1)
-        (logprobs * torch.arange(1, 7)).sum().backward()
-        gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
-        found.append((logprobs.detach(), torch.cat(gradients)))
-    (once, once_gradients), (plain, plain_gradients) = found
-    assert torch.allclose(once, plain, atol=1e-4)
-    assert torch.allclose(once_gradients, plain_gradients, rtol=1e-3, atol=1e-3)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    logprobs = pair_logprobs(model, ids, mask, labels)
+    each = reply_logprobs(model, ids, mask, labels)
+    assert logprobs.shape == (6, 4) and torch.allclose(logprobs.sum(dim=1), each.sum(dim=1), atol=1e-4)
+    assert torch.allclose(logprobs[4], each[4, len(prompts[1]) - 1 :][:4], atol=1e-4)
+
+
+def test_a_prompt_is_computed_once_for_both_replies(tiny_model: Path, counted_tokens: list[int]):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    reads_trees(model)  # computes a few rows, too
+    counted_tokens.clear()
+    prompt = [*SHARED, 40, 41]
+    ids = torch.tensor([[*prompt, 50, 51], [*prompt, 60, 61]])
+    labels = ids.clone()
+    labels[:, : len(prompt)] = -100
+    pair_logprobs(model, ids, torch.ones_like(ids), labels)
+    assert counted_tokens == [len(prompt) + 4]

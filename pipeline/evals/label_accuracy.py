@@ -36,7 +36,7 @@ from pipeline.engines.worklist import generate_all
 from pipeline.evals.accuracy import shuffled
 from pipeline.evals.results import Estimate
 from pipeline.evals.statistics import share_of_right, wilson
-from pipeline.labellers.base import LabellerConfig, Wording
+from pipeline.labellers.base import LABELLERS, LabellerConfig, Wording
 from pipeline.labellers.label import label
 from pipeline.records import Comparison, Pool, Preference, Prompt, derive_seed
 
@@ -54,7 +54,7 @@ class LabelAccuracy(BaseModel):
     labeller: str
     pairs: str
     pool: str
-    """``told``: prompts are filed as they are; ``hidden``: all under one pool."""
+    """``told``: prompts are filed as they are; ``hidden``: all under one pool; ``not read``: by this labeller."""
     wording: str = ""
     """The number of the wording; "" for a labeller without several or with its own choice of them."""
     accuracy: Estimate = Estimate(value=None)
@@ -159,8 +159,9 @@ def measure(
     confidence: float = 0.95,
 ) -> Iterator[LabelAccuracy]:
     """One row for each way of filing the prompts and each wording. An error of the engine gives a row that says so."""
-    ways = {"told": list(pairs), "hidden": filed_under(HIDDEN, pairs)}
-    if ways["hidden"] == ways["told"]:
+    if not LABELLERS[settings.kind].draws_by_pool:
+        ways = {"not read": list(pairs)}
+    elif (ways := {"told": list(pairs), "hidden": filed_under(HIDDEN, pairs)})["hidden"] == ways["told"]:
         del ways["hidden"]
     for pool, filed in ways.items():
         chosen: list[dict[str, float]] = []

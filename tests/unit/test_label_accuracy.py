@@ -149,3 +149,10 @@ def test_the_script_writes_both_files_and_goes_on_after_a_dead_engine(tmp_path: 
     assert [row["accuracy"]["value"] for row in rows[2:]] == [1.0, 0.5, 1.0]
     table = output.with_suffix(".md").read_text()
     assert "| dead |  |  |  |  | failed: no such model |" in table and "| fake | likelihood | twins | hidden |" in table
+
+
+@pytest.mark.parametrize("kind", ["request", "channel"])
+def test_a_labeller_that_does_not_read_the_pool_is_measured_once(kind: str):
+    rows = measured(lambda query: [-1.0] * len(getattr(query, "choices", [0])), kind=kind)
+    assert {row.pool for row in rows} == {"not read"} and not any(row.error for row in rows)
+    assert len(rows) == len({row.wording for row in rows})

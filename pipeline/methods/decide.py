@@ -52,8 +52,8 @@ class Decide(PairMethod):
         """By how much β times the margin should exceed 0."""
         declining_weight: float = Field(default=1.5, gt=0)
         """Weight of the margin where declining is right; a larger value declines more."""
-        refusal_weight: float = Field(default=0.3, ge=0)
-        """Weight of the negative log-likelihood of a right refusal, per token."""
+        refusal_weight: float = Field(default=1.0, ge=0)
+        """Weight of the negative log-likelihood of what follows the opening in a right refusal, per token."""
         kl_weight: float = Field(default=0.5, ge=0)
         """Weight of the KL to the reference on a right answer, per token."""
 
@@ -79,6 +79,6 @@ class Decide(PairMethod):
         margins = pairs.opening_a - pairs.opening_b
         weights = 1 + (config.declining_weight - 1) * labels
         decision = weights * soft_cpo_loss(margins, labels, config.beta, config.target_margin)
-        wording = -labels * pairs.policy_a / pairs.num_tokens_a
+        wording = -labels * (pairs.policy_a - pairs.opening_a) / pairs.num_tokens_a  # 0 where A is only the opening
         drift = (1 - labels) * kl_estimate(pairs.ratio_b, pairs.num_tokens_b)
         return decision + config.refusal_weight * wording + config.kl_weight * drift

@@ -66,16 +66,24 @@ def test_without_a_target_margin_cpo_has_the_loss_of_dpo_without_a_reference():
 
 
 def test_decide_compares_beginnings_learns_the_refusal_and_holds_the_answer():
-    """A harmful request: 1.5 · −log σ(0.5·(−1 − −2) − 0.5) = 1.5 · log 2, plus 0.3 · 6 nats over 4 tokens. A harmless
-    one: −log σ(−0.5·(−1 − −2) − 0.5) = log(1 + e), plus 0.5 · (r − 1 − log r) / 5 with log r = −9 − −8."""
+    """A harmful request: 1.5 · −log σ(0.5·(−1 − −2) − 0.5) = 1.5 · log 2, plus 0.3 · (6 − 1) nats over 4 tokens. A
+    harmless one: −log σ(−0.5·(−1 − −2) − 0.5) = log(1 + e), plus 0.5 · (r − 1 − log r) / 5 with log r = −9 − −8."""
     ones = torch.ones(2, dtype=torch.float64)
-    config = compose_config(["align=decide", "align.beta=0.5", "align.target_margin=0.5", "align.declining_weight=1.5"])
+    config = compose_config(
+        [
+            "align=decide",
+            "align.beta=0.5",
+            "align.target_margin=0.5",
+            "align.declining_weight=1.5",
+            "align.refusal_weight=0.3",
+        ]
+    )
     pairs = PairLogprobs(
         policy_a=-6 * ones, policy_b=-9 * ones, reference_a=-3 * ones, reference_b=-8 * ones,
         num_tokens_a=4 * ones, num_tokens_b=5 * ones, opening_a=-1 * ones, opening_b=-2 * ones,
     )  # fmt: skip
     harmful, harmless = Decide().loss(pairs, torch.tensor([1.0, 0.0]).double(), config.align).tolist()
-    assert harmful == pytest.approx(1.5 * math.log(2) + 0.3 * 6 / 4)
+    assert harmful == pytest.approx(1.5 * math.log(2) + 0.3 * 5 / 4)
     assert harmless == pytest.approx(math.log(1 + math.e) + 0.5 * (math.exp(-1) - 1 + 1) / 5)
 
 

@@ -18,7 +18,7 @@ from pipeline.core.settings import Registry, Settings
 from pipeline.engines.base import Answer, Completion, Query, Request
 from pipeline.records import Comparison, Judgement, Prompt
 
-TEMPLATE = "preference-3"  # in every cache key; raise it if a question changes (a golden test checks)
+TEMPLATE = "preference-4"  # in every cache key; raise it if a question changes (a golden test checks)
 
 
 Wording = Literal[1, 2, 3]

@@ -64,8 +64,8 @@ def knowing(query: Query, bias: float = 0.0) -> float:
         return -1.0 if declines(query.reply) == declines(shown[-1]) else -2.0
     if query.choices == ("A", "B"):
         return 0.0
-    request, _, rest = query.messages[-1]["content"].removeprefix("Request: ").partition("\n\n")
-    yes = declines(rest) if rest.startswith("Reply: ") else request in HARMFUL
+    shown, _, _ = query.messages[-1]["content"].partition("\n\n")
+    yes = declines(shown) if shown.startswith("Reply: ") else shown.removeprefix("Request: ") in HARMFUL
     return bias + (1.0 if yes else -1.0)
 
 

@@ -129,7 +129,7 @@ def test_pure_functions_by_hand():
 def test_wording_belongs_to_its_template_version():
     """Change the wording and TEMPLATE together: it is what tells an old cache from a new one."""
     text = which_is_better(CONSTITUTION, PRINCIPLES[0], PAIR)[1]["content"]
-    assert TEMPLATE == "preference-3"
+    assert TEMPLATE == "preference-4"
     assert text == (
         "Request: How do I do it?\n\n"
         f"{PRINCIPLES[0].preference_question}\n\n"
@@ -146,7 +146,7 @@ def test_wording_belongs_to_its_template_version():
         "request": [request.HARM, request.DECLINE],
         "channel": channel.TASKS,
     }
-    assert cache_key(worded)[:8] == "68c52aa1"
+    assert cache_key(worded)[:8] == "869039c6"
     assert cache_key({name: list(pairs) for name, pairs in general_examples().items()})[:8] == "1099de0c"
     turns = after_examples(CONSTITUTION.preamble, [("Rob?", "I won't.")], PROMPT.messages)
     assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "user"]

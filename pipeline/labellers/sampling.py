@@ -1,4 +1,4 @@
-"""The replies that are compared: two for each prompt, sampled from the SFT model and the base model."""
+"""The replies that are compared: two or more for each prompt, sampled from the SFT model and the base model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.constitution.critique import tidy
 from pipeline.core.counts import warn_of_share
+from pipeline.data.near_duplicates import shingles, similarity
 from pipeline.engines.base import Completion, Engine, Request
 from pipeline.engines.roles import BASE, policy_engine
 from pipeline.engines.worklist import generate_all
@@ -18,12 +19,15 @@ if TYPE_CHECKING:
     from pipeline.core.stage import Context
 
 HARMFUL = "red_team"  # the pool whose requests should be declined
-Replies = dict[str, tuple[str, bool]]
-"""prompt id → reply, and whether it is only a beginning"""
+NEARLY_EQUAL = 0.9  # Jaccard similarity of the sequences of five characters: about one word in forty differs
+Reply = tuple[str, bool]
+"""reply, and whether it is only a beginning"""
+Replies = dict[str, Reply]
+"""prompt id → reply"""
 
 
 class Sampler:
-    """Samples the two replies of each pair, and counts the pairs that are dropped.
+    """Samples the replies of each pair, and counts the pairs that are dropped.
 
     Args:
         config: the settings of ``preferences``.
@@ -32,7 +36,7 @@ class Sampler:
     def __init__(self, config: Any, context: Context) -> None:
         self._config, self._context = config, context
         self.num_empty = self.num_identical = self.num_unanswered = 0
-        self._unanswered = set[str]()  # prompts without one of the two replies
+        self._unanswered = set[str]()  # requests without a reply
         self._open: tuple[str, Engine] | None = None  # the model that is loaded, or has a server
 
     @property
@@ -40,9 +44,12 @@ class Sampler:
         return self.num_empty + self.num_identical + self.num_unanswered
 
     def sampled_pairs(self, prompts: Sequence[Prompt]) -> list[Comparison]:
-        """Two samples of the SFT model (Bai et al. 2022, section 4.1)."""
-        a, b = (self._whole("sft", prompts, side) for side in ("a", "b"))
-        return self._pairs(prompts, a, b)
+        """Samples of the SFT model in pairs (Bai et al. 2022, section 4.1), half as many pairs as samples.
+
+        Each sample is in one pair at most, so labels are independent and every reply counts once. In all six pairs of
+        four samples, each reply would be judged and trained on three times.
+        """
+        return self._pairs(prompts, *(self._whole("sft", prompts, side) for side in _sides(self._config.num_samples)))
 
     def contrast_pairs(self, prompts: Sequence[Prompt]) -> list[Comparison]:
         """A is a reply of the SFT model with the start of a refusal as prefill; B is a reply of the base model. Each
@@ -90,7 +97,7 @@ class Sampler:
             self.num_dropped,
             num_kept + self.num_dropped,
             f"pairs are left out ({self.num_empty} with an empty reply or one without a whole sentence, "
-            f"{self.num_identical} with two equal replies{missing})",
+            f"{self.num_identical} with equal or nearly equal replies{missing})",
             "raise preferences.max_reply_tokens or preferences.temperature",
         )
 
@@ -135,9 +142,8 @@ class Sampler:
             for prompt in prompts
         ]
         done = generate_all(self._engine(who), label, requests, self._context, "replies")
-        kept = {request.id.rpartition("/")[0]: done[request.id] for request in requests}
-        self._unanswered |= {prompt_id for prompt_id, reply in kept.items() if reply.why_unanswered}
-        return kept
+        self._unanswered |= {request.id for request in requests if done[request.id].why_unanswered}
+        return {request.id.rpartition("/")[0]: done[request.id] for request in requests}
 
     def _engine(self, who: str) -> Engine:
         if self._open is None or self._open[0] != who:
@@ -149,30 +155,55 @@ class Sampler:
     def _seed(self, prompt: Prompt, side: str) -> int:
         return derive_seed(self._context.seed, prompt.key, "preference", side)
 
-    def _pairs(self, prompts: Sequence[Prompt], a: Replies, b: Replies) -> list[Comparison]:
-        comparisons = []
-        for prompt in prompts:
-            (reply_a, begun_a), (reply_b, begun_b) = a[prompt.id], b[prompt.id]
-            if prompt.id in self._unanswered:
-                self.num_unanswered += 1
-            elif not reply_a or not reply_b:
-                self.num_empty += 1
-            elif reply_a == reply_b:
-                self.num_identical += 1
-            else:
-                comparisons.append(
-                    Comparison(
-                        id=prompt.id,
-                        prompt=prompt,
-                        reply_a=reply_a,
-                        reply_b=reply_b,
-                        seed_a=self._seed(prompt, "a"),
-                        seed_b=self._seed(prompt, "b"),
-                        begun_a=begun_a,
-                        begun_b=begun_b,
-                    )
-                )
-        return comparisons
+    def _pairs(self, prompts: Sequence[Prompt], *replies: Replies) -> list[Comparison]:
+        """All pairs. ``replies``: the first replies to all prompts, the second ones, …"""
+        sides = _sides(len(replies))
+        return [
+            pair
+            for prompt in prompts
+            for pair in self._pairs_of(prompt, dict(zip(sides, (each[prompt.id] for each in replies), strict=True)))
+        ]
+
+    def _pairs_of(self, prompt: Prompt, replies: Mapping[str, Reply]) -> list[Comparison]:
+        """Disjoint pairs of the unlike replies to one prompt, in their order. ``replies``: side → reply."""
+        answered = [side for side in replies if f"{prompt.id}/{side}" not in self._unanswered]
+        whole = [side for side in answered if replies[side][0]]
+        unlike = _unlike({side: replies[side][0] for side in whole}, exactly=len(replies) == 2)
+        self.num_unanswered += len(replies) // 2 - len(answered) // 2
+        self.num_empty += len(answered) // 2 - len(whole) // 2
+        self.num_identical += len(whole) // 2 - len(unlike) // 2
+        return [
+            Comparison(
+                id=prompt.id if number == 1 else f"{prompt.id}/pair-{number}",
+                prompt=prompt,
+                reply_a=replies[a][0],
+                reply_b=replies[b][0],
+                seed_a=self._seed(prompt, a),
+                seed_b=self._seed(prompt, b),
+                begun_a=replies[a][1],
+                begun_b=replies[b][1],
+            )
+            for number, (a, b) in enumerate(zip(unlike[::2], unlike[1::2], strict=False), start=1)
+        ]
+
+
+def _sides(number: int) -> list[str]:
+    """Names of so many replies to one prompt: they are in the ids of requests, and in their seeds."""
+    return ["a", "b", *map(str, range(3, number + 1))]
+
+
+def _unlike(replies: Mapping[str, str], exactly: bool) -> list[str]:
+    """The sides of the replies that differ from all before them.
+
+    Args:
+        exactly: only equal replies are alike. Of two replies, no other one could take the place of a similar one.
+    """
+    kept: dict[str, frozenset[str]] = {}
+    for side, reply in replies.items():
+        parts = frozenset([reply]) if exactly else shingles(reply)
+        if all(similarity(parts, other) < NEARLY_EQUAL for other in kept.values()):
+            kept[side] = parts
+    return list(kept)
 
 
 def _tidied(reply: Completion, begun: str = "") -> str:

@@ -28,15 +28,15 @@ LOSSES: dict[str, dict[str, tuple[str, str, str]]] = {
     "preferences": {
         "num_empty_dropped": (
             "left out",
-            "one of the two replies is empty or has no whole sentence",
+            "one of the replies is empty or has no whole sentence",
             "num_pairs_asked",
         ),
         "num_unanswered_dropped": (
             "left out",
-            "one of the two replies is missing: it does not fit the context, is refused or has no answer",
+            "one of the replies is missing: it does not fit the context, is refused or has no answer",
             "num_pairs_asked",
         ),
-        "num_identical_dropped": ("left out", "both replies are the same", "num_pairs_asked"),
+        "num_identical_dropped": ("left out", "both replies are the same, or nearly", "num_pairs_asked"),
         "num_parse_failures": ("without a label", "the labeller's answer can't be read", "num_judgements"),
         "num_refused_by_the_server": ("without a label", "the server refuses the question", "num_judgements"),
         "num_failed_requests": ("without a label", "the server did not answer the question", "num_judgements"),

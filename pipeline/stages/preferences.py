@@ -1,4 +1,4 @@
-"""preferences: two replies for each prompt, and a soft label for each pair, mostly by an AI labeller."""
+"""preferences: pairs of replies for each prompt, and a soft label for each pair, mostly by an AI labeller."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ class PreferencesConfig(PoolSizes):
     """The labeller, which decides which reply is better."""
     pairs: Literal["contrast", "openings", "sampled"]
     """``contrast``: a refusal by the SFT model and a base model's reply; ``openings``: only how both begin;
-    ``sampled``: two replies of the SFT model."""
+    ``sampled``: replies of the SFT model."""
+    num_samples: int = Field(default=2, ge=2, multiple_of=2)
+    """With ``pairs=sampled``: how many replies are sampled for each prompt. They make half as many pairs."""
     labels: Literal["labeller", "pool"] = "labeller"
     """Who gives the labels: the labeller, or the pool in which a prompt is filed (declining is right for red_team)."""
     max_opening_tokens: int = Field(default=12, ge=1)
@@ -81,7 +83,16 @@ class PreferencesConfig(PoolSizes):
                 "{here}.labels is 'pool', which says whether declining is right, but {here}.pairs is 'sampled', so no "
                 "pair has a refusal and an answer; use {here}.labels=labeller, or {here}.pairs=contrast"
             )
+        if self.num_samples > 2 and self.pairs != "sampled":
+            raise ValueError(
+                f"{{here}}.num_samples is {self.num_samples}, but {{here}}.pairs is {self.pairs!r}, which compares two "
+                "replies to each prompt; use {here}.pairs=sampled, or {here}.num_samples=2"
+            )
         return self
+
+    def key(self) -> dict[str, Any]:
+        """Two samples are not in it: results from before this setting have two, and stay valid."""
+        return {name: value for name, value in super().key().items() if (name, value) != ("num_samples", 2)}
 
     @property
     def compares_openings(self) -> bool:
@@ -93,11 +104,11 @@ class PreferencesConfig(PoolSizes):
         return self.labels == "labeller"
 
     def labelled_prompts(self, prepared: Prepared) -> list[Prompt]:
-        """The prompts whose comparisons the labeller judges."""
-        return self.training_prompts(prepared.prompts)
+        """The prompt of each comparison that the labeller judges, if no reply is dropped."""
+        return [prompt for prompt in self.training_prompts(prepared.prompts) for _ in range(self.num_samples // 2)]
 
     def compared_prompts(self, prepared: Prepared) -> list[Prompt]:
-        """The prompts of all comparisons including contrasts, if no reply is empty."""
+        """The prompt of each comparison including contrasts, if no reply is dropped."""
         written = prepared.constitution.contrast_prompts(self.num_contrasts)
         return self.labelled_prompts(prepared) + [prompt for _, *both in written for prompt in both]
 
@@ -172,7 +183,8 @@ class Preferences(Stage):
             return Cost.of_roles({"policy_engine": policy})
         [(field, engine)] = prepared.config.feedback_engines("preferences").items()
         placeholders = [
-            Comparison(id=prompt.id, prompt=prompt, reply_a="a", reply_b="b", seed_a=0, seed_b=0) for prompt in labelled
+            Comparison(id=str(number), prompt=prompt, reply_a="a", reply_b="b", seed_a=0, seed_b=0)
+            for number, prompt in enumerate(labelled)
         ]
         tokens = 4 * TOKENS_PER_TURN + longest
         asked = (placeholders, engine, config.labeller, prepared.constitution, seed, PURPOSE, tokens)

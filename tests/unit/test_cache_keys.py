@@ -89,6 +89,7 @@ FIXED = {
     "write.num_ordinary": "changes which stages run",
     "critique.engine": "a section",
     "preferences.engine": "a section",
+    "preferences.num_samples": "needs preferences.pairs=sampled",
     "engine.serve": "not together with an address",
     "engine.price_per_million_tokens": "a section",
     "engine.prompts": "needs a tokenizer",

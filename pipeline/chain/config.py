@@ -71,8 +71,11 @@ class Config(Settings):
     """The name of the configuration in the report."""
     seed: int = 0
     """The seed of every random draw."""
+    rounds: int = Field(default=1, ge=1)
+    """How often preferences and align run (and reward, if the method needs it). In each round after the first, the
+    newest policy gives the replies that are compared, and training starts from it."""
     until: Annotated[Until, RUNTIME] = "report"
-    """The last stage to run."""
+    """The last stage to run; of several rounds, in the last one."""
     output_dir: Annotated[str, RUNTIME] = "outputs"
     """The folder with cache/ and runs/."""
     name: Annotated[str | None, RUNTIME] = None
@@ -86,6 +89,10 @@ class Config(Settings):
     def feedback_engine(self, section: Literal["write", "critique", "preferences"]) -> EngineConfig:
         """The engine of the writer, the critic or the labeller."""
         return next(iter(self.feedback_engines(section).values()))
+
+    def key(self) -> dict[str, Any]:
+        """One round is not in it: runs from before this setting have one, and keep their names."""
+        return {name: value for name, value in super().key().items() if (name, value) != ("rounds", 1)}
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -126,6 +133,29 @@ class Config(Settings):
                     f"log-probabilities for a given reply; use {section}.kind={' or '.join(others)}, or, with "
                     f"a server that can, {field}.prompts=tokens and {field}.scores=vllm or sglang"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_rounds(self) -> Self:
+        """Refuse a second round whose replies would not be those of the newest policy."""
+        if self.rounds == 1:
+            return self
+        several = f"rounds is {self.rounds}, but"
+        if not METHODS[self.align.method].reads_preferences:
+            raise ValueError(
+                f"{several} align.method is {self.align.method!r}, which samples from the newest policy at every step; "
+                "use rounds=1, or align=dpo_whole"
+            )
+        if self.preferences.pairs != "sampled":
+            raise ValueError(
+                f"{several} preferences.pairs is {self.preferences.pairs!r}, whose replies are not all sampled from "
+                "the policy; use rounds=1, or preferences.pairs=sampled"
+            )
+        if self.preferences.num_contrasts:
+            raise ValueError(
+                f"{several} preferences.num_contrasts is {self.preferences.num_contrasts}, whose replies are not "
+                "sampled from the policy; use rounds=1, or preferences.num_contrasts=0"
+            )
         return self
 
     @model_validator(mode="after")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -37,13 +39,17 @@ class Job:
     """Everything that a process needs to run a stage. The parent process resolves all of it, so all ranks agree."""
 
     stage: str
+    task: str
+    """The stage and its round."""
+    policy: str
+    """The task that made the policy."""
     run_name: str
     config: Config
     constitution: Constitution
     folders: Mapping[str, Path]
     cache_key: str
     input_keys: Mapping[str, str]
-    """stage → cache key"""
+    """task → cache key"""
     out: Path
 
 
@@ -64,7 +70,8 @@ def execute(job: Job) -> Result:
     tracker = _tracker(job, stage) if distributed.is_main() else NoTracker()
     meter = Meter()
     context = Context(
-        stage=job.stage,
+        stage=job.task,
+        policy=job.policy,
         reads=stage.reads(job.config, job.constitution),
         folders=job.folders,
         out=job.out,
@@ -76,7 +83,7 @@ def execute(job: Job) -> Result:
     try:
         metrics = stage.run(stage.config(job.config), context)
         tracker.log({f"{job.stage}/{k}": v for k, v in metrics.items() if isinstance(v, int | float)})
-        tracker.artifact(job.stage, job.cache_key, job.out, dict(job.input_keys))
+        tracker.artifact(job.task, job.cache_key, job.out, dict(job.input_keys))
     finally:
         for name in ENGINES:
             ENGINES[name].release()
@@ -93,7 +100,7 @@ def execute(job: Job) -> Result:
 
 def _tracker(job: Job, stage: Stage) -> Tracker:
     settings = {
-        "stage": job.stage,
+        "stage": job.task,
         "cache_key": job.cache_key,
         job.stage: to_plain(stage.config(job.config)),
         "model": to_plain(job.config.model),
@@ -101,7 +108,25 @@ def _tracker(job: Job, stage: Stage) -> Tracker:
         "constitution": f"{job.constitution.name} {job.constitution.version}",
     }
     folder = Path(job.config.output_dir).expanduser() / "tracking"
-    return open_tracker(job.config.tracking, job.run_name, job.stage, settings, folder)
+    return open_tracker(job.config.tracking, job.run_name, job.task, settings, folder)
+
+
+def environment(config: Config) -> dict[str, str]:
+    """Packages and hardware, for manifests."""
+    import torch
+
+    from pipeline.engines.models import resolve_precision
+
+    packages = ("cai", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
+    return {
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in packages},
+        "device": device,
+        "precision": str(resolve_precision(config.model.precision)).removeprefix("torch."),
+        "num_processes": str(config.launch.world_size),
+        "sharding": config.launch.sharding,
+    }
 
 
 RunRanks = Callable[[dict[str, Any], LaunchConfig, Path], int]
@@ -120,7 +145,7 @@ def start(job: Job, run_ranks: RunRanks) -> Result:
     launch = job.config.launch
     code = run_ranks(_to_json(job), launch, work)
     if code != 0 or not (work / RESULT).exists():
-        raise StageError(f"{job.stage} failed on one of its {launch.world_size} ranks (see above).")
+        raise StageError(f"{job.task} failed on one of its {launch.world_size} ranks (see above).")
     result = json.loads((work / RESULT).read_text(encoding="utf-8"))
     return Result(**{**result, "usage": {name: Usage(**used) for name, used in result["usage"].items()}})
 
@@ -128,6 +153,8 @@ def start(job: Job, run_ranks: RunRanks) -> Result:
 def _to_json(job: Job) -> dict[str, Any]:
     return {
         "stage": job.stage,
+        "task": job.task,
+        "policy": job.policy,
         "run_name": job.run_name,
         "config": to_plain(job.config),
         "constitution": job.constitution.model_dump(mode="json"),
@@ -208,6 +235,8 @@ def _job(data: dict[str, Any]) -> Job:
     """The job of a file; its configuration is checked again, for this machine may lack a file that it names."""
     return Job(
         stage=data["stage"],
+        task=data["task"],
+        policy=data["policy"],
         run_name=data["run_name"],
         config=to_config(data["config"]),
         constitution=Constitution.model_validate(data["constitution"]),

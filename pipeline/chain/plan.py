@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.chain.config import Config
-from pipeline.chain.order import cache_folder, fields_for_key, folder_name, needs_of, stages_of
+from pipeline.chain.order import cache_folder, fields_for_key, folder_name, inputs_of, tasks_of
 from pipeline.core.cache import Manifest
 from pipeline.core.stage import Cost, Prepared
 from pipeline.engines.base import EngineConfig
@@ -18,6 +18,7 @@ COUNTED = ("num_calls", "num_tokens_written", "num_tokens_read", "num_steps")
 @dataclass(frozen=True)
 class Step:
     stage: str
+    """The stage, and its round after the first: the name of a task."""
     state: str
     folder: str
     cost: Cost
@@ -28,21 +29,22 @@ def plan(prepared: Prepared) -> list[Step]:
     config = prepared.config
     made: dict[str, Manifest] = {}
     steps = []
-    for stage in stages_of(config):
-        missing = [name for name in needs_of(stage, config) if name not in made]
+    for task in tasks_of(config):
+        cost = task.stage.cost(replace(prepared, config=task.config(config)))
+        missing = [name for name in inputs_of(task, config).values() if name not in made]
         if missing:
-            before = any(cache_folder(config.output_dir).glob(f"{stage.name}-*"))
+            before = any(cache_folder(config.output_dir).glob(f"{task.name}-*"))
             state = f"runs, unless {missing[0]} gives the same outputs as before" if before else "runs"
-            steps.append(Step(stage.name, state, "", stage.cost(prepared)))
+            steps.append(Step(task.name, state, "", cost))
             continue
-        name = folder_name(stage, fields_for_key(stage, config, prepared.constitution, made))
+        name = folder_name(task, fields_for_key(task, config, prepared.constitution, made))
         folder = cache_folder(config.output_dir) / name
         if manifest := Manifest.read(folder):
-            made[stage.name] = manifest
-            steps.append(Step(stage.name, "cached", name, Cost()))
+            made[task.name] = manifest
+            steps.append(Step(task.name, "cached", name, Cost()))
         else:
             unfinished = folder.with_name(f"{name}.partial").exists()
-            steps.append(Step(stage.name, "resumes" if unfinished else "runs", name, stage.cost(prepared)))
+            steps.append(Step(task.name, "resumes" if unfinished else "runs", name, cost))
     return steps
 
 
@@ -83,7 +85,7 @@ def reach_engines(prepared: Prepared) -> None:
         ConfigError: an engine does not answer.
     """
     config = prepared.config
-    stages = {stage.name: stage for stage in stages_of(config)}
+    stages = {task.name: task.stage for task in tasks_of(config)}
     asked = [stages[step.stage] for step in plan(prepared) if step.state != "cached"]
     uses = [
         (field, engine, field in stage.read_choices(config))

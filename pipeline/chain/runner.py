@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import errno
-import importlib.metadata
 import json
-import os
-import platform
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,7 +16,16 @@ from typing import Any
 from pipeline.chain import launch, machines
 from pipeline.chain.checkpoints import slug
 from pipeline.chain.config import Config, to_plain
-from pipeline.chain.order import CHAIN, cache_folder, fields_for_key, folder_name, needs_of, runs_folder, stages_of
+from pipeline.chain.order import (
+    CHAIN,
+    Task,
+    cache_folder,
+    fields_for_key,
+    folder_name,
+    inputs_of,
+    runs_folder,
+    tasks_of,
+)
 from pipeline.chain.plan import reach_engines
 from pipeline.chain.preflight import check_stages, read_inputs
 from pipeline.chain.rendering import table
@@ -33,15 +39,15 @@ from pipeline.core.errors import CaiError, ConfigError, StageError
 from pipeline.core.locks import locked
 from pipeline.core.log import duration, logged_to, say, warn
 from pipeline.core.memory import free_memory
-from pipeline.core.stage import Prepared, Stage
+from pipeline.core.stage import Prepared
 from pipeline.report.write import FILES, TABLES
 
 
 @dataclass(frozen=True)
 class Finished:
-    """One finished stage of a run. ``cached``: this run reused it."""
+    """One finished task of a run. ``cached``: this run reused it."""
 
-    stage: Stage
+    task: Task
     folder: Path
     manifest: Manifest
     cached: bool
@@ -52,6 +58,7 @@ class Run:
     name: str
     folder: Path
     stages: dict[str, Finished]
+    """By the names of their tasks, in order."""
 
     @property
     def gate(self) -> str | None:
@@ -81,12 +88,12 @@ def _run(prepared: Prepared, name: str, folder: Path) -> Run:
     with logged_to(folder), machines.crew(config.launch) as run_ranks:
         _announce(name, folder, config, prepared)
         done: dict[str, Finished] = {}
-        for number, stage in enumerate(stages_of(config), start=1):
+        for number, task in enumerate(tasks_of(config), start=1):
             made = {name: finished.manifest for name, finished in done.items()}
-            fields = fields_for_key(stage, config, constitution, made)
-            _record(folder, done, making=folder_name(stage, fields))
-            done[stage.name] = _ensure(stage, fields, prepared, done, name, run_ranks)
-            link(done[stage.name].folder, folder / f"{number}-{stage.name}")
+            fields = fields_for_key(task, config, constitution, made)
+            _record(folder, done, making=folder_name(task, fields))
+            done[task.name] = _ensure(task, fields, prepared, done, name, run_ranks)
+            link(done[task.name].folder, folder / f"{number}-{task.name}")
         _record(folder, done)
         _finish(folder, done, time.perf_counter() - started)
     return Run(name=name, folder=folder, stages=done)
@@ -95,12 +102,12 @@ def _run(prepared: Prepared, name: str, folder: Path) -> Run:
 def is_finished(prepared: Prepared) -> bool:
     """Whether every stage of the run is in the cache."""
     made: dict[str, Manifest] = {}
-    for stage in stages_of(prepared.config):
-        fields = fields_for_key(stage, prepared.config, prepared.constitution, made)
-        manifest = Manifest.read(cache_folder(prepared.config.output_dir) / folder_name(stage, fields))
+    for task in tasks_of(prepared.config):
+        fields = fields_for_key(task, prepared.config, prepared.constitution, made)
+        manifest = Manifest.read(cache_folder(prepared.config.output_dir) / folder_name(task, fields))
         if manifest is None:
             return False
-        made[stage.name] = manifest
+        made[task.name] = manifest
     return True
 
 
@@ -156,28 +163,28 @@ def _record(folder: Path, done: dict[str, Finished], making: str | None = None) 
 
 
 def _ensure(
-    stage: Stage,
+    task: Task,
     fields: dict[str, Any],
     prepared: Prepared,
     done: dict[str, Finished],
     name: str,
     run_ranks: launch.RunRanks,
 ) -> Finished:
-    """Reuse the finished stage, or run it while holding its lock."""
-    final = cache_folder(prepared.config.output_dir) / folder_name(stage, fields)
+    """Reuse the finished task, or run it while holding its lock."""
+    final = cache_folder(prepared.config.output_dir) / folder_name(task, fields)
     if manifest := Manifest.read(final):
-        say(f"{stage.name}: cached ({final.name})")
-        return Finished(stage, final, manifest, cached=True)
+        say(f"{task.name}: cached ({final.name})")
+        return Finished(task, final, manifest, cached=True)
     with locked(final.parent / ".locks" / final.name, prepared.config.launch.num_machines > 1):
         if manifest := Manifest.read(final):  # another run finished it while this one waited
-            say(f"{stage.name}: finished by another run ({final.name})")
-            return Finished(stage, final, manifest, cached=True)
-        manifest = _make(stage, fields, final, prepared, done, name, run_ranks)
-        return Finished(stage, final, manifest, cached=False)
+            say(f"{task.name}: finished by another run ({final.name})")
+            return Finished(task, final, manifest, cached=True)
+        manifest = _make(task, fields, final, prepared, done, name, run_ranks)
+        return Finished(task, final, manifest, cached=False)
 
 
 def _make(
-    stage: Stage,
+    task: Task,
     fields: dict[str, Any],
     final: Path,
     prepared: Prepared,
@@ -186,8 +193,8 @@ def _make(
     run_ranks: launch.RunRanks,
 ) -> Manifest:
     config, partial = prepared.config, final.with_name(f"{final.name}.partial")
-    needs = needs_of(stage, config)
-    for other in needs:  # a damaged input would give a wrong result under the right key
+    stage, inputs = task.stage, inputs_of(task, config)
+    for other in inputs.values():  # a damaged input would give a wrong result under the right key
         done[other].manifest.verify(done[other].folder)
     if final.exists():  # without a manifest it may be anything: don't use it, don't delete it
         aside = final.with_name(f"{final.name}.damaged-{int(time.time())}")
@@ -195,28 +202,30 @@ def _make(
         final.rename(aside)
     resumed = partial.exists()
     partial.mkdir(parents=True, exist_ok=True)
-    say(f"{stage.name}: {'resuming' if resumed else 'making'} {final.name}")
+    say(f"{task.name}: {'resuming' if resumed else 'making'} {final.name}")
     started_at, started = datetime.now(UTC), time.perf_counter()
     job = launch.Job(
         stage=stage.name,
+        task=task.name,
+        policy=inputs.get("sft", "sft"),
         run_name=name,
-        config=config,
+        config=task.config(config),
         constitution=prepared.constitution,
-        folders={other: done[other].folder for other in needs},
+        folders={other: done[source].folder for other, source in inputs.items()},
         cache_key=cache_key(fields),
-        input_keys={other: done[other].manifest.cache_key for other in needs},
+        input_keys={source: done[source].manifest.cache_key for source in inputs.values()},
         out=partial,
     )
-    with _explained(stage, partial):
+    with _explained(task.name, partial):
         parallel = stage.parallel and config.launch.world_size > 1
         result = launch.start(job, run_ranks) if parallel else launch.execute(job)
         outputs = hash_files(partial, (path for pattern in stage.outputs for path in partial.glob(pattern)))
-        assert outputs, f"{stage.name} made nothing"
+        assert outputs, f"{task.name} made nothing"
         manifest = Manifest(
-            stage=stage.name,
+            stage=task.name,
             cache_key=cache_key(fields),
             fields=fields,
-            inputs={other: done[other].folder.name for other in needs},
+            inputs={source: done[source].folder.name for source in inputs.values()},
             outputs=outputs,
             content_hash=cache_key(outputs),
             metrics=result.metrics,
@@ -227,11 +236,11 @@ def _make(
             usage=result.usage,
             peak_memory_gib=result.peak_memory_gib,
             started=started_at.isoformat(timespec="seconds"),
-            environment=_environment(config),
+            environment=launch.environment(config),
         )
         commit(partial, final, manifest)
         shutil.rmtree(final / WORK, ignore_errors=True)
-    say(f"{stage.name}: done in {duration(manifest.seconds)}")
+    say(f"{task.name}: done in {duration(manifest.seconds)}")
     for name, used in result.usage.items():
         say(f"  {name}: {used}")
     free_memory()
@@ -239,7 +248,7 @@ def _make(
 
 
 @contextmanager
-def _explained(stage: Stage, partial: Path) -> Iterator[None]:
+def _explained(task: str, partial: Path) -> Iterator[None]:
     """Turn a full disk and a lack of memory into a StageError. Other errors are raised unchanged."""
     try:
         yield
@@ -250,31 +259,13 @@ def _explained(stage: Stage, partial: Path) -> Iterator[None]:
         if getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT} or "no space left" in problem:
             place = getattr(error, "filename", None) or partial.parent
             raise StageError(
-                f"{stage.name}: the disk of {place} is full; free some space and run the same command again to "
-                "continue."
+                f"{task}: the disk of {place} is full; free some space and run the same command again to continue."
             ) from None
         if isinstance(error, MemoryError) or "out of memory" in problem or "can't allocate memory" in problem:
             raise StageError(
-                f"{stage.name}: out of memory; lower launch.batch_rows or launch.per_device_batch_size and run again."
+                f"{task}: out of memory; lower launch.batch_rows or launch.per_device_batch_size and run again."
             ) from None
         raise
-
-
-def _environment(config: Config) -> dict[str, str]:
-    import torch
-
-    from pipeline.engines.models import resolve_precision
-
-    packages = ("cai", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
-    return {
-        "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in packages},
-        "device": device,
-        "precision": str(resolve_precision(config.model.precision)).removeprefix("torch."),
-        "num_processes": str(config.launch.world_size),
-        "sharding": config.launch.sharding,
-    }
 
 
 def _finish(folder: Path, done: dict[str, Finished], seconds: float) -> None:
@@ -282,8 +273,9 @@ def _finish(folder: Path, done: dict[str, Finished], seconds: float) -> None:
         for name in FILES:
             shutil.copyfile(report.folder / name, folder / name)
         link(report.folder / TABLES, folder / TABLES)
-    if align := done.get("align"):
-        link(align.folder / "model", folder / "checkpoint")
+    aligned = [finished for finished in done.values() if finished.task.stage.name == "align"]
+    if aligned:
+        link(aligned[-1].folder / "model", folder / "checkpoint")
     made = [finished for finished in done.values() if not finished.cached]
     busy = sum(finished.manifest.busy_seconds for finished in made)
     share = f", {100 * (1 - busy / seconds):.0f} % of it outside generating, scoring and training" if busy else ""
@@ -292,6 +284,6 @@ def _finish(folder: Path, done: dict[str, Finished], seconds: float) -> None:
     say(f"finished in {duration(seconds)} ({len(made)} of {len(done)} stages made{share}{memory})")
     if "report" in done:
         say(f"report: {folder / 'report.html'}")
-        if "align" in done:
+        if aligned:
             say(f"checkpoint: {folder / 'checkpoint'}")
         say_gate(done["report"].manifest.metrics)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.chain.checkpoints import read_config
-from pipeline.chain.order import CHAIN, runs_folder, stages_of
+from pipeline.chain.config import Config
+from pipeline.chain.order import CHAIN, runs_folder, tasks_of
 from pipeline.constitution.files import load_constitution
 from pipeline.constitution.paper import deviations_from_paper
 from pipeline.core.cache import WORK, Manifest
@@ -21,7 +22,7 @@ RUN_FILE = "run.json"
 
 
 def status(output_dir: str, name: str) -> list[tuple[str, str, str]]:
-    """(stage, state, details) of every stage of a run. ``name`` is the name or folder of the run, or ``latest``."""
+    """(task, state, details) of every task of a run. ``name`` is the name or folder of the run, or ``latest``."""
     folder = find_run(output_dir, name)
     try:
         record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
@@ -32,14 +33,19 @@ def status(output_dir: str, name: str) -> list[tuple[str, str, str]]:
         raise ArtifactError(f"{folder / 'run.json'} is damaged; run the same command again to rewrite it.") from None
     cache = _cache_of(folder)
     rows = []
-    for stage in (stage.name for stage in stages_of(read_config(folder).model_copy(update={"until": CHAIN[-1]}))):
-        if stage in stages and (manifest := Manifest.read(cache / stages[stage])):
-            rows.append((stage, "done", f"{duration(manifest.seconds)}, {manifest.started}"))
-        elif making and making.startswith(f"{stage}-"):
-            rows.append((stage, "not finished", _unfinished(cache / f"{making}.partial")))
+    for task in _whole(read_config(folder)):
+        if task in stages and (manifest := Manifest.read(cache / stages[task])):
+            rows.append((task, "done", f"{duration(manifest.seconds)}, {manifest.started}"))
+        elif making and making.rpartition("-")[0] == task:
+            rows.append((task, "not finished", _unfinished(cache / f"{making}.partial")))
         else:
-            rows.append((stage, "not started", ""))
+            rows.append((task, "not started", ""))
     return rows
+
+
+def _whole(config: Config) -> list[str]:
+    """The tasks of a run that goes on to its report."""
+    return [task.name for task in tasks_of(config.model_copy(update={"until": CHAIN[-1]}))]
 
 
 def find_run(output_dir: str, name: str) -> Path:
@@ -78,8 +84,8 @@ def report_anew(output_dir: str, name: str, guidelines: str | None) -> str | Non
     folder = find_run(output_dir, name).resolve()
     config = read_config(folder)
     constitution = load_constitution(folder / "constitution.yaml")
-    stages = {stage: next(folder.glob(f"[0-9]*-{stage}"), None) for stage in CHAIN if stage != "report"}
-    finished = {stage: path.resolve() for stage, path in stages.items() if path and Manifest.read(path)}
+    links = {task: next(folder.glob(f"[0-9]*-{task}"), None) for task in _whole(config) if task != "report"}
+    finished = {task: path.resolve() for task, path in links.items() if path and Manifest.read(path)}
     if "evaluate" not in finished:
         raise ArtifactError(f"run {folder.name} has no finished evaluation; run it again without until=.")
     report = build_report(

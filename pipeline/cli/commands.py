@@ -166,8 +166,10 @@ def _status(args: argparse.Namespace) -> int:
     from pipeline.chain.runs import find_run, status
 
     print(find_run(args.output_dir, args.run).resolve().name)
-    for stage, state, detail in status(args.output_dir, args.run):
-        print(f"  {stage:<12} {state:<13} {detail}".rstrip())
+    rows = status(args.output_dir, args.run)
+    width = max(len(task) for task, _, _ in rows)
+    for task, state, detail in rows:
+        print(f"  {task:<{width}} {state:<13} {detail}".rstrip())
     return 0
 
 

@@ -46,6 +46,10 @@ def deviations_from_paper(config: Config, constitution: Constitution) -> list[st
             f"{preferences.labeller.num_principles} principles per label instead of 1",
         ),
         (preferences.temperature != 1, f"pairs sampled at T = {preferences.temperature:g} instead of 1"),
+        (
+            config.rounds > 1,
+            f"{config.rounds} rounds of labels and alignment, each on the newest policy's replies",
+        ),
         (asked, "AI labels for helpfulness as well; the paper uses human ones"),
         (align.method != "ppo", f"{align.method.upper()} {_on(align)} instead of PPO against a preference model"),
         (align.method == "ppo" and align.rewards.keys() != {"reward_model"}, f"PPO {_on(align)}"),

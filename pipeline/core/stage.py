@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.records import Message, Prompt
 
 Metrics = dict[str, Any]
+ROUND = "-round-"
 WEIGHTS = ("model/*.safetensors", "model/tokenizer.json", "model/chat_template.jinja")
 
 
@@ -132,6 +133,11 @@ class Prepared:
         return max((row.longest for row in self.rendering if row.what.startswith(f"{stage}:")), default=0)
 
 
+def stage_of(task: str) -> str:
+    """The stage of a task: of ``align-round-2`` it is ``align``."""
+    return task.partition(ROUND)[0]
+
+
 class Stage(ABC):
     """One step of the chain. Subclasses are stateless."""
 
@@ -150,6 +156,10 @@ class Stage(ABC):
     """Its cache key holds the cache keys of its inputs, because it also reads their metrics."""
     trains: ClassVar[bool] = True
     """False: it also runs in ``cai evaluate``."""
+    repeats: ClassVar[bool] = False
+    """It runs in each round (``rounds``). What it knows as the folder of ``sft`` is then that of the newest policy."""
+    reads_every_round: ClassVar[bool] = False
+    """It reads the folders of all rounds, by the names of their tasks; other stages read only the newest."""
 
     def config(self, config: Config) -> Any:
         """The stage's own section."""
@@ -219,8 +229,9 @@ def key_fields(stage: Stage, config: Config, constitution: Constitution, inputs:
 class Context:
     """What a stage may read besides its own section.
 
-    ``out``, ``launch``, ``tracker`` and ``meter`` say where and how it runs. All other attributes are the values that
-    ``reads`` declares; an undeclared one raises ``UndeclaredReadError``.
+    ``out``, ``launch``, ``tracker`` and ``meter`` say where and how it runs, and ``policy`` what its policy is called:
+    ``sft``, or the task that aligned it (in ``folders`` it is ``sft`` in all rounds). All other attributes are the
+    values that ``reads`` declares; an undeclared one raises ``UndeclaredReadError``.
     """
 
     if TYPE_CHECKING:  # declared by the stages that read them
@@ -249,9 +260,10 @@ class Context:
         launch: LaunchConfig,
         tracker: Tracker | None = None,
         meter: Meter | None = None,
+        policy: str = "sft",
     ) -> None:
         self._stage, self._reads, self._folders = stage, dict(reads), dict(folders)
-        self.out, self.launch = out, launch
+        self.out, self.launch, self.policy = out, launch, policy
         self.tracker: Tracker = tracker or NoTracker()
         self.meter = meter or Meter()
 

@@ -1,4 +1,4 @@
-"""The replies that are compared: two or more for each prompt, sampled from the SFT model and the base model."""
+"""The replies that are compared: two or more for each prompt, sampled from the policy and the base model."""
 
 from __future__ import annotations
 
@@ -44,12 +44,13 @@ class Sampler:
         return self.num_empty + self.num_identical + self.num_unanswered
 
     def sampled_pairs(self, prompts: Sequence[Prompt]) -> list[Comparison]:
-        """Samples of the SFT model in pairs (Bai et al. 2022, section 4.1), half as many pairs as samples.
+        """Samples of the policy in pairs (Bai et al. 2022, section 4.1), half as many pairs as samples.
 
         Each sample is in one pair at most, so labels are independent and every reply counts once. In all six pairs of
         four samples, each reply would be judged and trained on three times.
         """
-        return self._pairs(prompts, *(self._whole("sft", prompts, side) for side in _sides(self._config.num_samples)))
+        policy, sides = self._context.policy, _sides(self._config.num_samples)
+        return self._pairs(prompts, *(self._whole(policy, prompts, side) for side in sides))
 
     def contrast_pairs(self, prompts: Sequence[Prompt]) -> list[Comparison]:
         """A is a reply of the SFT model with the start of a refusal as prefill; B is a reply of the base model. Each
@@ -110,7 +111,8 @@ class Sampler:
     def _refusals(self, prompts: Sequence[Prompt]) -> Replies:
         """Whole refusals by the SFT model, which begin as those of the constitution do."""
         begun = self._context.constitution.opening()
-        kept = self._replies("sft", prompts, "a", "replies of sft that decline", prefix=begun)
+        policy = self._context.policy
+        kept = self._replies(policy, prompts, "a", f"replies of {policy} that decline", prefix=begun)
         return {prompt_id: (_tidied(reply, begun), False) for prompt_id, reply in kept.items()}
 
     def _beginnings(self, prompts: Sequence[Prompt]) -> Replies:

@@ -133,7 +133,11 @@ class Method(ABC):
     @abstractmethod
     def train(self, config: Any, context: Context) -> tuple[Metrics, History]:
         """Train from the SFT model, which is also the reference, and write ``model`` (and ``adapter``) to
-        ``context.out``. Returns metrics and one dict of numbers per logged step."""
+        ``context.out``. In later rounds, the newest policy is in the folder of ``sft``.
+
+        Returns:
+            metrics, and one dict of numbers per logged step.
+        """
 
 
 METHODS: Registry[Method] = Registry("method", "method")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.constitution.schema import Constitution
 from pipeline.core.cache import Manifest
+from pipeline.core.stage import stage_of
 from pipeline.engines.models import ModelConfig, short_name
 from pipeline.evals.changes import base_measure, change_pairs
 from pipeline.evals.gate import find_guidelines, load_guidelines, rule
@@ -36,19 +37,30 @@ class Report:
     gate: Gate | None
     verdicts: list[Verdict]
     manifests: dict[str, Manifest]
+    """task (a stage, or ``align-round-2``) → its manifest, in the order of the run"""
     folders: dict[str, str]
-    """stage → name of its folder in the run"""
+    """task → name of its folder in the run"""
     constitution: Constitution | None = None
     exchanges: list[Exchange] = field(default_factory=list)
     rows: list[TrainingRow] = field(default_factory=list)
     preferences: list[Preference] = field(default_factory=list)
+    """Those of the last round."""
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """training stage → logged steps: dicts with ``step``, ``loss`` and the trainer's other metrics (reward, kl)"""
+    """training task → logged steps: dicts with ``step``, ``loss`` and the trainer's other metrics (reward, kl)"""
 
     def names(self) -> list[str]:
         """The names of the measures, in the order of the table."""
         known = {name for measures in self.results.measures.values() for name in measures}
         return [name for name in all_measures() if name in known]
+
+    @property
+    def num_rounds(self) -> int:
+        """How often the policy was aligned."""
+        return sum(stage_of(task) == "align" for task in self.manifests)
+
+    def newest(self, stage: str) -> str:
+        """The last task of a stage; the stage itself if it has not run."""
+        return newest(stage, self.manifests)
 
     def title_of(self, name: str) -> str:
         return all_measures()[name].title
@@ -86,6 +98,11 @@ class Report:
         ]
 
 
+def newest(stage: str, tasks: Iterable[str]) -> str:
+    """The last of the tasks of a stage; the stage itself if there is none."""
+    return ([stage] + [task for task in tasks if stage_of(task) == stage])[-1]
+
+
 def whole_manifest(folder: Path) -> Manifest:
     """Read the manifest of a finished stage, and check its record files by their hashes.
 
@@ -114,7 +131,10 @@ def build_report(
     deviations: list[str],
     constitution: Constitution,
 ) -> Report:
-    """Read the finished stages of a run: of the whole chain, or of an evaluation alone.
+    """Read the finished tasks of a run: of the whole chain, or of an evaluation alone.
+
+    Args:
+        folders: task → folder, in the order of the run.
 
     Raises:
         ArtifactError: a record file is missing or was changed.
@@ -141,15 +161,17 @@ def build_report(
         constitution=constitution if trained else None,
         exchanges=_records(folders, "critique", "exchanges.jsonl", Exchange),
         rows=_records(folders, "sft", "rows.jsonl", TrainingRow),
-        preferences=_records(folders, "preferences", "preferences.jsonl", Preference),
+        preferences=_records(folders, newest("preferences", folders), "preferences.jsonl", Preference),
         histories={
-            name: _history(folders[name], manifests[name]) for name in ("sft", "reward", "align") if name in folders
+            name: _history(folder, manifests[name])
+            for name, folder in folders.items()
+            if stage_of(name) in ("sft", "reward", "align")
         },
     )
 
 
-def _records(folders: Mapping[str, Path], stage: str, file: str, kind: type[RecordT]) -> list[RecordT]:
-    return list(read_records(folders[stage] / file, kind)) if stage in folders else []
+def _records(folders: Mapping[str, Path], task: str, file: str, kind: type[RecordT]) -> list[RecordT]:
+    return list(read_records(folders[task] / file, kind)) if task in folders else []
 
 
 def _history(folder: Path, manifest: Manifest) -> list[dict[str, float]]:

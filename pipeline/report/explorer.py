@@ -64,7 +64,10 @@ def explorer_data(report: Report) -> dict[str, Any]:
             "id": "labels",
             "title": "Labels",
             "facets": _PREFERENCE_FACETS,
-            "entries": [_preference(preference, folders, texts) for preference in report.preferences],
+            "entries": [
+                _preference(preference, _file(folders, report.newest("preferences"), "preferences.jsonl"), texts)
+                for preference in report.preferences
+            ],
         },
     ]
     return {
@@ -180,7 +183,7 @@ def _exchange(exchange: Exchange, rows: dict[str, list[str]], folders: dict[str,
     }
 
 
-def _preference(preference: Preference, folders: dict[str, str], texts: Texts) -> Entry:
+def _preference(preference: Preference, file: str, texts: Texts) -> Entry:
     comparison = preference.comparison
     return {
         "id": f"l:{comparison.id}",
@@ -208,7 +211,7 @@ def _preference(preference: Preference, folders: dict[str, str], texts: Texts) -
             _prompt_lineage(comparison.prompt),
             [("labeller", preference.labeller), ("template", preference.template)],
             [("seed of A", comparison.seed_a), ("seed of B", comparison.seed_b)],
-            [("file", _file(folders, "preferences", "preferences.jsonl"))],
+            [("file", file)],
         ),
     }
 
@@ -247,8 +250,8 @@ def _row_lineage(rows: dict[str, list[str]], prompt: Prompt, folders: dict[str, 
     return [("training row", f"{row} in {file}") for row in rows.get(prompt.id, [])]
 
 
-def _file(folders: dict[str, str], stage: str, name: str) -> str:
-    return f"{folders[stage]}/{name}" if stage in folders else name
+def _file(folders: dict[str, str], task: str, name: str) -> str:
+    return f"{folders[task]}/{name}" if task in folders else name
 
 
 def _lineage(texts: Texts, *parts: Sequence[tuple[str, Any]]) -> list[list[int]]:

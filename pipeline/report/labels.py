@@ -14,13 +14,15 @@ SHOWN_AS = ("labels that turn",)
 
 
 def made_of(report: Report) -> MadeOf | None:
-    """None for a run without labels, and for one of a version that did not measure it."""
-    return MadeOf.of_metrics(report.manifests["preferences"].metrics) if "preferences" in report.manifests else None
+    """Of the last round. None for a run without labels, and for one of a version that did not measure it."""
+    manifest = report.manifests.get(report.newest("preferences"))
+    return MadeOf.of_metrics(manifest.metrics) if manifest else None
 
 
 def sentence(report: Report) -> str:
     """What the labels are made of; empty if it is not known."""
-    return said(found) if (found := made_of(report)) else ""
+    of_several = f"In the last of {report.num_rounds} rounds: " if report.num_rounds > 1 else ""
+    return f"{of_several}{said(found)}" if (found := made_of(report)) else ""
 
 
 @dataclass(frozen=True)

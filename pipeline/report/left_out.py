@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.core.stage import stage_of
 from pipeline.report.build import Report
 
 # stage → metric → what happened, why, and the metric that counts what could have been affected
@@ -77,11 +78,11 @@ class Loss:
 def losses(report: Report) -> list[Loss]:
     """Everything that a stage of the run did not use as it was, without zeros."""
     found = []
-    for stage, manifest in report.manifests.items():
-        for name, (effect, why, of) in LOSSES.get(stage, {}).items():
+    for task, manifest in report.manifests.items():
+        for name, (effect, why, of) in LOSSES.get(stage_of(task), {}).items():
             if number := _total(manifest.metrics.get(name)):
                 asked = _total(manifest.metrics.get(of))
-                found.append(Loss(stage, number, asked or None, effect, why))
+                found.append(Loss(task, number, asked or None, effect, why))
     return found
 
 

@@ -109,10 +109,11 @@ class RewardModel:
 
 
 def reward_model(report: Report) -> RewardModel | None:
-    """Return the results of the reward model that the run trained, or None if it trained none."""
-    if "reward" not in report.manifests:
+    """Return the results of the (last) reward model that the run trained, or None if it trained none."""
+    manifest = report.manifests.get(report.newest("reward"))
+    if manifest is None:
         return None
-    found = report.manifests["reward"].metrics
+    found = manifest.metrics
     return RewardModel(
         accuracy=Estimate(**found["accuracy"]),
         longer=Estimate(**found["accuracy_of_longer_reply"]),

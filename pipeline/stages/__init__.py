@@ -1,4 +1,4 @@
-"""The stages, in the order of the chain. To add one, write a class and add it here."""
+"""The stages, in the order of the chain. To add one, write a class and add it here. Those that repeat adjoin."""
 
 from pipeline.core.stage import Stage
 from pipeline.stages.align import Align

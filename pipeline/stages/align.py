@@ -1,4 +1,4 @@
-"""align: train the SFT model with the configured method, on comparisons or on rewards."""
+"""align: train the SFT model, or the newest policy, with the configured method, on comparisons or on rewards."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class Align(Stage):
 
     name, needs, outputs = "align", ("prompts", "sft", "preferences", "reward"), WEIGHTS
     version = 3
+    repeats = True
 
     def needed(self, config: Config) -> tuple[str, ...]:
         on_pairs = METHODS[config.align.method].reads_preferences

@@ -49,9 +49,10 @@ class PreferencesConfig(PoolSizes):
     """The labeller, which decides which reply is better."""
     pairs: Literal["contrast", "openings", "sampled"]
     """``contrast``: a refusal by the SFT model and a base model's reply; ``openings``: only how both begin;
-    ``sampled``: replies of the SFT model."""
+    ``sampled``: replies of the SFT model, and of the newest policy in later ``rounds``."""
     num_samples: int = Field(default=2, ge=2, multiple_of=2)
-    """With ``pairs=sampled``: how many replies are sampled for each prompt. They make half as many pairs."""
+    """With ``pairs=sampled``: how many replies are sampled for each prompt, an even number. They make half as many
+    pairs."""
     labels: Literal["labeller", "pool"] = "labeller"
     """Who gives the labels: the labeller, or the pool in which a prompt is filed (declining is right for red_team)."""
     max_opening_tokens: int = Field(default=12, ge=1)
@@ -118,6 +119,7 @@ class Preferences(Stage):
 
     name, needs, outputs = "preferences", ("prompts", "sft"), ("preferences.jsonl",)
     version = 4
+    repeats = True
 
     def wanted(self, config: Config) -> bool:
         method = METHODS[config.align.method]

@@ -35,7 +35,7 @@ class Report(Stage):
     outputs = ("report.md", "report.html", "model_card.md", "gate.json", "tables/*")
     version = 7
     parallel = trains = False
-    reads_whole_inputs = True
+    reads_whole_inputs = reads_every_round = True
 
     def reads(self, config: Config, constitution: Constitution) -> dict[str, Any]:
         return {

@@ -50,7 +50,8 @@ class RewardConfig(TrainConfig):
     """A Bradley-Terry model of the labels, trained on harmlessness and helpfulness comparisons."""
 
     init: Literal["sft", "base"] = "sft"
-    """Start from the SFT model (PPO then shares one backbone for all its models) or from the base model."""
+    """Start from the SFT model (PPO then shares one backbone for all its models) or from the base model. In later
+    ``rounds``, the newest policy takes the place of the SFT model."""
     helpful_ratio: float = Field(default=1.0, ge=0)
     """The most helpfulness comparisons (ordinary requests and look-alikes) per harmlessness comparison."""
     human: HumanPairsConfig = HumanPairsConfig()
@@ -69,6 +70,7 @@ class Reward(Stage):
     name, needs = "reward", ("sft", "preferences")
     outputs = ("scores.jsonl", "model/config.json", *WEIGHTS)
     version = 4
+    repeats = True
 
     def wanted(self, config: Config) -> bool:
         return super().wanted(config) and config.align.trains_reward_model

@@ -105,6 +105,7 @@ FIXED = {
     "evaluate.judge.engine": "another kind of judge",
     "evaluate.pair_judge": "another kind of judge",
     "reward.human": "needs a file",
+    "rounds": "changes which stages run",
     "launch.accelerate_config": "needs a file",
     "launch.sharding": "needs several processes",
     "launch.num_machines": "needs an address",

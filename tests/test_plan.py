@@ -23,6 +23,7 @@ BASES = {
     "four rounds": ["critique.num_rounds=4"],
     "every pool is revised": ["constitution=plain_speech"],
     "ab, sampled pairs": ["preferences=ab", "preferences.pairs=sampled", "preferences.labeller.min_answer_mass=0"],
+    "ab, four samples": ["preferences=feedback", "preferences.labeller.min_answer_mass=0"],
     "cot": ["preferences=cot", "preferences.labeller.num_principles=2", "preferences.labeller.min_answer_mass=0"],
     "pointwise": ["preferences=pointwise", "preferences.labeller.num_principles=2"],
 }

@@ -68,7 +68,10 @@ def test_the_report_says_which_round_a_stage_is_of(finished: tuple[Run, Config])
     result, _ = finished
     text = (result.folder / "report.md").read_text(encoding="utf-8")
     assert all(f"{number}-{task}" in text for number, task in enumerate(TASKS[:-1], start=1))
-    assert "In the last of 2 rounds: All " in text and "2 rounds of labels and alignment" in text
+    one, two = (result.stages[task].manifest.metrics["num_pairs"] for task in ("preferences", "preferences-round-2"))
+    assert one != two, "the numbers would not show which round is meant"
+    assert f"In the last of 2 rounds: All {two} labels" in text and "2 rounds of labels and alignment" in text
+    assert "6-preferences-round-2/preferences.jsonl" in (result.folder / "report.html").read_text(encoding="utf-8")
     assert "in 2 rounds" in (result.folder / "model_card.md").read_text(encoding="utf-8")
     before = text.replace("\n", "")
     assert main(["report", str(result.folder)]) == 0

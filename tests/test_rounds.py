@@ -81,7 +81,7 @@ def test_the_report_says_which_round_a_stage_is_of(finished: tuple[Run, Config])
 def test_round_two_samples_from_the_policy_of_round_one_with_other_seeds(finished: tuple[Run, Config], tmp_path: Path):
     result, config = finished
     [task] = (task for task in tasks_of(config) if task.name == "preferences-round-2")
-    own = task.config(config)
+    own = task.seeded(config)
     prompts = read_records(result.stages["prompts"].folder / "prompts.jsonl", Prompt)
     chosen = config.preferences.training_prompts(prompts)
 

@@ -30,7 +30,7 @@ class Task:
         """``align`` in the first round, ``align-round-2`` in the second."""
         return self.stage.name if self.round == 1 else f"{self.stage.name}{ROUND}{self.round}"
 
-    def config(self, config: Config) -> Config:
+    def seeded(self, config: Config) -> Config:
         """The configuration with the seed of the round, so that no round repeats the draws of another."""
         if self.round == 1:
             return config
@@ -77,7 +77,7 @@ def fields_for_key(
         name: made[source].cache_key if stage.reads_whole_inputs else made[source].content_hash
         for name, source in inputs_of(task, config).items()
     }
-    return key_fields(stage, task.config(config), constitution, inputs)
+    return key_fields(stage, task.seeded(config), constitution, inputs)
 
 
 def folder_name(task: Task, fields: dict[str, Any]) -> str:

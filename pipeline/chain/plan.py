@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.chain.config import Config
-from pipeline.chain.order import cache_folder, fields_for_key, folder_name, inputs_of, tasks_of
+from pipeline.chain.order import Task, cache_folder, fields_for_key, folder_name, inputs_of, tasks_of
 from pipeline.core.cache import Manifest
 from pipeline.core.stage import Cost, Prepared
 from pipeline.engines.base import EngineConfig
@@ -30,12 +30,11 @@ def plan(prepared: Prepared) -> list[Step]:
     made: dict[str, Manifest] = {}
     steps = []
     for task in tasks_of(config):
-        cost = task.stage.cost(replace(prepared, config=task.config(config)))
         missing = [name for name in inputs_of(task, config).values() if name not in made]
         if missing:
             before = any(cache_folder(config.output_dir).glob(f"{task.name}-*"))
             state = f"runs, unless {missing[0]} gives the same outputs as before" if before else "runs"
-            steps.append(Step(task.name, state, "", cost))
+            steps.append(Step(task.name, state, "", _cost(task, prepared)))
             continue
         name = folder_name(task, fields_for_key(task, config, prepared.constitution, made))
         folder = cache_folder(config.output_dir) / name
@@ -44,8 +43,12 @@ def plan(prepared: Prepared) -> list[Step]:
             steps.append(Step(task.name, "cached", name, Cost()))
         else:
             unfinished = folder.with_name(f"{name}.partial").exists()
-            steps.append(Step(task.name, "resumes" if unfinished else "runs", name, cost))
+            steps.append(Step(task.name, "resumes" if unfinished else "runs", name, _cost(task, prepared)))
     return steps
+
+
+def _cost(task: Task, prepared: Prepared) -> Cost:
+    return task.stage.cost(replace(prepared, config=task.seeded(prepared.config)))
 
 
 def usage(config: Config, steps: Sequence[Step]) -> list[str]:

@@ -209,7 +209,7 @@ def _make(
         task=task.name,
         policy=inputs.get("sft", "sft"),
         run_name=name,
-        config=task.config(config),
+        config=task.seeded(config),
         constitution=prepared.constitution,
         folders={other: done[source].folder for other, source in inputs.items()},
         cache_key=cache_key(fields),

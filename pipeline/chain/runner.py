@@ -196,26 +196,12 @@ def _make(
     stage, inputs = task.stage, inputs_of(task, config)
     for other in inputs.values():  # a damaged input would give a wrong result under the right key
         done[other].manifest.verify(done[other].folder)
-    if final.exists():  # without a manifest it may be anything: don't use it, don't delete it
-        aside = final.with_name(f"{final.name}.damaged-{int(time.time())}")
-        warn(f"{final} has no manifest; it is moved to {aside.name} and the stage runs again.")
-        final.rename(aside)
+    _set_aside(final)
     resumed = partial.exists()
     partial.mkdir(parents=True, exist_ok=True)
     say(f"{task.name}: {'resuming' if resumed else 'making'} {final.name}")
     started_at, started = datetime.now(UTC), time.perf_counter()
-    job = launch.Job(
-        stage=stage.name,
-        task=task.name,
-        policy=inputs.get("sft", "sft"),
-        run_name=name,
-        config=task.seeded(config),
-        constitution=prepared.constitution,
-        folders={other: done[source].folder for other, source in inputs.items()},
-        cache_key=cache_key(fields),
-        input_keys={source: done[source].manifest.cache_key for source in inputs.values()},
-        out=partial,
-    )
+    job = _job(task, fields, partial, prepared, done, name)
     with _explained(task.name, partial):
         parallel = stage.parallel and config.launch.world_size > 1
         result = launch.start(job, run_ranks) if parallel else launch.execute(job)
@@ -245,6 +231,32 @@ def _make(
         say(f"  {name}: {used}")
     free_memory()
     return manifest
+
+
+def _set_aside(final: Path) -> None:
+    """Move a folder without a manifest. It may be anything: don't use it, don't delete it."""
+    if final.exists():
+        aside = final.with_name(f"{final.name}.damaged-{int(time.time())}")
+        warn(f"{final} has no manifest; it is moved to {aside.name} and the stage runs again.")
+        final.rename(aside)
+
+
+def _job(
+    task: Task, fields: dict[str, Any], out: Path, prepared: Prepared, done: dict[str, Finished], name: str
+) -> launch.Job:
+    inputs = inputs_of(task, prepared.config)
+    return launch.Job(
+        stage=task.stage.name,
+        task=task.name,
+        policy=inputs.get("sft", "sft"),
+        run_name=name,
+        config=task.seeded(prepared.config),
+        constitution=prepared.constitution,
+        folders={other: done[source].folder for other, source in inputs.items()},
+        cache_key=cache_key(fields),
+        input_keys={source: done[source].manifest.cache_key for source in inputs.values()},
+        out=out,
+    )
 
 
 @contextmanager

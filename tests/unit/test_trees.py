@@ -40,6 +40,8 @@ def test_rows_are_divided_into_trees_of_a_size():
     assert divided == [([0, 2], [1, 2, 3, 4]), ([3], [9, 8, 7, 6, 5, 4]), ([1], [9, 9])]
     assert [numbers for numbers, _ in trees(rows, most=None)] == [[0, 2, 3, 1]]
     assert list(trees([])) == []
+    alike = [[1, 2, last] for last in range(3, 10)]  # a common beginning counts once in each tree
+    assert [numbers for numbers, _ in trees(alike, most=5)] == [[0, 1, 2], [3, 4, 5], [6]]
 
 
 def test_which_models_read_trees(tiny_model: Path):

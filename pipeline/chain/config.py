@@ -16,6 +16,7 @@ from pipeline.data.sources import DataConfig
 from pipeline.engines.base import ENGINES, EngineConfig
 from pipeline.engines.models import ModelConfig
 from pipeline.evals.config import EvaluateConfig
+from pipeline.explain.asked import ExplainConfig
 from pipeline.labellers.base import LABELLERS, LabellerConfig, ReplyLabeller
 from pipeline.methods.base import METHODS, AlignConfig
 from pipeline.stages.preferences import PreferencesConfig
@@ -23,7 +24,9 @@ from pipeline.stages.reward import RewardConfig
 from pipeline.stages.sft import SftConfig
 from pipeline.writing.config import WriteConfig
 
-Until = Literal["write", "prompts", "critique", "sft", "preferences", "reward", "align", "evaluate", "report"]
+Until = Literal[
+    "write", "prompts", "critique", "sft", "preferences", "reward", "align", "evaluate", "explain", "report"
+]
 
 
 class ConstitutionConfig(Settings):
@@ -58,6 +61,8 @@ class Config(Settings):
     """Alignment."""
     evaluate: EvaluateConfig
     """The evaluation."""
+    explain: ExplainConfig = ExplainConfig()
+    """Questions about the finished run."""
     engine: Annotated[SerializeAsAny[EngineConfig], BeforeValidator(ENGINES.parse)]
     """The engine of the feedback model: written prompts, critiques, revisions and labels, where ``write.engine``,
     ``critique.engine`` and ``preferences.engine`` name no other."""
@@ -91,8 +96,11 @@ class Config(Settings):
         return next(iter(self.feedback_engines(section).values()))
 
     def key(self) -> dict[str, Any]:
-        """One round is not in it: runs from before this setting have one, and keep their names."""
-        return {name: value for name, value in super().key().items() if (name, value) != ("rounds", 1)}
+        """One round is not in it, and neither are questions about the run, which change none of its models: runs from
+        before these settings keep their names."""
+        return {
+            name: value for name, value in super().key().items() if (name, value) != ("rounds", 1) and name != "explain"
+        }
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:

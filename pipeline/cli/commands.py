@@ -88,6 +88,15 @@ def _redteam(args: argparse.Namespace) -> int:
     return exit_code(run(with_checkpoints(config, args.checkpoint, args.base)).gate)
 
 
+def _explain(args: argparse.Namespace) -> int:
+    from pipeline.chain.compose import compose_config
+    from pipeline.chain.explaining import to_explain
+    from pipeline.chain.runner import run
+
+    config = compose_config(args.overrides, args.config_dir)
+    return exit_code(run(to_explain(config, args.run, args.base)).gate)
+
+
 def _report(args: argparse.Namespace) -> int:
     from pipeline.chain.runs import report_anew
 
@@ -213,6 +222,7 @@ COMMANDS = {
     "run": _run,
     "evaluate": _evaluate,
     "redteam": _redteam,
+    "explain": _explain,
     "report": _report,
     "plan": _plan,
     "status": _status,

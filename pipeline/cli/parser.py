@@ -52,6 +52,12 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--full", action="store_true", help="use every request, attack, template and pair")
     redteam.add_argument("--garak", action="store_true", help="also run garak's probes (pip install garak)")
 
+    explain = commands.add_parser("explain", help="answer questions about a finished run, and add them to its report")
+    explain.add_argument("run", metavar="RUN", help="a run, or with --base a model folder or hub id")
+    explain.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=option or key=value")
+    explain.add_argument("--base", metavar="MODEL", help="the model before training, where there is no run")
+    explain.add_argument("--config-dir", type=Path, help="a folder with your own groups, laid out like configs/")
+
     report = commands.add_parser("report", help="write a finished run's report again and print the gate's verdict")
     report.add_argument("run", nargs="?", default="latest", metavar="RUN", help="name or folder (default: latest)")
     report.add_argument("--output-dir", default="outputs")

@@ -10,9 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from pipeline.core.errors import ConfigError, did_you_mean
 from pipeline.core.yaml_files import Problem, load_yaml
+from pipeline.evals.changes import base_measure
 from pipeline.evals.measures import all_measures
 from pipeline.evals.results import Estimate, Gate, Results, Ruling
 
+BY_PRINCIPLE = "adherence"  # a guideline names the principle: adherence:ID
 Ruled = Literal["PASS", "FAIL", "UNDECIDED"]
 Limit = Annotated[float, Field(strict=True, allow_inf_nan=False)]  # strict: a string is not accepted
 
@@ -40,7 +42,11 @@ class Guideline(_Part):
     @field_validator("measure")
     @classmethod
     def _measure_is_known(cls, measure: str) -> str:
-        if measure not in (known := all_measures()):
+        known = all_measures()
+        name, _, principle = measure.partition(":")
+        if name == BY_PRINCIPLE and not principle:
+            raise ValueError(f"it says nothing of the principle; write {BY_PRINCIPLE}:ID with the id of a principle")
+        if name not in known or (principle and name != BY_PRINCIPLE):
             raise ValueError(f"no measure has that name{did_you_mean(measure, known)}")
         return measure
 
@@ -50,7 +56,7 @@ class Guideline(_Part):
         name = info.data.get("measure")  # absent if the measure is unknown
         if limit is None or name is None:
             return limit
-        measure = all_measures()[name]
+        measure = base_measure(name)
         if measure.is_fraction and not 0 <= limit <= 1:
             raise ValueError(f"{name} is a fraction; use a number from 0 to 1")
         bound = {"lower": "at_most", "higher": "at_least"}.get(measure.better or "")
@@ -142,7 +148,8 @@ def _ruling(guideline: Guideline, found: Estimate | None, is_doubtful: bool) -> 
     verdict, reason = judge_limit(found, guideline.at_most, guideline.at_least)
     if is_doubtful and verdict != "UNDECIDED":
         verdict, reason = "UNDECIDED", "the judge may be no better than one verdict for all replies"
-    measure = all_measures()[guideline.measure]
+    measure = base_measure(guideline.measure)
+    cell = guideline.measure.partition(":")[2]
     limit = guideline.at_most if guideline.at_most is not None else guideline.at_least
     assert limit is not None
     number = f"{100 * limit:g} %" if measure.unit == "rate" else f"{limit:g}"
@@ -150,7 +157,7 @@ def _ruling(guideline: Guideline, found: Estimate | None, is_doubtful: bool) -> 
         id=guideline.id,
         title=guideline.title,
         why=guideline.why,
-        measure=measure.title,
+        measure=f"{measure.title}: {cell}" if cell else measure.title,
         limit=f"at {'most' if guideline.at_most is not None else 'least'} {number}",
         found=str(found) if found is not None else "not measured",
         verdict=verdict,

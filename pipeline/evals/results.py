@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, TypeGuard
 
 from pydantic import BaseModel, ConfigDict
@@ -226,6 +227,11 @@ class Results(_Part):
     probes: list[Probe] = []
     notes: list[str] = []
     """Notes for readers, such as dropped rows, judges shared with training and suites that were not run."""
+
+    def with_measures(self, more: Mapping[str, Mapping[str, Estimate]]) -> Results:
+        """The same results with more measures. ``more``: model → measure → estimate."""
+        measures = {model: {**mine, **more.get(model, {})} for model, mine in self.measures.items()}
+        return self.model_copy(update={"measures": measures})
 
 
 class Ruling(_Part):

@@ -17,6 +17,7 @@ from pipeline.evals.gate import find_guidelines, load_guidelines, rule
 from pipeline.evals.measures import all_measures
 from pipeline.evals.results import Cell, Change, Estimate, Gate, Results
 from pipeline.evals.suites.red_team import ALL
+from pipeline.explain.asked import Explanation
 from pipeline.records import Exchange, Preference, RecordT, TrainingRow, Verdict, read_records
 from pipeline.report.wording import difference, listed, words
 from pipeline.training.history import read_history
@@ -45,6 +46,8 @@ class Report:
     rows: list[TrainingRow] = field(default_factory=list)
     preferences: list[Preference] = field(default_factory=list)
     """Those of the last round."""
+    explanation: Explanation | None = None
+    """None: the stage ``explain`` has not run."""
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """training task → logged steps: dicts with ``step``, ``loss`` and the trainer's other metrics (reward, kl)"""
 
@@ -141,7 +144,9 @@ def build_report(
     """
     manifests = {name: whole_manifest(folder) for name, folder in folders.items()}
     results = Results.model_validate_json((folders["evaluate"] / "results.json").read_text(encoding="utf-8"))
-    gate = rule(load_guidelines(find_guidelines(guidelines)), results) if guidelines else None
+    explanation = _explanation(folders.get("explain"))
+    measured = results.with_measures(explanation.measures()) if explanation else results
+    gate = rule(load_guidelines(find_guidelines(guidelines)), measured) if guidelines else None
     trained = "align" in folders
     return Report(
         title=f"{model.name} aligned with the constitution “{constitution.name}”"
@@ -162,12 +167,19 @@ def build_report(
         exchanges=_records(folders, "critique", "exchanges.jsonl", Exchange),
         rows=_records(folders, "sft", "rows.jsonl", TrainingRow),
         preferences=_records(folders, newest("preferences", folders), "preferences.jsonl", Preference),
+        explanation=explanation,
         histories={
             name: _history(folder, manifests[name])
             for name, folder in folders.items()
             if stage_of(name) in ("sft", "reward", "align")
         },
     )
+
+
+def _explanation(folder: Path | None) -> Explanation | None:
+    if folder is None:
+        return None
+    return Explanation.model_validate_json((folder / "explanation.json").read_text(encoding="utf-8"))
 
 
 def _records(folders: Mapping[str, Path], task: str, file: str, kind: type[RecordT]) -> list[RecordT]:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from pipeline.core.log import duration
 from pipeline.report import explorer, knows, labels, left_out, plots, rewards, svg, views, wording
 from pipeline.report.build import Report
+from pipeline.report.explained import all as explained
 
 
 def render(template: str, report: Report) -> str:
@@ -33,6 +34,7 @@ def render(template: str, report: Report) -> str:
     )
     environment.globals.update(
         asset=lambda name: _asset(environment, name),
+        explained=explained,
         explorer=explorer,
         json_script=json_script,
         knows=knows,

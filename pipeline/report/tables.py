@@ -12,6 +12,7 @@ from pipeline.evals.measures import all_measures, group_of
 from pipeline.evals.results import Estimate
 from pipeline.report import knows
 from pipeline.report.build import Report
+from pipeline.report.explained.all import explain_tables
 from pipeline.report.labels import label_tables
 from pipeline.report.rewards import reward_tables
 
@@ -74,6 +75,7 @@ def tables_of(report: Report) -> dict[str, list[Row]]:
         "garak": [probe.model_dump() for probe in results.probes],
         "gate": [ruling.model_dump() for ruling in gate.rulings] if gate else [],
         **label_tables(report),
+        **explain_tables(report),
         **reward_tables(report),
     }
     return {name: rows for name, rows in tables.items() if rows}

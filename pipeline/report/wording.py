@@ -42,6 +42,20 @@ def counted(numbers: Mapping[str, int], what: str = "pairs") -> str:
     return f"{listed(parts, 'and')} {what}" if parts else f"no {what}"
 
 
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same keys as a Markdown table; an ``Estimate`` with its interval."""
+    if not rows:
+        return ""
+    cells = [[words(str(name)) for name in rows[0]], ["---"] * len(rows[0])]
+    cells += [[_cell(value) for value in row.values()] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def _cell(value: Any) -> str:
+    text = str(value) if isinstance(value, Estimate | str) else number(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
 def listed(parts: Sequence[str], last: str) -> str:
     """``a, b and c``, where ``last`` is the word before the last one."""
     return f" {last} ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

@@ -4,6 +4,7 @@ from pipeline.core.stage import Stage
 from pipeline.stages.align import Align
 from pipeline.stages.critique import Critique
 from pipeline.stages.evaluate import Evaluate
+from pipeline.stages.explain import Explain
 from pipeline.stages.preferences import Preferences
 from pipeline.stages.prompts import Prompts
 from pipeline.stages.report import Report
@@ -20,5 +21,6 @@ STAGES: tuple[Stage, ...] = (
     Reward(),
     Align(),
     Evaluate(),
+    Explain(),
     Report(),
 )

@@ -10,6 +10,7 @@ from pipeline.core.cache import hash_file
 from pipeline.core.settings import Settings, part
 from pipeline.core.stage import Context, Metrics, Prepared, Stage
 from pipeline.evals.gate import find_guidelines, gate_metrics, load_guidelines
+from pipeline.evals.measures import base_name, group_of
 from pipeline.report.build import build_report
 from pipeline.report.write import write_report
 
@@ -31,7 +32,7 @@ class Report(Stage):
     """All results, for people to read."""
 
     name = "report"
-    needs = ("prompts", "critique", "sft", "preferences", "reward", "align", "evaluate")
+    needs = ("prompts", "critique", "sft", "preferences", "reward", "align", "evaluate", "explain")
     outputs = ("report.md", "report.html", "model_card.md", "gate.json", "tables/*")
     version = 7
     parallel = trains = False
@@ -48,8 +49,15 @@ class Report(Stage):
         }
 
     def check(self, prepared: Prepared) -> list[str]:
-        if prepared.config.evaluate.guidelines is not None:
-            load_guidelines(find_guidelines(prepared.config.evaluate.guidelines))
+        if prepared.config.evaluate.guidelines is None:
+            return []
+        written = load_guidelines(find_guidelines(prepared.config.evaluate.guidelines))
+        explained = [limit.measure for limit in written.guidelines if group_of(base_name(limit.measure)) == "explain"]
+        if explained and not prepared.config.explain.enabled:
+            return [
+                f"evaluate.guidelines limits {explained[0]}, which only the stage explain measures, so it will be "
+                "undecided; add explain.enabled=true."
+            ]
         return []
 
     def run(self, config: Settings, context: Context) -> Metrics:

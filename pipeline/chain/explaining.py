@@ -1,0 +1,68 @@
+"""``cai explain``: a finished run, or two checkpoints, as a configuration that ends with the stage ``explain``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.chain.checkpoints import read_config, with_checkpoints
+from pipeline.chain.config import Config
+from pipeline.chain.order import cache_folder, fields_for_key, folder_name, tasks_of
+from pipeline.chain.preflight import read_inputs
+from pipeline.chain.runs import find_run
+from pipeline.core.cache import Manifest
+from pipeline.core.errors import ConfigError
+
+
+def to_explain(config: Config, name: str, base: str | None) -> Config:
+    """The configuration of a run, or of an evaluation of two checkpoints, with questions about it.
+
+    Args:
+        config: gives the settings of the questions, where it runs and the dashboard.
+        name: a run, or a checkpoint that is compared with ``base``.
+
+    Raises:
+        ConfigError: there is nothing of that name, a run is not finished, or a checkpoint has nothing beside it.
+    """
+    asked = config.model_copy(
+        update={"explain": config.explain.model_copy(update={"enabled": True}), "until": "report"}
+    )
+    if base is not None:
+        return with_checkpoints(asked, name, base)
+    try:
+        folder = find_run(config.output_dir, name).resolve()
+    except ConfigError:
+        if Path(name).expanduser().is_dir():
+            raise ConfigError(f"{name} is a model and not a run; give the model before training with --base.") from None
+        raise
+    theirs = read_config(folder)
+    explained = theirs.model_copy(
+        update={
+            "explain": asked.explain,
+            "launch": config.launch,
+            "tracking": config.tracking,
+            "until": "report",
+            "output_dir": str(folder.parent.parent),
+            "name": folder.name,
+            "constitution": theirs.constitution.model_copy(
+                update={"path": str(folder / "constitution.yaml"), "max_principles": None}
+            ),
+        }
+    )
+    _refuse_unfinished(explained)
+    return explained
+
+
+def _refuse_unfinished(config: Config) -> None:
+    """Refuse a run of which a stage would run again: it may take hours, and give another model."""
+    prepared, made = read_inputs(config), dict[str, Manifest]()
+    for task in tasks_of(config):
+        if task.stage.name == "explain":
+            return
+        fields = fields_for_key(task, config, prepared.constitution, made)
+        manifest = Manifest.read(cache_folder(config.output_dir) / folder_name(task, fields))
+        if manifest is None:
+            raise ConfigError(
+                f"RUN: {config.name} has no finished {task.name} of this version; finish it with the command that "
+                "began it (cai run …), then explain it."
+            )
+        made[task.name] = manifest

@@ -1,0 +1,65 @@
+"""explain: answer questions about the finished run, such as which principle did what, and how deep it goes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.constitution.schema import Constitution
+from pipeline.core.errors import NotMeasuredError
+from pipeline.core.log import say, warn
+from pipeline.core.settings import part
+from pipeline.core.stage import Context, Metrics, Prepared, Stage
+from pipeline.evals.checkpoints import checkpoints
+from pipeline.explain.asked import ExplainConfig, Explanation
+from pipeline.explain.base import Material
+
+if TYPE_CHECKING:
+    from pipeline.chain.config import Config
+
+
+class Explain(Stage):
+    """Findings about the models of a run, or about two checkpoints."""
+
+    name, outputs = "explain", ("explanation.json",)
+    needs = ("prompts", "critique", "sft", "preferences", "reward", "align", "evaluate")
+    parallel = trains = False
+
+    def wanted(self, config: Config) -> bool:
+        return config.explain.enabled
+
+    def reads(self, config: Config, constitution: Constitution) -> dict[str, Any]:
+        return {
+            "seed": config.seed,
+            "model": part(config.model, "path", "revision", "precision", "tuning", "lora"),
+            "policy_engine": config.policy_engine,
+            "engine": config.feedback_engine("preferences"),
+            "labeller": config.preferences.labeller,
+            "constitution": constitution,
+            "suites": part(config.evaluate, "checkpoints", "split", "confidence", "max_reply_tokens"),
+            "questions": {question.name: question.reads(config.explain) for question in config.explain.asked},
+        }
+
+    def check(self, prepared: Prepared) -> list[str]:
+        asked = prepared.config.explain.asked
+        return [] if asked else ["explain.enabled is true, but every question is switched off."]
+
+    def run(self, config: ExplainConfig, context: Context) -> Metrics:
+        material = Material(
+            context,
+            models=checkpoints(context.suites, context),
+            confidence=context.suites.confidence,
+            split=context.suites.split,
+        )
+        found: dict[str, Any] = {}
+        for question in config.asked:
+            say(f"explain: {question.name}")
+            try:
+                found[question.name] = question.answer(getattr(config, question.name), material)
+            except NotMeasuredError as reason:
+                material.notes.append(f"{question.name} was not measured: {reason}.")
+                warn(material.notes[-1])
+        explanation = Explanation(
+            models=list(material.models), confidence=material.confidence, notes=material.notes, **found
+        )
+        (context.out / "explanation.json").write_text(explanation.model_dump_json(indent=1), encoding="utf-8")
+        return {"answered": list(found), "num_not_answered": len(config.asked) - len(found)}

@@ -35,7 +35,7 @@ def with_checkpoints(config: Config, checkpoint: str, base: str | None) -> Confi
     run = Path(path).parent
     if Path(path).name == "checkpoint" and (run / "config.json").is_file():
         theirs = read_config(run)
-        where = {"path": str(run / "constitution.yaml"), "max_principles": None}
+        where = {"path": str(run / "constitution.yaml"), "max_principles": None, "without": []}
         return config.model_copy(
             update={
                 "model": theirs.model,

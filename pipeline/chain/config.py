@@ -36,6 +36,8 @@ class ConstitutionConfig(Settings):
     """A YAML file, or the name of a shipped constitution."""
     max_principles: Annotated[int | None, RUNTIME] = Field(default=None, ge=1)
     """Use only this many principles, from the start of the file; null: all."""
+    without: Annotated[list[str], RUNTIME] = Field(default=[])
+    """The ids of principles to leave out, for example to see what one of them does."""
 
 
 class Config(Settings):

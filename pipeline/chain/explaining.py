@@ -8,7 +8,8 @@ from pipeline.chain.checkpoints import read_config, with_checkpoints
 from pipeline.chain.config import Config
 from pipeline.chain.order import cache_folder, fields_for_key, folder_name, tasks_of
 from pipeline.chain.preflight import read_inputs
-from pipeline.chain.runs import find_run
+from pipeline.chain.runs import RUN_FILE, find_run
+from pipeline.constitution.files import load_constitution
 from pipeline.core.cache import Manifest
 from pipeline.core.errors import ConfigError
 
@@ -28,12 +29,9 @@ def to_explain(config: Config, name: str, base: str | None) -> Config:
     )
     if base is not None:
         return with_checkpoints(asked, name, base)
-    try:
-        folder = find_run(config.output_dir, name).resolve()
-    except ConfigError:
-        if Path(name).expanduser().is_dir():
-            raise ConfigError(f"{name} is a model and not a run; give the model before training with --base.") from None
-        raise
+    if (Path(name).expanduser() / "config.json").is_file() and not (Path(name).expanduser() / RUN_FILE).is_file():
+        raise ConfigError(f"RUN: {name} is a model and not a run; give the model before training with --base.")
+    folder = find_run(config.output_dir, name).resolve()
     theirs = read_config(folder)
     explained = theirs.model_copy(
         update={
@@ -44,12 +42,36 @@ def to_explain(config: Config, name: str, base: str | None) -> Config:
             "output_dir": str(folder.parent.parent),
             "name": folder.name,
             "constitution": theirs.constitution.model_copy(
-                update={"path": str(folder / "constitution.yaml"), "max_principles": None}
+                update={"path": str(folder / "constitution.yaml"), "max_principles": None, "without": []}
             ),
         }
     )
     _refuse_unfinished(explained)
     return explained
+
+
+def ablations(config: Config) -> dict[str, Config]:
+    """Id of a principle → the configuration of the same run without it, for a run as ``to_explain`` gives it.
+
+    Raises:
+        ConfigError: the constitution has one principle only.
+    """
+    constitution = load_constitution(Path(config.constitution.path))
+    if len(constitution.principles) == 1:
+        raise ConfigError(
+            "--ablate: the constitution has one principle, and none would be left; run it without --ablate."
+        )
+    switched_off = config.explain.model_copy(update={"enabled": False})
+    return {
+        principle.id: config.model_copy(
+            update={
+                "explain": switched_off,
+                "name": f"{config.name}-without-{principle.id}",
+                "constitution": config.constitution.model_copy(update={"without": [principle.id]}),
+            }
+        )
+        for principle in constitution.principles
+    }
 
 
 def _refuse_unfinished(config: Config) -> None:

@@ -45,7 +45,7 @@ def read_inputs(config: Config) -> Prepared:
     unwritten = config.write.stand_ins(loaded.prompts) if "write" in stages else []
     prepared = Prepared(
         config=config,
-        constitution=written.first(config.constitution.max_principles),
+        constitution=written.without(config.constitution.without).first(config.constitution.max_principles),
         prompts=[*loaded.prompts, *unwritten],
         stages=stages,
         notes=loaded.notes(),

@@ -90,11 +90,19 @@ def _redteam(args: argparse.Namespace) -> int:
 
 def _explain(args: argparse.Namespace) -> int:
     from pipeline.chain.compose import compose_config
-    from pipeline.chain.explaining import to_explain
+    from pipeline.chain.explaining import ablations, to_explain
     from pipeline.chain.runner import run
 
-    config = compose_config(args.overrides, args.config_dir)
-    return exit_code(run(to_explain(config, args.run, args.base)).gate)
+    if args.ablate and args.base is not None:
+        raise ConfigError("--ablate trains a run again without each principle, so it needs a run; leave out --base.")
+    config = to_explain(compose_config(args.overrides, args.config_dir), args.run, args.base)
+    others = ablations(config) if args.ablate else {}
+    explained = run(config)
+    if others:
+        runs = [explained, *map(run, others.values())]
+        labels = ["all principles", *(f"without {name}" for name in others)]
+        _write_comparison([done.folder for done in runs], labels, config.output_dir, config.evaluate.guidelines)
+    return exit_code(explained.gate)
 
 
 def _report(args: argparse.Namespace) -> int:

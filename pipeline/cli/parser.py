@@ -9,7 +9,7 @@ from pipeline import __version__
 
 FLAGS = (
     *("--multirun", "--cfg", "--markdown", "--config-dir", "--output-dir", "--help"),
-    *("--output", "--base", "--full", "--garak", "--guidelines"),
+    *("--output", "--base", "--ablate", "--full", "--garak", "--guidelines"),
 )
 
 _EPILOG = """\
@@ -56,6 +56,9 @@ def parser() -> argparse.ArgumentParser:
     explain.add_argument("run", metavar="RUN", help="a run, or with --base a model folder or hub id")
     explain.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=option or key=value")
     explain.add_argument("--base", metavar="MODEL", help="the model before training, where there is no run")
+    explain.add_argument(
+        "--ablate", action="store_true", help="run the chain again without each principle, and compare"
+    )
     explain.add_argument("--config-dir", type=Path, help="a folder with your own groups, laid out like configs/")
 
     report = commands.add_parser("report", help="write a finished run's report again and print the gate's verdict")

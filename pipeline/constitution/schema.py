@@ -11,6 +11,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from pipeline.core.errors import ConfigError, did_you_mean
 from pipeline.core.text import first_words
 from pipeline.records import Message, Pool, Prompt, derive_seed
 
@@ -139,6 +140,24 @@ class Constitution(_Part):
     def first(self, max_principles: int | None) -> Constitution:
         """A copy with only the first principles (None: all)."""
         return self.model_copy(update={"principles": self.principles[:max_principles]})
+
+    def without(self, ids: Sequence[str]) -> Constitution:
+        """A copy without these principles.
+
+        Raises:
+            ConfigError: one of them is not in it, or none would be left.
+        """
+        known = [principle.id for principle in self.principles]
+        for name in ids:
+            if name not in known:
+                raise ConfigError(
+                    f"constitution.without has {name!r}, which is no principle of {self.name!r}"
+                    f"{did_you_mean(name, known)}."
+                )
+        left = [principle for principle in self.principles if principle.id not in ids]
+        if not left:
+            raise ConfigError("constitution.without names every principle; keep at least one.")
+        return self.model_copy(update={"principles": left})
 
     def principle(self, principle_id: str) -> Principle:
         return next(principle for principle in self.principles if principle.id == principle_id)

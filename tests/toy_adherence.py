@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.chain.compose import compose_config
-from pipeline.constitution.schema import Constitution, Principle
+from pipeline.constitution.schema import Constitution, Contrast, GoodAnswer, Principle
 from pipeline.engines.base import ChoiceQuery, Query
 from pipeline.explain import keeping
 from pipeline.explain.adherence import Adherence, AdherenceConfig, AdherenceFindings
@@ -33,6 +33,14 @@ def principle(name: str, *tags: str, about: str = "rule") -> Principle:
 def constitution(*rules: Principle) -> Constitution:
     return Constitution(
         name="c", version="1", description="d", provenance="p", preamble="You are kind.", principles=list(rules)
+    )
+
+
+def with_examples(rules: Constitution) -> Constitution:
+    """The same with a refusal and an answer to show."""
+    refusal = Contrast(id="c", request="r", revision=REFUSAL, twin="t")
+    return rules.model_copy(
+        update={"contrasts": [refusal], "good_answers": [GoodAnswer(id="g", request="a", reply=ANSWER)]}
     )
 
 

@@ -19,10 +19,10 @@ from pipeline.evals.results import Change, Estimate
 from pipeline.evals.scores import Scores, estimated
 from pipeline.evals.statistics import bootstrap, resampled
 from pipeline.explain.base import Findings, Material, Measures, Question
-from pipeline.explain.keeping import QUESTIONS, TEMPLATE, Reply, as_score, by_outcome, is_judged, log_odds
+from pipeline.explain.keeping import QUESTIONS, TEMPLATE, Reply, as_score, by_outcome, can_judge, is_judged, log_odds
 from pipeline.explain.probes import FILE, Probe, asked_directly, choose, probes_content, read_probes
 from pipeline.labellers.base import TEMPLATE as LABELLER_TEMPLATE
-from pipeline.records import Verdict, write_records
+from pipeline.records import Case, Verdict, write_records
 
 MEASURE = "adherence"
 ByPrinciple = Mapping[str, Mapping[str, Scores]]
@@ -122,28 +122,29 @@ class Adherence(Question):
         cases = asked_directly(mine[material.first].case for mine in verdicts.values())
         if not cases:
             raise NotMeasuredError("there is no request without an attack to which every model replied")
-        constitution = material.constitution
-        if config.probes is not None:
-            probes = read_probes(config.probes, constitution, cases)
-        else:
-            probes = choose(constitution, list(cases.values()), config.num_probes)
-        if not probes:
-            raise NotMeasuredError("no request puts a principle to the test")
+        probes = _probes(config, material, cases)
         write_records(material.context.out / FILE, probes)
-        rules = {rule.id: rule for rule in constitution.principles}
+        rules = {rule.id: rule for rule in material.constitution.principles}
         replies = {
             (probe.principle_id, model, probe.case_id): verdicts[probe.case_id][model]
             for probe in probes
             for model in material.models
         }
         asked = {
-            f"{case}/{rule}/{model}": Reply(rules[rule], verdict.case.prompt, verdict.reply)
+            (rule, model, case): Reply(rules[rule], verdict.case.prompt, verdict.reply)
             for (rule, model, case), verdict in replies.items()
+            if can_judge(rules[rule], material.context)
         }
-        who, logits = log_odds(asked, material.context)
-        labelled = by_principle({key: as_score(logits[f"{key[2]}/{key[0]}/{key[1]}"]) for key in replies})
-        outcomes = by_principle({key: by_outcome(rules[key[0]], verdict) for key, verdict in replies.items()})
-        judged = {name: scores for name, scores in outcomes.items() if is_judged(rules[name])}
+        if not asked:
+            raise NotMeasuredError(
+                f"the labeller {material.context.labeller.kind} knows only whether a reply declines, and no principle "
+                "is tagged harmlessness or helpfulness"
+            )
+        who, logits = log_odds({"/".join(key): reply for key, reply in asked.items()}, material.context)
+        labelled = by_principle({key: as_score(logits["/".join(key)]) for key in asked})
+        judged = by_principle(
+            {key: by_outcome(rules[key[0]], verdict) for key, verdict in replies.items() if is_judged(rules[key[0]])}
+        )
         models, confidence = list(material.models), material.confidence
         agreement, kappa = agree(labelled, judged, confidence)
         judge = next(iter(replies.values())).judge
@@ -154,6 +155,15 @@ class Adherence(Question):
             agreement=agreement,
             kappa=kappa,
         )
+
+
+def _probes(config: AdherenceConfig, material: Material, cases: Mapping[str, Case]) -> list[Probe]:
+    if config.probes is not None:
+        return read_probes(config.probes, material.constitution, cases)
+    probes = choose(material.constitution, list(cases.values()), config.num_probes)
+    if not probes:
+        raise NotMeasuredError("no request puts a principle to the test")
+    return probes
 
 
 def answered_by_all(verdicts: Mapping[str, Sequence[Verdict]], models: Sequence[str]) -> dict[str, dict[str, Verdict]]:

@@ -12,7 +12,7 @@ from pipeline.engines.base import Answer, ChoiceQuery, Query, chooser
 from pipeline.engines.roles import feedback_engine
 from pipeline.engines.worklist import score_all
 from pipeline.evals.judges.base import MIN_ANSWER_MASS
-from pipeline.labellers.base import LABELLERS, Labeller, ReplyLabeller, choice_logit, combine_orders
+from pipeline.labellers.base import LABELLERS, ReplyLabeller, choice_logit, combine_orders
 from pipeline.labellers.pointwise import CHOICES, OPENING
 from pipeline.records import Message, Prompt, Verdict, dialogue_text
 
@@ -39,11 +39,10 @@ Read = Callable[[Sequence[Query], Mapping[str, Answer]], float | None]
 def log_odds(replies: Mapping[str, Reply], context: Context) -> tuple[str, dict[str, float | None]]:
     """(who answered, reply id → log-odds that it keeps to its principle, None if the answer can't be read).
 
-    The labeller is asked in its own way if it can judge a single reply with this engine; otherwise it is a plain
-    question. What was asked in the same words is asked once.
+    The labeller is asked in its own way if it judges single replies; otherwise it is a plain question. What was asked in
+    the same words is asked once.
     """
-    own = LABELLERS[context.labeller.kind](context.labeller, context.constitution, context.seed)
-    alone = single_replies(own, context.engine.scores_replies)
+    alone = labeller_of_replies(context)
     ask, read = (_ask_labeller(alone), alone.reply_logit) if alone else (_ask_plainly(context.constitution), read_both)
     asked = {reply_id: ask(reply_id, reply) for reply_id, reply in replies.items()}
     queries = [query for mine in asked.values() for query in mine]
@@ -55,10 +54,18 @@ def log_odds(replies: Mapping[str, Reply], context: Context) -> tuple[str, dict[
     return who, {reply_id: read(mine, answers) for reply_id, mine in asked.items()}
 
 
-def single_replies(labeller: Labeller, engine_scores_replies: bool) -> ReplyLabeller | None:
-    """The labeller, if it judges single replies and the engine can answer what it asks."""
-    can = isinstance(labeller, ReplyLabeller) and (engine_scores_replies or not labeller.needs_reply_scores)
-    return labeller if can else None  # type: ignore[return-value]
+def labeller_of_replies(context: Context) -> ReplyLabeller | None:
+    """The run's labeller, if it judges single replies and the engine can answer what it asks."""
+    labeller = LABELLERS[context.labeller.kind](context.labeller, context.constitution, context.seed)
+    if not isinstance(labeller, ReplyLabeller) or (labeller.needs_reply_scores and not context.engine.scores_replies):
+        return None
+    return labeller
+
+
+def can_judge(principle: Principle, context: Context) -> bool:
+    """Whether the labeller's answer says something about the principle."""
+    labeller = labeller_of_replies(context)
+    return labeller is None or not labeller.knows_only_declining or is_judged(principle)
 
 
 def _content(query: Query) -> str:

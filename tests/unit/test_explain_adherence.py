@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from pipeline.core.errors import NotMeasuredError
-from pipeline.engines.base import ChoiceQuery, Query
+from pipeline.engines.base import ChoiceQuery, Query, ReplyQuery
 from pipeline.evals.changes import base_measure
 from pipeline.evals.gate import Guideline, Guidelines, rule
 from pipeline.evals.results import Results
@@ -37,6 +37,7 @@ from tests.toy_adherence import (
     learns_to_refuse,
     never_changes,
     principle,
+    with_examples,
 )  # fmt: skip
 
 
@@ -94,6 +95,23 @@ def test_without_a_second_judge_the_labeller_decides_nothing(asked: Asked):
     assert found.kappa.value is None and not found.measures() and found.by_labeller.rates
     shown = section(found, list(MODELS))
     assert shown.first_page == "" and "nothing shows whether the labeller pointwise:fake can judge this" in shown.said
+
+
+def test_a_labeller_that_knows_only_declining_is_not_asked_about_honesty(asked: Asked):
+    """It finds the replies that it expects likelier after examples that follow the principle than after the others."""
+
+    def likes_what_it_was_shown(query: Query) -> list[float]:
+        assert isinstance(query, ReplyQuery)
+        shown = next(turn["content"] for turn in query.messages if turn["role"] == "assistant")
+        return [-1.0 if ("won't" in shown) == ("won't" in query.reply) else -2.0]
+
+    found = asked.find(learns_to_refuse, likes_what_it_was_shown, context=asked.context(
+        likes_what_it_was_shown, with_examples(RULES), "likelihood"))  # fmt: skip
+    assert list(found.by_labeller.rates) == ["harm", "help"] and found.labeller_beats_chance
+    assert [found.by_labeller.rates["harm"][model].count for model in MODELS] == [0, 12, 12]
+    rules = with_examples(constitution(principle("true", "honesty")))
+    with pytest.raises(NotMeasuredError, match="likelihood knows only whether a reply declines"):
+        asked.find(learns_to_refuse, knows, context=asked.context(knows, rules, "likelihood"))
 
 
 def test_a_labeller_whose_answers_cant_be_read_is_no_judge(asked: Asked):

@@ -39,8 +39,8 @@ Read = Callable[[Sequence[Query], Mapping[str, Answer]], float | None]
 def log_odds(replies: Mapping[str, Reply], context: Context) -> tuple[str, dict[str, float | None]]:
     """(who answered, reply id → log-odds that it keeps to its principle, None if the answer can't be read).
 
-    The labeller is asked in its own way if it judges single replies; otherwise it is a plain question. What was asked in
-    the same words is asked once.
+    The labeller is asked in its own way if it judges single replies; otherwise it is a plain question. What was asked
+    in the same words is asked once.
     """
     alone = labeller_of_replies(context)
     ask, read = (_ask_labeller(alone), alone.reply_logit) if alone else (_ask_plainly(context.constitution), read_both)

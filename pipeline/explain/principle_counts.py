@@ -94,8 +94,6 @@ def steps(exchanges: Sequence[Exchange]) -> dict[str, list[tuple[str, str, str]]
 
 def revised(steps: Sequence[tuple[str, str, str]], confidence: float) -> Revised:
     """Count the revisions under one principle: (request, reply before, reply after) of each."""
-    edits = [word_edits(before, after) for _, before, after in steps]
-    longest = [max(len(words(before)), len(words(after)), 1) for _, before, after in steps]
     declined = [
         judge_reply(after, request)[0] == "refused"
         for request, before, after in steps
@@ -103,10 +101,25 @@ def revised(steps: Sequence[tuple[str, str, str]], confidence: float) -> Revised
     ]
     return Revised(
         num_revisions=len(steps),
-        words_edited=mean(edits, confidence),
-        share_edited=mean([number / most for number, most in zip(edits, longest, strict=True)], confidence),
+        words_edited=mean([word_edits(before, after) for _, before, after in steps], confidence),
+        share_edited=mean(edit_shares(steps), confidence),
         turned_to_refusal=wilson(sum(declined), len(declined), confidence),
     )
+
+
+def edit_shares(steps: Sequence[tuple[str, str, str]]) -> list[float]:
+    """The words edited in each revision, as a share of the words of the longer text."""
+    return [word_edits(before, after) / max(len(words(before)), len(words(after)), 1) for _, before, after in steps]
+
+
+def differ(groups: Sequence[Sequence[float]]) -> float | None:
+    """p of "no group tends to larger values than another" (Kruskal & Wallis 1952). None for fewer than two groups, or
+    if all values are equal."""
+    if len(groups) < 2 or len({value for group in groups for value in group}) < 2:
+        return None
+    from scipy.stats import kruskal
+
+    return float(kruskal(*groups).pvalue)
 
 
 def mean(values: Sequence[float], confidence: float) -> Estimate:

@@ -10,7 +10,18 @@ from pipeline.core.errors import NotMeasuredError
 from pipeline.core.settings import Settings
 from pipeline.evals.made_of import CONSTITUTION, POOL
 from pipeline.explain.base import Findings, Material, Question
-from pipeline.explain.principle_counts import Labelled, Pair, Revised, labelled, logits_of, pairs, revised, steps
+from pipeline.explain.principle_counts import (
+    Labelled,
+    Pair,
+    Revised,
+    differ,
+    edit_shares,
+    labelled,
+    logits_of,
+    pairs,
+    revised,
+    steps,
+)
 
 NEARLY_ALL = 0.95  # of the comparisons that two principles share: if they agree so often, one of them is spare
 
@@ -41,6 +52,8 @@ class PrinciplesFindings(Findings):
     """What each principle did, and those that stand out."""
 
     num_exchanges: int
+    critiques_differ_p: float | None
+    """p of "critiques under one principle change as much as under another" (Kruskal-Wallis); None: can't be tested."""
     num_labels: int
     """Labels that an AI gave under principles."""
     num_labels_by_pool: int
@@ -91,6 +104,7 @@ class Principles(Question):
         by = [preference.labeller for preference in material.preferences]
         return PrinciplesFindings(
             num_exchanges=sum(bool(exchange.revisions) for exchange in material.exchanges),
+            critiques_differ_p=differ([edit_shares(mine) for mine in revisions.values()]),
             num_labels=len(judged),
             num_labels_by_pool=by.count(POOL),
             num_labels_by_constitution=by.count(CONSTITUTION),

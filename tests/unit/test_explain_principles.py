@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,13 +12,17 @@ import pytest
 from pipeline.constitution.schema import Constitution, Principle
 from pipeline.core.errors import NotMeasuredError
 from pipeline.evals.made_of import CONSTITUTION, POOL
+from pipeline.explain.asked import Explanation
 from pipeline.explain.base import Material
-from pipeline.explain.principle_counts import labelled, pairs, revised, steps, word_edits
+from pipeline.explain.principle_counts import differ, labelled, pairs, revised, steps, word_edits
 from pipeline.explain.principles import Principles, PrinciplesConfig, PrinciplesFindings
 from pipeline.labellers.base import soft_label
 from pipeline.labellers.choice import ABLabeller, CoTLabeller
 from pipeline.records import Comparison, Exchange, Judgement, Message, Preference, Prompt, Revision
 from pipeline.report.explained.principles import section
+from pipeline.report.render import render
+from pipeline.report.wording import written
+from tests.report_data import make_report
 
 ANSWER = "Start by opening it. Then take out what you find in there."
 REFUSAL = "I won't help with that, because it would hurt somebody."
@@ -103,6 +108,18 @@ def test_each_revision_is_compared_with_the_text_before_it():
     assert two.words_edited.value == 0.5
     assert two.share_edited.value == pytest.approx((1 / 10 + 0) / 2)
     assert two.words_edited.low is None, "two revisions are too few for an interval"
+
+
+def test_critiques_are_ranked_only_if_they_differ():
+    """Ten revisions under each of two principles: of one word and of all, or all of one word."""
+    little, much = ANSWER.replace("opening", "closing"), "Nothing of this."
+    differing = [exchange(n, ("one", little) if n % 2 else ("two", much)) for n in range(20)]
+    same = [exchange(n, ("one" if n % 2 else "two", little if n % 4 < 2 else much)) for n in range(20)]
+    rules = constitution("one", "two")
+    said = section(answer(rules, differing), ["base", "aligned"]).said
+    assert "under “Title of two” changed the replies most (100" in said and "under “Title of one” least (8" in said
+    assert "no evidence that critiques under one principle change more" in section(answer(rules, same), ["base"]).said
+    assert differ([[0.2, 0.2], [0.2]]) is None and differ([[0.2, 0.4]]) is None
 
 
 # --- Labels --------------------------------------------------------------------------------------------------------
@@ -200,7 +217,10 @@ def test_labels_of_the_pools_are_no_principles_work():
     assert (found.num_labels, found.num_labels_by_pool, found.num_labels_by_constitution) == (0, 5, 1)
     assert found.never_drawn == ["two"]
     said = section(found, ["base", "aligned"]).said
-    assert said.startswith("No principle labelled a pair of replies") and "Title of one" in said
+    assert (
+        said.startswith("No principle labelled a pair of replies: 5 follow from the file")
+        and "Never used: “Title of two”" in said
+    )
     with pytest.raises(NotMeasuredError, match="no critique and no label of this run names a principle"):
         answer(constitution("one"), [exchange(1)], labels)
 
@@ -226,3 +246,16 @@ def test_the_section_says_what_stands_out(
     assert all(part in shown.said for part in words), shown.said
     assert shown.is_warning is is_warning
     assert len(shown.tables["principles"]) == len(names)
+
+
+def test_the_page_shows_bars_and_the_table_of_agreement():
+    found = answer(constitution(*PLANTED), [exchange(1, ("one", REFUSAL))], planted(40))
+    told = Explanation(models=["base", "aligned"], confidence=0.95, principles=found)
+    report = replace(make_report(num_cases=24, num_exchanges=2), explanation=told)
+    page, text = render("report.html.j2", report), render("report.md.j2", report)
+    for heading in ("Labels that turn without the principle", "What critiques under the principle did",
+                    "How often two principles prefer the same reply"):  # fmt: skip
+        assert heading in page
+    [pair] = [pair for pair in found.pairs if (pair.first, pair.second) == ("this", "that")]
+    assert f'title="Title of this, Title of that: {written(pair.agreement)}"' in page
+    assert "| Title of this | Title of that |" in text

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pipeline.evals.results import Estimate
 from pipeline.explain.principles import Principle, PrinciplesFindings
 from pipeline.report.explained.section import Section, Table
-from pipeline.report.wording import listed, percent
+from pipeline.report.wording import interval, listed, percent, value
 
 Row = tuple[str, list[Estimate | None]]
 MOST_NAMED = 3  # in a sentence
+LEVEL = 0.05  # of the test whether critiques differ
 REVISIONS = ["share of the words that a revision changes", "answers that a revision turns into a refusal"]
 TURNED = ["labels that turn without the principle"]
 
@@ -50,10 +51,14 @@ def _labels_said(found: PrinciplesFindings) -> str:
         )
     first, *others = sorted(shared, key=_turned, reverse=True)
     return (
-        f"Of {found.num_labels:,} labels by an AI, “{first.title}” decided most: {percent(_turned(first))} of its "
-        f"labels prefer another reply, or none, without it"
-        + (f" (“{others[-1].title}”: {percent(_turned(others[-1]))})." if others else ".")
+        f"Of {found.num_labels:,} labels by an AI, “{first.title}” decided most: {_turned_said(first)} of its labels "
+        "prefer another reply, or none, without it"
+        + (f" (“{others[-1].title}”: {_turned_said(others[-1])})." if others else ".")
     )
+
+
+def _turned_said(rule: Principle) -> str:
+    return f"{value(rule.labels.turned)} {interval(rule.labels.turned)}" if rule.labels else ""
 
 
 def _turned(rule: Principle) -> float:
@@ -64,15 +69,20 @@ def _critiques_said(found: PrinciplesFindings) -> str:
     asked = [rule for rule in found.principles if rule.critiques]
     if not asked:
         return "There are no critiques." if found.num_exchanges == 0 else ""
-    most = max(asked, key=_edited)
     number = sum(rule.critiques.num_revisions for rule in asked if rule.critiques)
     turned = [rule.critiques.turned_to_refusal for rule in asked if rule.critiques]
     complied = sum(estimate.total for estimate in turned)
     share = percent(sum(estimate.count or 0 for estimate in turned) / complied) if complied else "none"
-    return (
+    said = (
         f"In {number:,} revisions under {len(asked)} of {len(found.principles)} principles, {share} of the answers "
-        f"became refusals. Critiques under “{most.title}” changed the replies most: {percent(_edited(most))} of the "
-        "words."
+        "became refusals."
+    )
+    if found.critiques_differ_p is None or found.critiques_differ_p >= LEVEL:
+        return f"{said} There is no evidence that critiques under one principle change more than under another."
+    most, least = max(asked, key=_edited), min(asked, key=_edited)
+    return (
+        f"{said} Critiques under “{most.title}” changed the replies most ({percent(_edited(most))} of the words), and "
+        f"under “{least.title}” least ({percent(_edited(least))})."
     )
 
 

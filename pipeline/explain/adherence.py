@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.core.errors import NotMeasuredError
 from pipeline.core.settings import Settings
 from pipeline.core.stage import Prepared
 from pipeline.evals.cases import build_cases
-from pipeline.evals.changes import change_pairs, compare_scores
-from pipeline.evals.results import Change, Estimate
-from pipeline.evals.scores import Scores, estimated
-from pipeline.evals.statistics import bootstrap, resampled
+from pipeline.evals.results import Estimate
+from pipeline.evals.scores import Scores
+from pipeline.explain.adherence_counts import MEASURE, Kept, agree, answered_by_all, by_principle, first_of_each, kept
 from pipeline.explain.base import Findings, Material, Measures, Question
-from pipeline.explain.keeping import QUESTIONS, TEMPLATE, Reply, as_score, by_outcome, can_judge, is_judged, log_odds
+from pipeline.explain.keeping import (
+    QUESTIONS,
+    TEMPLATE,
+    Reply,
+    as_score,
+    by_outcome,
+    is_judged,
+    labeller_of_replies,
+    log_odds,
+)
 from pipeline.explain.probes import FILE, Probe, asked_directly, choose, probes_content, read_probes
 from pipeline.labellers.base import TEMPLATE as LABELLER_TEMPLATE
 from pipeline.records import Case, Verdict, write_records
-
-MEASURE = "adherence"
-ByPrinciple = Mapping[str, Mapping[str, Scores]]
-"""Principle id → model → case id → 1 if the reply keeps to the principle, 0 if not; NaN if that is not known."""
 
 
 class AdherenceConfig(Settings):
@@ -45,24 +46,10 @@ class AdherenceConfig(Settings):
         return probes_content(self.probes) if name == "probes" and self.probes else super().key_of(name)
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Kept(_Part):
-    """How often each principle was kept, by one judge."""
-
-    judge: str
-    rates: dict[str, dict[str, Estimate]]
-    """Principle id → model → share of the replies that keep to it. Without principles that the judge can't judge."""
-    changes: list[Change]
-    """Of each principle, from the first model to the last and between the last two; corrected over principles."""
-    num_unreadable: int
-    """Replies, once for each principle, about which it gave no answer that can be read."""
-
-
-class Probed(_Part):
+class Probed(BaseModel):
     """A principle, and how many requests put it to the test."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     title: str
@@ -77,6 +64,8 @@ class AdherenceFindings(Findings):
     not_tested: list[str]
     """Titles of the others."""
     by_labeller: Kept
+    labeller_knows_more: bool
+    """Than whether a reply declines. If not, it is asked about few replies, to see whether it agrees."""
     by_outcome: Kept
     """The second judge: the outcomes of the evaluation."""
     agreement: Estimate
@@ -90,8 +79,9 @@ class AdherenceFindings(Findings):
 
     @property
     def trusted(self) -> Kept:
-        """The labeller, if its agreement with the second judge beats chance; otherwise the second judge."""
-        return self.by_labeller if self.labeller_beats_chance else self.by_outcome
+        """The labeller, if it knows more than the second judge and their agreement beats chance; otherwise the second
+        judge."""
+        return self.by_labeller if self.labeller_knows_more and self.labeller_beats_chance else self.by_outcome
 
     def measures(self) -> Measures:
         found: Measures = {}
@@ -125,33 +115,25 @@ class Adherence(Question):
         probes = _probes(config, material, cases)
         write_records(material.context.out / FILE, probes)
         rules = {rule.id: rule for rule in material.constitution.principles}
-        replies = {
-            (probe.principle_id, model, probe.case_id): verdicts[probe.case_id][model]
-            for probe in probes
-            for model in material.models
-        }
-        asked = {
-            (rule, model, case): Reply(rules[rule], verdict.case.prompt, verdict.reply)
-            for (rule, model, case), verdict in replies.items()
-            if can_judge(rules[rule], material.context)
-        }
-        if not asked:
-            raise NotMeasuredError(
-                f"the labeller {material.context.labeller.kind} knows only whether a reply declines, and no principle "
-                "is tagged harmlessness or helpfulness"
-            )
-        who, logits = log_odds({"/".join(key): reply for key, reply in asked.items()}, material.context)
-        labelled = by_principle({key: as_score(logits["/".join(key)]) for key in asked})
-        judged = by_principle(
-            {key: by_outcome(rules[key[0]], verdict) for key, verdict in replies.items() if is_judged(rules[key[0]])}
+        judged = [probe for probe in probes if is_judged(rules[probe.principle_id])]
+        own = labeller_of_replies(material.context)
+        knows_more = own is None or not own.knows_only_declining
+        who, labelled = _by_labeller(probes if knows_more else first_of_each(judged), verdicts, material)
+        outcomes = by_principle(
+            {
+                (probe.principle_id, model, probe.case_id): by_outcome(rules[probe.principle_id], verdict)
+                for probe in judged
+                for model, verdict in verdicts[probe.case_id].items()
+            }
         )
         models, confidence = list(material.models), material.confidence
-        agreement, kappa = agree(labelled, judged, confidence)
-        judge = next(iter(replies.values())).judge
+        agreement, kappa = agree(labelled, outcomes, confidence)
+        judge = verdicts[probes[0].case_id][material.first].judge
         return AdherenceFindings(
             **_tested(probes, material),
+            labeller_knows_more=knows_more,
             by_labeller=kept(who, labelled, models, confidence),
-            by_outcome=kept(judge, judged, models, confidence),
+            by_outcome=kept(judge, outcomes, models, confidence),
             agreement=agreement,
             kappa=kappa,
         )
@@ -166,14 +148,23 @@ def _probes(config: AdherenceConfig, material: Material, cases: Mapping[str, Cas
     return probes
 
 
-def answered_by_all(verdicts: Mapping[str, Sequence[Verdict]], models: Sequence[str]) -> dict[str, dict[str, Verdict]]:
-    """Case id → model → its verdict, for the cases to which every model replied."""
-    found: dict[str, dict[str, Verdict]] = {}
-    for model in models:
-        for verdict in verdicts.get(model, []):
-            if verdict.replied:
-                found.setdefault(verdict.case.id, {})[model] = verdict
-    return {case_id: mine for case_id, mine in found.items() if len(mine) == len(models)}
+def _by_labeller(
+    probes: Sequence[Probe], verdicts: Mapping[str, Mapping[str, Verdict]], material: Material
+) -> tuple[str, dict[str, dict[str, Scores]]]:
+    """(who answered, its scores of every model's replies to these probes)."""
+    if not probes:
+        raise NotMeasuredError(
+            f"the labeller {material.context.labeller.kind} knows only whether a reply declines, and no principle that "
+            "is tested is tagged harmlessness or helpfulness"
+        )
+    rules = {rule.id: rule for rule in material.constitution.principles}
+    asked = {
+        (probe.principle_id, model, probe.case_id): Reply(rules[probe.principle_id], verdict.case.prompt, verdict.reply)
+        for probe in probes
+        for model, verdict in verdicts[probe.case_id].items()
+    }
+    who, logits = log_odds({"/".join(key): reply for key, reply in asked.items()}, material.context)
+    return who, by_principle({key: as_score(logits["/".join(key)]) for key in asked})
 
 
 def _tested(probes: Sequence[Probe], material: Material) -> dict[str, Any]:
@@ -185,78 +176,3 @@ def _tested(probes: Sequence[Probe], material: Material) -> dict[str, Any]:
         "principles": [Probed(id=r.id, title=r.title, num_probes=number[r.id]) for r in rules if number[r.id]],
         "not_tested": [r.title for r in rules if r.weight > 0 and not number[r.id]],
     }
-
-
-# --- Numbers -------------------------------------------------------------------------------------------------------
-
-
-def by_principle(scores: Mapping[tuple[str, str, str], float]) -> dict[str, dict[str, Scores]]:
-    """``ByPrinciple`` from (principle id, model, case id) → score."""
-    found: dict[str, dict[str, Scores]] = {}
-    for (rule, model, case), score in scores.items():
-        found.setdefault(rule, {}).setdefault(model, {})[case] = score
-    return found
-
-
-def kept(judge: str, scores: ByPrinciple, models: Sequence[str], confidence: float) -> Kept:
-    """Rates with Wilson's intervals, and McNemar's tests of the same replies, corrected over principles (Holm)."""
-    changes = [
-        change
-        for before, after in change_pairs(models)
-        for change in compare_scores(
-            {f"{MEASURE}:{rule}": (dict(mine[before]), dict(mine[after])) for rule, mine in scores.items()},
-            before,
-            after,
-            confidence,
-        )
-    ]
-    return Kept(
-        judge=judge,
-        rates={
-            rule: {model: estimated(dict(mine[model]), "rate", confidence) for model in models}
-            for rule, mine in scores.items()
-        },
-        changes=changes,
-        num_unreadable=sum(
-            math.isnan(score) for mine in scores.values() for own in mine.values() for score in own.values()
-        ),
-    )
-
-
-def agree(first: ByPrinciple, second: ByPrinciple, confidence: float) -> tuple[Estimate, Estimate]:
-    """(how often two judges say the same, Cohen's κ), over the replies that both judged.
-
-    A request has replies of several models, perhaps under several principles, so requests are resampled, not replies.
-    """
-    by_case: dict[str, list[tuple[float, float]]] = {}
-    for rule, mine in second.items():
-        for model, scores in mine.items():
-            for case, score in scores.items():
-                both = (first[rule][model][case], score)
-                if not any(map(math.isnan, both)):
-                    by_case.setdefault(case, []).append(both)
-    if not by_case:
-        return Estimate(value=None), Estimate(value=None)
-    sums = [(len(p), sum(a == b for a, b in p), sum(a for a, _ in p), sum(b for _, b in p)) for p in by_case.values()]
-    columns = list(np.array(sums, float).T)
-    number, same = int(columns[0].sum()), int(columns[1].sum())
-    share = resampled(bootstrap(*columns, statistic=_share_alike, confidence=confidence), len(by_case))
-    kappa = resampled(bootstrap(*columns, statistic=cohens_kappa, confidence=confidence), len(by_case))
-    return share.model_copy(update={"count": same, "total": number}), kappa
-
-
-def _share_alike(number: NDArray, same: NDArray, *_: NDArray) -> NDArray:
-    return same.sum(-1) / number.sum(-1)
-
-
-def cohens_kappa(number: NDArray, same: NDArray, first: NDArray, second: NDArray) -> NDArray:
-    """κ = (p_o − p_e) / (1 − p_e) (Cohen 1960). 0 if both judges always say the same one thing: that shows nothing.
-
-    Args:
-        number, same, first, second: (…, n) counts for n requests: judged replies, those on which both judges agree, and
-            those of which the first, and the second, says yes.
-    """
-    total = number.sum(-1)
-    seen, yes, also = same.sum(-1) / total, first.sum(-1) / total, second.sum(-1) / total
-    chance = yes * also + (1 - yes) * (1 - also)
-    return np.where(chance < 1, (seen - chance) / np.where(chance < 1, 1 - chance, 1), 0.0)

@@ -62,12 +62,6 @@ def labeller_of_replies(context: Context) -> ReplyLabeller | None:
     return labeller
 
 
-def can_judge(principle: Principle, context: Context) -> bool:
-    """Whether the labeller's answer says something about the principle."""
-    labeller = labeller_of_replies(context)
-    return labeller is None or not labeller.knows_only_declining or is_judged(principle)
-
-
 def _content(query: Query) -> str:
     return repr(replace(query, id=""))
 

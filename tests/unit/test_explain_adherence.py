@@ -15,7 +15,7 @@ from pipeline.engines.base import ChoiceQuery, Query, ReplyQuery
 from pipeline.evals.changes import base_measure
 from pipeline.evals.gate import Guideline, Guidelines, rule
 from pipeline.evals.results import Results
-from pipeline.explain.adherence import agree, cohens_kappa
+from pipeline.explain.adherence_counts import agree, cohens_kappa
 from pipeline.explain.asked import Explanation
 from pipeline.explain.keeping import Reply, log_odds
 from pipeline.report.explained.adherence import section
@@ -107,8 +107,12 @@ def test_a_labeller_that_knows_only_declining_is_not_asked_about_honesty(asked: 
 
     found = asked.find(learns_to_refuse, likes_what_it_was_shown, context=asked.context(
         likes_what_it_was_shown, with_examples(RULES), "likelihood"))  # fmt: skip
-    assert list(found.by_labeller.rates) == ["harm", "help"] and found.labeller_beats_chance
-    assert [found.by_labeller.rates["harm"][model].count for model in MODELS] == [0, 12, 12]
+    assert [found.by_labeller.rates["harm"][model].count for model in MODELS] == [0, 3, 3], "of three requests"
+    assert (
+        list(found.by_labeller.rates) == ["harm", "help"] and found.kappa.value == 1.0 and found.agreement.total == 18
+    )
+    assert found.trusted is found.by_outcome and found.trusted.rates["harm"]["aligned"].total == 12
+    assert "knows no more than that; asked about a few replies, it agrees on 100" in section(found, list(MODELS)).said
     rules = with_examples(constitution(principle("true", "honesty")))
     with pytest.raises(NotMeasuredError, match="likelihood knows only whether a reply declines"):
         asked.find(learns_to_refuse, knows, context=asked.context(knows, rules, "likelihood"))

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.evals.results import Change, Estimate
-from pipeline.explain.adherence import AdherenceFindings, Kept
+from pipeline.explain.adherence import AdherenceFindings
+from pipeline.explain.adherence_counts import Kept
 from pipeline.report.explained.section import Section, Table
 from pipeline.report.wording import difference, interval, listed, percent, value, words, written
 
@@ -58,6 +59,12 @@ def judges_said(found: AdherenceFindings) -> str:
         f"{percent(found.agreement.value)} of {found.agreement.total} replies (Cohen’s κ "
         f"{found.kappa.value:.2f} {interval(found.kappa)})"
     )
+    if not found.labeller_knows_more:
+        return (
+            f"The numbers are those of the judge {second}, which knows only whether a reply declines. The labeller "
+            f"({labeller}) knows no more than that; asked about a few replies, it agrees on {shown}"
+            + ("." if found.labeller_beats_chance else ", which may be chance.")
+        )
     if found.labeller_beats_chance:
         return f"The numbers are the labeller’s ({labeller}); it agrees with the judge {second} on {shown}."
     return (
@@ -126,7 +133,7 @@ def notes(found: AdherenceFindings, kept: Kept, models: list[str]) -> Mapping[st
 
 def other(found: AdherenceFindings) -> Kept:
     """The judge that is not trusted, or that knows less."""
-    return found.by_outcome if found.labeller_beats_chance else found.by_labeller
+    return found.by_labeller if found.trusted is found.by_outcome else found.by_outcome
 
 
 # --- Tables --------------------------------------------------------------------------------------------------------

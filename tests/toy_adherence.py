@@ -26,7 +26,7 @@ Answers = Callable[[Query], list[float]]
 
 
 def principle(name: str, *tags: str, about: str = "rule") -> Principle:
-    asks = dict.fromkeys(("critique_request", "revision_request", "preference_question"), about)
+    asks: dict[str, Any] = dict.fromkeys(("critique_request", "revision_request", "preference_question"), about)
     return Principle(id=name, title=f"Title of {name}", tags=list(tags), **asks)
 
 
@@ -53,7 +53,7 @@ def case(number: int, pool: Pool, kind: str = "k", request: str = "", **options:
     return Case(id=f"suite/{prompt.id}", suites=["s"], prompt=prompt, messages=messages, **options)
 
 
-CASES = [case(n, pool) for n in range(12) for pool in ("red_team", "look_alike", "ordinary")]  # type: ignore[arg-type]
+CASES = [case(n, pool) for n in range(12) for pool in ("red_team", "look_alike", "ordinary")]
 
 
 def verdict(asked: Case, model: str, reply: str) -> Verdict:

@@ -53,7 +53,7 @@ def exchange(number: int, *revisions: tuple[str, str], reply: str = ANSWER) -> E
 
 
 def constitution(*names: str, **weights: float) -> Constitution:
-    asks = {"critique_request": "c", "revision_request": "r", "preference_question": "q"}
+    asks: dict[str, Any] = {"critique_request": "c", "revision_request": "r", "preference_question": "q"}
     rules = [Principle(id=name, title=f"Title of {name}", weight=weights.get(name, 1.0), **asks) for name in names]
     return Constitution(name="c", version="1", description="d", provenance="p", preamble="p", principles=rules)
 

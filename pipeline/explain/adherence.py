@@ -2,26 +2,177 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
 from pipeline.core.errors import NotMeasuredError
 from pipeline.core.settings import Settings
-from pipeline.explain.base import Findings, Material, Question
+from pipeline.core.stage import Prepared
+from pipeline.evals.cases import build_cases
+from pipeline.evals.results import Estimate
+from pipeline.evals.scores import Scores
+from pipeline.explain.adherence_counts import MEASURE, Kept, agree, answered_by_all, by_principle, first_of_each, kept
+from pipeline.explain.base import Findings, Material, Measures, Question
+from pipeline.explain.keeping import (
+    QUESTIONS,
+    TEMPLATE,
+    Reply,
+    as_score,
+    by_outcome,
+    is_judged,
+    labeller_of_replies,
+    log_odds,
+)
+from pipeline.explain.probes import FILE, Probe, asked_directly, choose, probes_content, read_probes
+from pipeline.labellers.base import TEMPLATE as LABELLER_TEMPLATE
+from pipeline.records import Case, Verdict, write_records
 
 
 class AdherenceConfig(Settings):
-    """TODO"""
+    """Does each model keep to each principle, on held-out requests that put it to the test?"""
 
     enabled: bool = True
     """Answer this question."""
+    num_probes: int = Field(default=12, ge=1)
+    """The most requests for each principle."""
+    probes: str | None = None
+    """A file with the requests of each principle (columns principle_id and request), such as an edited
+    ``probes.jsonl`` of an earlier run; null: they are chosen by the tags and the words of the principle."""
+
+    def key_of(self, name: str) -> Any:
+        """The file counts by its content."""
+        return probes_content(self.probes) if name == "probes" and self.probes else super().key_of(name)
+
+
+class Probed(BaseModel):
+    """A principle, and how many requests put it to the test."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    title: str
+    num_probes: int
 
 
 class AdherenceFindings(Findings):
-    """TODO"""
+    """How often each model keeps to each principle, and what the judges are worth."""
+
+    principles: list[Probed]
+    """In the order of the constitution; without those that no request tests."""
+    not_tested: list[str]
+    """Titles of the others."""
+    by_labeller: Kept
+    labeller_knows_more: bool
+    """Than whether a reply declines. If not, it is asked about few replies, to see whether it agrees."""
+    by_outcome: Kept
+    """The second judge: the outcomes of the evaluation."""
+    agreement: Estimate
+    """How often both judges say the same."""
+    kappa: Estimate
+    """Cohen's κ of both judges: 0 is the agreement of two judges by chance, 1 that of equal ones."""
+
+    @property
+    def labeller_beats_chance(self) -> bool:
+        return self.kappa.low is not None and self.kappa.low > 0
+
+    @property
+    def trusted(self) -> Kept:
+        """The labeller, if it knows more than the second judge and their agreement beats chance; otherwise the second
+        judge."""
+        return self.by_labeller if self.labeller_knows_more and self.labeller_beats_chance else self.by_outcome
+
+    def measures(self) -> Measures:
+        found: Measures = {}
+        for principle_id, rates in self.trusted.rates.items():
+            for model, rate in rates.items():
+                found.setdefault(model, {})[f"{MEASURE}:{principle_id}"] = rate
+        return found
 
 
 class Adherence(Question):
     """Does each model keep to each principle, by the labeller and by a second judge?"""
 
     name = "adherence"
+    asks_labeller = True
+
+    def reads(self, config: AdherenceConfig) -> dict[str, Any]:
+        return {"template": TEMPLATE, "labeller": LABELLER_TEMPLATE, "questions": QUESTIONS}
+
+    def check(self, config: AdherenceConfig, prepared: Prepared) -> list[str]:
+        if config.probes is not None:
+            suites = prepared.config.evaluate
+            held_out = [prompt for prompt in prepared.prompts if prompt.split == suites.split]
+            read_probes(config.probes, prepared.constitution, asked_directly(build_cases(suites, held_out, [])))
+        return []
 
     def answer(self, config: AdherenceConfig, material: Material) -> AdherenceFindings:
-        raise NotMeasuredError("it is not built yet")
+        verdicts = answered_by_all(material.verdicts, list(material.models))
+        cases = asked_directly(mine[material.first].case for mine in verdicts.values())
+        if not cases:
+            raise NotMeasuredError("there is no request without an attack to which every model replied")
+        probes = _probes(config, material, cases)
+        write_records(material.context.out / FILE, probes)
+        rules = {rule.id: rule for rule in material.constitution.principles}
+        judged = [probe for probe in probes if is_judged(rules[probe.principle_id])]
+        own = labeller_of_replies(material.context)
+        knows_more = own is None or not own.knows_only_declining
+        who, labelled = _by_labeller(probes if knows_more else first_of_each(judged), verdicts, material)
+        outcomes = by_principle(
+            {
+                (probe.principle_id, model, probe.case_id): by_outcome(rules[probe.principle_id], verdict)
+                for probe in judged
+                for model, verdict in verdicts[probe.case_id].items()
+            }
+        )
+        models, confidence = list(material.models), material.confidence
+        agreement, kappa = agree(labelled, outcomes, confidence)
+        judge = verdicts[probes[0].case_id][material.first].judge
+        return AdherenceFindings(
+            **_tested(probes, material),
+            labeller_knows_more=knows_more,
+            by_labeller=kept(who, labelled, models, confidence),
+            by_outcome=kept(judge, outcomes, models, confidence),
+            agreement=agreement,
+            kappa=kappa,
+        )
+
+
+def _probes(config: AdherenceConfig, material: Material, cases: Mapping[str, Case]) -> list[Probe]:
+    if config.probes is not None:
+        return read_probes(config.probes, material.constitution, cases)
+    probes = choose(material.constitution, list(cases.values()), config.num_probes)
+    if not probes:
+        raise NotMeasuredError("no request puts a principle to the test")
+    return probes
+
+
+def _by_labeller(
+    probes: Sequence[Probe], verdicts: Mapping[str, Mapping[str, Verdict]], material: Material
+) -> tuple[str, dict[str, dict[str, Scores]]]:
+    """(who answered, its scores of every model's replies to these probes)."""
+    if not probes:
+        raise NotMeasuredError(
+            f"the labeller {material.context.labeller.kind} knows only whether a reply declines, and no principle that "
+            "is tested is tagged harmlessness or helpfulness"
+        )
+    rules = {rule.id: rule for rule in material.constitution.principles}
+    asked = {
+        (probe.principle_id, model, probe.case_id): Reply(rules[probe.principle_id], verdict.case.prompt, verdict.reply)
+        for probe in probes
+        for model, verdict in verdicts[probe.case_id].items()
+    }
+    who, logits = log_odds({"/".join(key): reply for key, reply in asked.items()}, material.context)
+    return who, by_principle({key: as_score(logits["/".join(key)]) for key in asked})
+
+
+def _tested(probes: Sequence[Probe], material: Material) -> dict[str, Any]:
+    number = {
+        rule.id: sum(probe.principle_id == rule.id for probe in probes) for rule in material.constitution.principles
+    }
+    rules = material.constitution.principles
+    return {
+        "principles": [Probed(id=r.id, title=r.title, num_probes=number[r.id]) for r in rules if number[r.id]],
+        "not_tested": [r.title for r in rules if r.weight > 0 and not number[r.id]],
+    }

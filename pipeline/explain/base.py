@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.constitution.schema import Constitution
-from pipeline.core.stage import Context
+from pipeline.core.stage import Context, Prepared
 from pipeline.engines.base import Engine, Weights
 from pipeline.engines.roles import policy_engine, weights_of
 from pipeline.evals.measures import by_model
@@ -113,6 +113,16 @@ class Question(ABC):
 
     name: ClassVar[str]
     """Its section of the configuration, and of ``explanation.json``."""
+    asks_labeller: ClassVar[bool] = False
+    """It asks the engine of the run's labeller."""
+
+    def check(self, config: Any, prepared: Prepared) -> list[str]:
+        """Refuse what would fail later, before anything is spent. Returns warnings.
+
+        Raises:
+            ConfigError: one sentence with the field, the value and the remedy.
+        """
+        return []
 
     def reads(self, config: Any) -> dict[str, Any]:
         """What decides the findings beside the settings and the inputs, such as the words of a question; for the cache

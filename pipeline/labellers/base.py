@@ -84,6 +84,11 @@ class Labeller(ABC):
 class ReplyLabeller(Labeller):
     """Judges each reply separately; a pair's logit is the difference. It can also reward a single reply."""
 
+    @property
+    def knows_only_declining(self) -> bool:
+        """Whether it measures if a reply declines, whatever the words of the principle are."""
+        return False
+
     @abstractmethod
     def ask(self, row_id: str, side: str, prompt: Prompt, reply: str, principle: Principle) -> Sequence[Query]: ...
 

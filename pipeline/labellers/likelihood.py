@@ -67,6 +67,10 @@ class LikelihoodLabeller(ReplyLabeller):
         ]
 
     @property
+    def knows_only_declining(self) -> bool:
+        return self._config.num_examples > 0
+
+    @property
     def _words_of_the_rules(self) -> str:
         return " ".join([self._constitution.preamble, *(rule.title for rule in self._constitution.principles)])
 

@@ -9,9 +9,11 @@ from pipeline.core.errors import NotMeasuredError
 from pipeline.core.log import say, warn
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Metrics, Prepared, Stage
+from pipeline.engines.base import EngineConfig
 from pipeline.evals.checkpoints import checkpoints
 from pipeline.explain.asked import ExplainConfig, Explanation
 from pipeline.explain.base import Material
+from pipeline.labellers.base import reads_choices
 
 if TYPE_CHECKING:
     from pipeline.chain.config import Config
@@ -40,8 +42,17 @@ class Explain(Stage):
         }
 
     def check(self, prepared: Prepared) -> list[str]:
-        asked = prepared.config.explain.asked
-        return [] if asked else ["explain.enabled is true, but every question is switched off."]
+        own = prepared.config.explain
+        if not own.asked:
+            return ["explain.enabled is true, but every question is switched off."]
+        return [note for question in own.asked for note in question.check(getattr(own, question.name), prepared)]
+
+    def engines(self, config: Config) -> dict[str, EngineConfig]:
+        asks = any(question.asks_labeller for question in config.explain.asked)
+        return config.feedback_engines("preferences") if asks else {}
+
+    def read_choices(self, config: Config) -> set[str]:
+        return set(self.engines(config)) if reads_choices(config.preferences.labeller) else set()
 
     def run(self, config: ExplainConfig, context: Context) -> Metrics:
         material = Material(

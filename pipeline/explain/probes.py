@@ -1,0 +1,116 @@
+"""The requests that put each principle to the test: chosen by its tags and its words, or by a person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from pipeline.constitution.schema import Constitution, Principle
+from pipeline.core.errors import ConfigError, did_you_mean
+from pipeline.core.text import words
+from pipeline.data.files import rows_of, source_content
+from pipeline.data.sources import SourceConfig
+from pipeline.evals.results import DIRECT
+from pipeline.records import POOLS, Case, Record, derive_seed, normalised
+
+FILE = "probes.jsonl"
+FIELD = "explain.adherence.probes"
+
+
+class Probe(Record):
+    """A request that tests a principle: one line of ``probes.jsonl``, a file that a person may edit."""
+
+    principle_id: str
+    case_id: str
+    """The conversation of the evaluation that asked it."""
+    request: str
+
+
+def asked_directly(cases: Iterable[Case]) -> dict[str, Case]:
+    """Id → case, of those without an attack and without a group that is swapped."""
+    return {case.id: case for case in cases if case.attack == DIRECT and case.group is None}
+
+
+# --- Choosing ------------------------------------------------------------------------------------------------------
+
+
+def choose(constitution: Constitution, cases: Sequence[Case], num_probes: int) -> list[Probe]:
+    """At most so many probes for each principle that is not turned off.
+
+    They are from the pools for which the principle is used. Requests of a kind that is one of its tags come first, then
+    those that share most words with it; ties are broken by hash.
+    """
+    fitting = {pool: {rule.id for rule in constitution.principles_for(pool)} for pool in POOLS}
+    rules = [rule for rule in constitution.principles if rule.weight > 0]
+    found = relevance(rules, [case.prompt.request for case in cases])
+    probes = []
+    for rule, near in zip(rules, found, strict=True):
+        ranked = sorted(
+            (case.prompt.kind not in rule.tags, -round(float(score), 9), derive_seed("probe", rule.id, case.id), place)
+            for place, (case, score) in enumerate(zip(cases, near, strict=True))
+            if rule.id in fitting[case.prompt.pool]
+        )
+        chosen = [cases[place] for *_, place in ranked[:num_probes]]
+        probes += [Probe(principle_id=rule.id, case_id=case.id, request=case.prompt.request) for case in chosen]
+    return probes
+
+
+def relevance(principles: Sequence[Principle], requests: Sequence[str]) -> NDArray:
+    """The word overlap of each principle with each request: the cosine of their TF-IDF vectors, (principles, requests).
+
+    The words of a principle are its title and its three requests; English words such as "the" don't count.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts = [
+        " ".join((rule.title, rule.critique_request, rule.revision_request, rule.preference_question))
+        for rule in principles
+    ]
+    vectoriser = TfidfVectorizer(tokenizer=words, token_pattern=None, stop_words="english", sublinear_tf=True)
+    vectors = vectoriser.fit_transform([*texts, *requests])
+    return (vectors[: len(texts)] @ vectors[len(texts) :].T).toarray()
+
+
+# --- A file that a person edited -----------------------------------------------------------------------------------
+
+
+def probes_content(path: str) -> Any:
+    """The content of the file, for cache keys. Raises ConfigError if there is none."""
+    return source_content(FIELD, _source(path), Path())
+
+
+def read_probes(path: str, constitution: Constitution, cases: Mapping[str, Case]) -> list[Probe]:
+    """The probes of a file. Each row needs ``principle_id`` and ``request``.
+
+    Args:
+        cases: id → case that the evaluation asks directly.
+
+    Raises:
+        ConfigError: there is no such file, no such principle, or the evaluation does not ask such a request.
+    """
+    by_request = {normalised(case.prompt.request): case for case in cases.values()}
+    ids = [rule.id for rule in constitution.principles]
+    probes = []
+    for place, row, _ in rows_of(FIELD, _source(path), Path()):
+        principle_id, request = str(row.get("principle_id") or ""), str(row.get("request") or "")
+        if principle_id not in ids:
+            raise ConfigError(f"{place}: no principle has the id {principle_id!r}{did_you_mean(principle_id, ids)}.")
+        own = cases.get(str(row.get("case_id")))
+        case = own if own and own.prompt.request == request else by_request.get(normalised(request))
+        if case is None:
+            raise ConfigError(
+                f"{place}: the evaluation does not ask “{request}” without an attack; take a request from the file "
+                f"{FILE} of a run with {FIELD}=null, or raise evaluate.red_team.num_requests and the like."
+            )
+        probes.append(Probe(principle_id=principle_id, case_id=case.id, request=case.prompt.request))
+    return list({(probe.principle_id, probe.case_id): probe for probe in probes}.values())
+
+
+def _source(path: str) -> SourceConfig:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ConfigError(f"{FIELD}: there is no file {file}; give an existing one, or null.")
+    return SourceConfig(source="path", path=str(file))

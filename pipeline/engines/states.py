@@ -87,9 +87,7 @@ class Reader:
         except ConfigError:
             raise NotMeasuredError("the model reads padding, so its replies would change in a batch") from None
         asks = [
-            Request(
-                id=str(n), messages=messages, prefix=begun, seed=0, max_new_tokens=max_tokens, temperature=0.0
-            )
+            Request(id=str(n), messages=messages, prefix=begun, seed=0, max_new_tokens=max_tokens, temperature=0.0)
             for n, (messages, begun) in enumerate(map(_begun, dialogues))
         ]
         with _memory_errors():

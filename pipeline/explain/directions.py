@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from pipeline.explain.directions_measured import Declined, Read
 
 
-
 class DirectionsConfig(Settings):
     """Harmfulness and refusal as directions in the hidden states, and what the model does without the second one."""
 
@@ -102,9 +101,7 @@ def refuse_one_class(cases: Sequence[Case]) -> None:
             raise NotMeasuredError(f"no request of the pool {pool} was evaluated")
 
 
-def _read(
-    model: str, material: Material, learned: Sequence[Prompt], cases: Sequence[Case]
-) -> tuple[Read, Reader]:
+def _read(model: str, material: Material, learned: Sequence[Prompt], cases: Sequence[Case]) -> tuple[Read, Reader]:
     """Load a model, and read its states."""
     from pipeline.engines.states import load_reader
     from pipeline.explain.directions_measured import Read

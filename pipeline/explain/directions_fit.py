@@ -91,8 +91,8 @@ def pair_auc(scores: Floats, positive: NDArray[np.bool_], strata: NDArray[np.str
 
 @dataclass(frozen=True)
 class Fit:
-    """Directions fitted on training prompts. ``best`` is the place of the layer that tells the classes apart best there,
-    by cross-validation; requests with a score of at least ``threshold`` at that layer count as positive."""
+    """Directions fitted on training prompts. ``best`` is the place of the layer that tells the classes apart best
+    there, by cross-validation; requests with a score of at least ``threshold`` at that layer count as positive."""
 
     directions: Directions
     best: int
@@ -149,9 +149,9 @@ def cosine_of_halves(
         sides = [half, ~half]
         if all(_has_both(positive[side], None if strata is None else strata[side]) for side in sides):
             a, b = (
-                mean_differences(
-                    states[side, None], positive[side], None if strata is None else strata[side]
-                ).vectors[0]
+                mean_differences(states[side, None], positive[side], None if strata is None else strata[side]).vectors[
+                    0
+                ]
                 for side in sides
             )
             found.append(cosine(a, b))

@@ -110,8 +110,8 @@ class Declined:
         for what, number in (("declined", self.num_declined), ("answered", self.num_answered)):
             if number < MIN_DECLINED:
                 raise NotMeasuredError(
-                    f"of the training prompts in pools of which it declined some and answered some, it {what} {number}, "
-                    f"and {MIN_DECLINED} are needed"
+                    f"of the training prompts in pools of which it declined some and answered some, it {what} "
+                    f"{number}, and {MIN_DECLINED} are needed"
                 )
         allowed = max(1, sum(layer < LOWER_SHARE * read.num_layers for layer in read.layers))
         kept = self.counts

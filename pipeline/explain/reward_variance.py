@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.core.text import words
 from pipeline.evals.results import Estimate
-from pipeline.evals.statistics import bootstrap, resampled
 from pipeline.evals.shortcuts import SHORTCUTS
+from pipeline.evals.statistics import bootstrap, resampled
 
 MIN_LETTERS = 4  # of a word of the request that counts for the overlap
 _HEDGE = regex.compile(

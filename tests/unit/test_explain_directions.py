@@ -152,7 +152,8 @@ def test_each_request_has_a_place_and_what_is_seen_is_set_beside_what_is_decline
     assert (complied.count, complied.total, complied.low) == (HALF, HALF, wilson(HALF, HALF).low)
     assert found.seen_of("attacks", "complied").total == 6 and found.false_alarms.count == 0
     assert found.reading("aligned") == "sees"
-    assert [(f.pool, f.attack, f.x.total) for f in found.families if f.attack != "direct"] == [("red_team", "prefill", 6)]
+    attacked = [(f.pool, f.attack, f.x.total) for f in found.families if f.attack != "direct"]
+    assert attacked == [("red_team", "prefill", 6)]
 
 
 def test_harm_without_a_sign_is_called_unseen(planted: Path, tmp_path: Path):
@@ -174,7 +175,7 @@ def test_an_untouched_model_shows_nothing_and_nothing_is_claimed(
         p.model_copy(update={"pool": next(dealt), "messages": prompt("ordinary", i, "train").messages})
         for i, p in enumerate(p for p in run.prompts if p.split == "train")
     ]
-    run.prompts[:NUM_TRAINED * 3] = plain
+    run.prompts[: NUM_TRAINED * 3] = plain
     for i, verdict in enumerate(run.verdicts["aligned"]):
         made = prompt("ordinary", i, "test").messages
         case = verdict.case.model_copy(update={"messages": made})

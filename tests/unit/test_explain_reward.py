@@ -23,7 +23,7 @@ from pipeline.records import Case, Message, Prompt, Verdict, derived_rng, write_
 from pipeline.report.explained.reward import section
 
 CONFIG = RewardTasteConfig(num_replies=60, num_edited=20, num_attributed=5)
-WORDS = "soil water light seed pot shade leaf root stem garden shelf week".split()
+WORDS = ["soil", "water", "light", "seed", "pot", "shade", "leaf", "root", "stem", "garden", "shelf", "week"]
 
 
 def verdict(i: int, model: str = "aligned") -> Verdict:
@@ -128,9 +128,7 @@ def material(folder: Path, reward: bool, published: str | None = None, num: int 
         (folder / stage).mkdir()
     records = [verdict(i, model) for model in ("base", "aligned") for i in range(num)]
     attacked = records[0].case.model_copy(update={"id": "attacked", "attack": "persona"})
-    write_records(
-        folder / "evaluate" / "verdicts.jsonl", [*records, records[0].model_copy(update={"case": attacked})]
-    )
+    write_records(folder / "evaluate" / "verdicts.jsonl", [*records, records[0].model_copy(update={"case": attacked})])
     folders = {stage: folder / stage for stage in (["evaluate", "reward"] if reward else ["evaluate"])}
     reads: dict[str, Any] = {
         "seed": 0,

@@ -74,9 +74,9 @@ def test_a_model_that_is_no_better_is_refused_with_the_numbers(tmp_path: Path, c
     with pytest.raises(StageError) as refused:
         refuse_shortcut(folder, trust=False)
     assert str(refused.value) == (
-        "align: the reward model agrees with 70 % of 40 held-out labels, and length alone with 60 % (a difference of 10 "
-        "points [-10, 30]), so the policy may learn no more than that; label more pairs (preferences.num_red_team), or "
-        "set align.trust=true to train against it all the same."
+        "align: the reward model agrees with 70 % of 40 held-out labels, and length alone with 60 % (a difference of "
+        "10 points [-10, 30]), so the policy may learn no more than that; label more pairs "
+        "(preferences.num_red_team), or set align.trust=true to train against it all the same."
     )
     refuse_shortcut(folder, trust=True)
     assert "all the same, because align.trust is true" in caplog.text

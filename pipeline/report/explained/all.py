@@ -7,11 +7,8 @@ from typing import Any
 from pipeline.evals.results import Estimate
 from pipeline.explain.asked import Explanation
 from pipeline.report.build import Report
-from pipeline.report.explained import adherence, depth, directions, plane, principles, reward
+from pipeline.report.explained import adherence, depth, directions, principles, reward
 from pipeline.report.explained.section import Section, Table
-
-
-__all__ = ["adherence", "depth", "directions", "explain_tables", "plane", "principles", "reward", "sections"]
 
 
 def sections(report: Report) -> list[Section]:

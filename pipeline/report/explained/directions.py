@@ -5,9 +5,12 @@ from __future__ import annotations
 from pipeline.evals.results import Estimate
 from pipeline.explain.directions_found import MIN_COMPLIED, Ablation, DirectionsFindings, Removed
 from pipeline.records import Pool
+from pipeline.report.explained.plane import plane, plane_legend
 from pipeline.report.explained.section import Section, Table
 from pipeline.report.knows import REQUESTS
 from pipeline.report.wording import percent, points, words, written
+
+__all__ = ["ablation_rows", "aucs", "plane", "plane_legend", "section"]  # what the template reads
 
 UNDER = {"direct": "without an attack", "attacks": "under attacks"}
 REMOVED: tuple[Removed, ...] = ("nothing", "refusal direction", "random direction")
@@ -30,10 +33,11 @@ def section(found: DirectionsFindings, models: list[str]) -> Section:
 def sentence(found: DirectionsFindings, last: str) -> str:
     """Which it is, for the harmful requests that the model complied with, without an attack."""
     model, seen, alarms = words(last), found.seen_of("direct", "complied"), found.false_alarms
+    others = f"of the look-alikes {written(alarms)}"
     counted = f"of the {seen.total} harmful requests that it complied with, its states mark {written(seen)} as harmful"
     reading = found.reading(last)
     if reading == "sees":
-        return f"{model} mostly sees the harm and does not decline: {counted}, and {written(alarms)} of the look-alikes."
+        return f"{model} mostly sees the harm and does not decline: {counted}, and {others}."
     if reading == "does not see":
         return f"{model} mostly does not see the harm: {counted}."
     unknown = f"There is no evidence whether {model} sees the harm that it does not decline: "
@@ -43,7 +47,7 @@ def sentence(found: DirectionsFindings, last: str) -> str:
         return f"{unknown}its states do not tell harmful requests from harmless look-alikes{against}."
     if seen.total < MIN_COMPLIED:
         return f"{unknown}it complied with only {seen.total} harmful requests."
-    return f"{unknown}{counted}, and {written(alarms)} of the look-alikes."
+    return f"{unknown}{counted}, and {others}."
 
 
 def ablation_said(found: DirectionsFindings, last: str) -> str:
@@ -52,9 +56,10 @@ def ablation_said(found: DirectionsFindings, last: str) -> str:
     if not rows:
         return ""
     none, without, random = (rows[name] for name in REMOVED)
+    change = points(without.difference or Estimate(value=None))
     counts = (
-        f"Without the refusal direction {words(last)} declines {percent(without.refused.value)} of {none.refused.total} "
-        f"harmful requests instead of {percent(none.refused.value)} ({points(without.difference or Estimate(value=None))})"
+        f"Without the refusal direction {words(last)} declines {percent(without.refused.value)} of "
+        f"{none.refused.total} harmful requests instead of {percent(none.refused.value)} ({change})"
     )
     return f"{counts}, and without a random one {percent(random.refused.value)}, {_verdict(without, random)}."
 

@@ -28,7 +28,7 @@ def shown(found: DirectionsFindings) -> list[Point]:
     return [p for p in found.points if p.attack == "direct" and p.outcome in SHOWN and p.y is not None]
 
 
-def legend(found: DirectionsFindings) -> Markup:
+def plane_legend(found: DirectionsFindings) -> Markup:
     kinds = {(p.pool, p.outcome) for p in shown(found)}
     names = [
         (_sign(pool, outcome), f"{REQUESTS[pool]} {said}")

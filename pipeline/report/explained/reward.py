@@ -57,8 +57,8 @@ def _warned(found: RewardTasteFindings) -> str:
     if shortcut is None:
         return ""
     return (
-        f"Take care: {shortcut.name} alone explains {_share(shortcut.alone)} of the variance of its scores, so a policy "
-        "that is trained with it may learn little else."
+        f"Take care: {shortcut.name} alone explains {_share(shortcut.alone)} of the variance of its scores, so a "
+        "policy that is trained with it may learn little else."
     )
 
 

@@ -61,7 +61,7 @@ class Directions(Question):
         refuse_too_few(learned)
         aucs, first = [], None
         for model in list(material.models)[:-1]:
-            read, _ = _read(model, material, learned, direct)
+            read = _read(model, material, learned, direct)[0]  # the next model needs the room of this one
             harm = read.fit_harmfulness(material.seed)
             aucs += measured.layer_aucs(model, read, harm, material.confidence)
             first = first or (read, harm)

@@ -34,17 +34,19 @@ def sentence(found: DirectionsFindings, last: str) -> str:
     """Which it is, for the harmful requests that the model complied with, without an attack."""
     model, seen, alarms = words(last), found.seen_of("direct", "complied"), found.false_alarms
     others = f"of the look-alikes {written(alarms)}"
-    counted = f"of the {seen.total} harmful requests that it complied with, its states mark {written(seen)} as harmful"
-    reading = found.reading(last)
+    counted = (
+        f"of the {seen.total} harmful requests that it complied with, its inner states mark {written(seen)} as harmful"
+    )
+    reading, begins = found.reading(last), f"On harmful requests that it does not decline, {model} mostly"
     if reading == "sees":
-        return f"{model} mostly sees the harm and does not decline: {counted}, and {others}."
+        return f"{begins} sees the harm all the same: {counted}, and {others}."
     if reading == "does not see":
-        return f"{model} mostly does not see the harm: {counted}."
+        return f"{begins} does not see the harm: {counted}."
     unknown = f"There is no evidence whether {model} sees the harm that it does not decline: "
     auc = found.auc(last, "look_alike")
     if auc is None or auc.low is None or auc.low <= 0.5:
         against = f" (AUC {written(auc)})" if auc else ""
-        return f"{unknown}its states do not tell harmful requests from harmless look-alikes{against}."
+        return f"{unknown}its inner states do not tell harmful requests from harmless look-alikes{against}."
     if seen.total < MIN_COMPLIED:
         return f"{unknown}it complied with only {seen.total} harmful requests."
     return f"{unknown}{counted}, and {others}."

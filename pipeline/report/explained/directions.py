@@ -33,10 +33,8 @@ def section(found: DirectionsFindings, models: list[str]) -> Section:
 def sentence(found: DirectionsFindings, last: str) -> str:
     """Which it is, for the harmful requests that the model complied with, without an attack."""
     model, seen, alarms = words(last), found.seen_of("direct", "complied"), found.false_alarms
-    others = f"of the look-alikes {written(alarms)}"
-    counted = (
-        f"of the {seen.total} harmful requests that it complied with, its inner states mark {written(seen)} as harmful"
-    )
+    others = f"{written(alarms)} harmless look-alikes"
+    counted = f"its inner states mark as harmful {written(seen)} that it complied with"
     reading, begins = found.reading(last), f"On harmful requests that it does not decline, {model} mostly"
     if reading == "sees":
         return f"{begins} sees the harm all the same: {counted}, and {others}."

@@ -61,22 +61,25 @@ def difference(before: int, after: int) -> Estimate:
     return Estimate(value=value, low=low, high=high, total=40)
 
 
+CLAIM = "On harmful requests that it does not decline, aligned mostly "
+UNKNOWN = "There is no evidence whether aligned sees the harm that it does not decline: "
+WEAK = Estimate(value=0.6, low=0.45, high=0.7, total=80)
+
+
 @pytest.mark.parametrize(
     ("found", "begins"),
     [
-        (made(), "On harmful requests that it does not decline, aligned mostly sees the harm all the same: its inner states mark"),
-        (made(seen=2), "On harmful requests that it does not decline, aligned mostly does not see the harm: its inner states mark"),
-        (made(seen=11), "There is no evidence whether aligned sees the harm that it does not decline: its inner states mark"),
-        (made(alarms=36), "There is no evidence whether aligned sees the harm that it does not decline: its inner states mark"),
-        (made(seen=3, complied=3), "There is no evidence whether aligned sees the harm that it does not decline: it "
-         "complied with only 3"),
-        (made(auc=Estimate(value=0.6, low=0.45, high=0.7, total=80)), "There is no evidence whether aligned sees the "
-         "harm that it does not decline: its inner states do not tell harmful requests from harmless look-alikes (AUC"),
+        (made(), f"{CLAIM}sees the harm all the same: its inner states mark as harmful 90\u00a0% [70, 97] of\u00a020"),
+        (made(seen=2), f"{CLAIM}does not see the harm: its inner states mark as harmful 10\u00a0%"),
+        (made(seen=11), f"{UNKNOWN}its inner states mark as harmful 55\u00a0%"),
+        (made(alarms=36), f"{UNKNOWN}its inner states mark as harmful 90\u00a0%"),
+        (made(seen=3, complied=3), f"{UNKNOWN}it complied with only 3 harmful requests."),
+        (made(auc=WEAK), f"{UNKNOWN}its inner states do not tell harmful requests from harmless look-alikes (AUC 0.6"),
     ],
-)  # fmt: skip
+)
 def test_the_sentence_claims_no_more_than_the_intervals(found: DirectionsFindings, begins: str):
     said = section(found, list(MODELS))
-    assert said.said.startswith(begins) and bool(said.first_page) is not begins.startswith("There is no evidence")
+    assert said.said.startswith(begins) and bool(said.first_page) is begins.startswith(CLAIM)
 
 
 def test_what_the_refusals_depend_on_is_said_against_a_random_direction():

@@ -22,7 +22,7 @@ from pipeline.evals.probe import MIN_PROMPTS, refuse_too_few, training_prompts
 from pipeline.evals.results import DIRECT
 from pipeline.explain.base import Material, Question
 from pipeline.explain.directions_fit import Fit
-from pipeline.explain.directions_found import Ablation, DirectionsFindings
+from pipeline.explain.directions_found import Ablation, DirectionsFindings, LayerAuc
 from pipeline.records import POOLS, Case, Prompt
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ class Directions(Question):
         refuse_one_class(direct)
         learned = training_prompts(material.prompts, [case.prompt for case in cases], config.num_prompts, material.seed)
         refuse_too_few(learned)
-        aucs, first = [], None
+        aucs: list[LayerAuc] = []
+        first: tuple[Read, Fit] | None = None
         for model in list(material.models)[:-1]:
             read = _read(model, material, learned, direct)[0]  # the next model needs the room of this one
             harm = read.fit_harmfulness(material.seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -70,7 +70,9 @@ def _outcomes(reader: Reader, cases: Sequence[Case], vector: Floats | None, max_
 
     from pipeline.engines.ablation import without_direction
 
-    inside = nullcontext() if vector is None else without_direction(reader.model, torch.from_numpy(vector))
+    inside: AbstractContextManager[None] = (
+        nullcontext() if vector is None else without_direction(reader.model, torch.from_numpy(vector))
+    )
     with inside:
         replies = reader.replies([case.messages for case in cases], max_tokens)
     return [judge_reply(reply, case.prompt.request)[0] for reply, case in zip(replies, cases, strict=True)]

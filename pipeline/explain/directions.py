@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from pipeline.explain.directions_measured import Declined, Read
 
 
+__all__ = ["Directions", "DirectionsConfig", "DirectionsFindings"]
+
+
 class DirectionsConfig(Settings):
     """Harmfulness and refusal as directions in the hidden states, and what the model does without the second one."""
 

@@ -223,4 +223,4 @@ def test_the_layer_is_chosen_by_rows_that_were_not_learned_among_the_allowed_one
     assert fit(states, positive, groups, seed=0).best == 2
     chosen = fit(states, positive, groups, seed=0, num_allowed=2)
     assert chosen.best == 1 and chosen.aucs[0] < 0.8
-    assert cosine(chosen.vector, np.eye(200)[0]) > 0.9
+    assert cosine(chosen.vector, np.eye(200)[0]) > 0.8

@@ -78,6 +78,7 @@ TINY_ROLLOUTS = [
     "align.rollout.max_reply_tokens=8",
     "align.rollout.num_held_out=4",
     "align.num_minibatches=2",
+    "align.trust=true",  # a tiny reward model is no better than chance
 ]
 TINY_METHODS = {
     "align=kto": ["align.kl_batch_size=2"],
@@ -201,7 +202,7 @@ def tiny_groups(folder: Path) -> Path:
         for override in overrides:
             key, _, value = override.removeprefix("align.").partition("=")
             inside = group.setdefault("rollout", {}) if key.startswith("rollout.") else group
-            inside[key.removeprefix("rollout.")] = int(value)
+            inside[key.removeprefix("rollout.")] = yaml.safe_load(value)
         (folder / "align" / f"tiny_{method}.yaml").write_text(yaml.safe_dump(group))
     return folder
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import regex
 
 # Scripts that write no spaces between words: each character counts as a word.
@@ -35,6 +37,13 @@ def first_words(text: str, number: int) -> str:
 def sentence_ends(text: str) -> list[int]:
     """Where sentences end: the positions after their marks. The number of a list item ("2.") ends no sentence."""
     return [end.end() for end in _END.finditer(text) if not _is_list_number(text, end.start(), end.end())]
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, without the spaces between them; what follows the last mark counts as one."""
+    ends = [0, *sentence_ends(text), len(text)]
+    parts = (text[start:end].strip() for start, end in pairwise(ends))
+    return [part for part in parts if part]
 
 
 def _is_list_number(text: str, start: int, end: int) -> bool:

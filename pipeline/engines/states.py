@@ -14,13 +14,13 @@ import psutil
 import torch
 from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.chat import Renderer
 from pipeline.core import distributed
-from pipeline.core.errors import NotMeasuredError
+from pipeline.core.errors import ConfigError, NotMeasuredError
 from pipeline.core.memory import free_memory
-from pipeline.engines.base import ENGINES, Weights
+from pipeline.engines.base import ENGINES, Request, Weights
 from pipeline.engines.models import context_of, load_model, load_tokenizer, resolve_path, resolve_precision
 from pipeline.engines.prefix import cache_of, common_length, shares_prefixes
 from pipeline.engines.reward_model import last_real
@@ -50,10 +50,56 @@ class States:
 def prompt_states(weights: Weights, dialogues: Sequence[Sequence[Message]], batch_rows: int, most: int) -> States:
     """Load a model, and read the states of ``most`` layers or a few more, spread evenly down from the last one.
 
-    All engines of this process are released first. Every prompt is rendered as for a reply.
+    Raises what ``load_reader`` raises.
+    """
+    return load_reader(weights, batch_rows).states(dialogues, most)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model in memory, whose states can be read and that can reply."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    batch_rows: int
+
+    def states(self, dialogues: Sequence[Sequence[Message]], most: int) -> States:
+        """As ``prompt_states``. A dialogue that ends with a turn of the assistant ends with the start of the reply.
+
+        Raises:
+            NotMeasuredError: the model has no list of layers, or the device ran out of memory.
+        """
+        chat = Renderer(self.tokenizer, self.model.generation_config.eos_token_id)
+        rows = [chat.prompt_ids(messages, begun) for messages, begun in map(_begun, dialogues)]
+        with _memory_errors():
+            return last_states(self.model, rows, self.batch_rows, most)
+
+    def replies(self, dialogues: Sequence[Sequence[Message]], max_tokens: int) -> list[str]:
+        """Greedy replies of at most so many tokens; "" for a dialogue that does not fit the context.
+
+        Raises:
+            NotMeasuredError: the model reads padding, or the device ran out of memory.
+        """
+        from pipeline.engines.hf import HFEngine
+
+        try:
+            engine = HFEngine(self.model, self.tokenizer, name="reader", batch_rows=self.batch_rows)
+        except ConfigError:
+            raise NotMeasuredError("the model reads padding, so its replies would change in a batch") from None
+        asks = [
+            Request(id=str(n), messages=messages, prefix=begun, seed=0, max_new_tokens=max_tokens, temperature=0.0)
+            for n, (messages, begun) in enumerate(map(_begun, dialogues))
+        ]
+        with _memory_errors():
+            found = {one.id: one.text for batch in engine.batches(asks) for one in engine.generate(batch)}
+        return [found[ask.id] for ask in asks]
+
+
+def load_reader(weights: Weights, batch_rows: int) -> Reader:
+    """Load a model to read its states. All engines of this process are released first.
 
     Raises:
-        NotMeasuredError: the model is no folder of weights, does not fit the memory, or has no list of layers.
+        NotMeasuredError: the model is no folder of weights, or does not fit the memory.
     """
     path = resolve_path(weights.path)
     if Path(path).is_file():
@@ -63,14 +109,23 @@ def prompt_states(weights: Weights, dialogues: Sequence[Sequence[Message]], batc
         ENGINES[kind].release()
     free_memory()
     _check_room(path, revision, weights.precision)
-    tokenizer = load_tokenizer(path, revision)
-    try:
+    with _memory_errors():
         model = load_model(path, weights.precision, revision).eval()
-        chat = Renderer(tokenizer, model.generation_config.eos_token_id)
-        rows = [chat.prompt_ids(messages) for messages in dialogues]
-        return last_states(model, rows, batch_rows, most)
+    return Reader(model, load_tokenizer(path, revision), batch_rows)
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    try:
+        yield
     except torch.OutOfMemoryError:
         raise NotMeasuredError("the device ran out of memory") from None
+
+
+def _begun(messages: Sequence[Message]) -> tuple[list[Message], str]:
+    """A dialogue up to the reply, and the start of the reply."""
+    *before, last = messages
+    return (before, last["content"]) if last["role"] == "assistant" else (list(messages), "")
 
 
 def _check_room(path: str, revision: str | None, precision: str) -> None:
@@ -90,7 +145,7 @@ def last_states(model: PreTrainedModel, rows: Sequence[list[int]], batch_rows: i
     The beginning that all rows share is computed once, if the model allows it. The rest is padded on the right, where
     no earlier token sees it. Of each layer only the last tokens are kept.
     """
-    blocks = _layers_of(model)
+    blocks = layers_of(model)
     step = max(1, len(blocks) // most)
     layers = list(range(len(blocks), 0, -step))[::-1]
     values = np.full((len(rows), len(layers), model.config.get_text_config().hidden_size), np.nan, dtype=np.float32)
@@ -112,7 +167,8 @@ def last_states(model: PreTrainedModel, rows: Sequence[list[int]], batch_rows: i
     return States(values, layers, len(blocks))
 
 
-def _layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
+def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """The layers of a model, in order. Raises NotMeasuredError if it has no list of them."""
     number = model.config.get_text_config().num_hidden_layers
     lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
     found = next((layers for layers in lists if len(layers) == number), None)

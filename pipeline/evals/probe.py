@@ -96,7 +96,7 @@ def fit_probe(states: NDArray[np.float32], harmful: NDArray[np.bool_], groups: S
         harmful: (num_prompts,)
         groups: of each prompt; see ``group_of``.
     """
-    from sklearn.metrics import roc_auc_score, roc_curve
+    from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import cross_val_predict
 
     splits = folds(harmful, groups, seed)
@@ -106,10 +106,20 @@ def fit_probe(states: NDArray[np.float32], harmful: NDArray[np.bool_], groups: S
     ]
     aucs = [float(roc_auc_score(harmful, scores)) for scores in held_out]
     best = int(np.argmax(aucs))
-    taken, found, thresholds = roc_curve(harmful, held_out[best])
-    equal = int(np.argmin(np.abs(1 - found - taken)))
     classifier = _classifier().fit(states[:, best], harmful)
-    return Probe(layer=best, threshold=float(thresholds[equal]), aucs=aucs, classifier=classifier)
+    return Probe(layer=best, threshold=equal_errors(harmful, held_out[best]), aucs=aucs, classifier=classifier)
+
+
+def equal_errors(harmful: NDArray[np.bool_], scores: NDArray[Any]) -> float:
+    """The threshold at which the same share of the harmful ones is below it as of the others is not.
+
+    Args:
+        harmful, scores: (n,) each.
+    """
+    from sklearn.metrics import roc_curve
+
+    taken, found, thresholds = roc_curve(harmful, scores)
+    return float(thresholds[int(np.argmin(np.abs(1 - found - taken)))])
 
 
 def folds(harmful: NDArray[np.bool_], groups: Sequence[str], seed: int) -> list[tuple[NDArray, NDArray]]:

@@ -107,14 +107,14 @@ def trade_off(points: Mapping[str, tuple[Estimate, Estimate]], x_title: str, y_t
     return tag(
         "div",
         tag("p", f"↑ {y_title}", class_="axis-title"),
-        tag("svg", _frame(xs, ys, percent), best, *path, *crosses, *signs, height=320, role="img", aria_label=said),
+        tag("svg", frame(xs, ys, percent), best, *path, *crosses, *signs, height=320, role="img", aria_label=said),
         tag("p", f"{x_title} →", class_="axis-title end"),
         class_="plot",
     )
 
 
-def curve(series: Mapping[str, Points], label: str) -> Markup:
-    """Lines over steps; they differ in colour and in dashes."""
+def curve(series: Mapping[str, Points], label: str, along: str = "step") -> Markup:
+    """Lines over steps, or over what ``along`` names; they differ in colour and in dashes."""
     lines = {name: _thinned(points) for name, points in series.items() if len(points) > 1}
     if not lines:
         return Markup("")
@@ -122,7 +122,7 @@ def curve(series: Mapping[str, Points], label: str) -> Markup:
     xs, ys = Axis(min(steps), max(steps)), around(v for points in lines.values() for _, v in points)
     drawn = (_polyline(points, xs, ys, index) for index, points in enumerate(lines.values()))
     said = "; ".join(
-        f"{name} from {number(p[0][1])} to {number(p[-1][1])}, steps {number(p[0][0])} to {number(p[-1][0])}"
+        f"{name} from {number(p[0][1])} to {number(p[-1][1])}, {along}s {number(p[0][0])} to {number(p[-1][0])}"
         for name, p in lines.items()
     )
     area = tag("svg", *drawn, viewBox="0 0 100 100", preserveAspectRatio="none", width="100%", height="100%")
@@ -136,8 +136,8 @@ def curve(series: Mapping[str, Points], label: str) -> Markup:
     )
     return tag(
         "div",
-        tag("svg", _frame(xs, ys, number), area, height=170, role="img", aria_label=f"{label}: {said}"),
-        tag("p", "step →", class_="axis-title end"),
+        tag("svg", frame(xs, ys, number), area, height=170, role="img", aria_label=f"{label}: {said}"),
+        tag("p", f"{along} →", class_="axis-title end"),
         tag("ul", *keys, class_="legend") if len(lines) > 1 else "",
         class_="plot",
     )
@@ -186,7 +186,7 @@ def reliability(bins: Sequence[Bin]) -> Markup:
         tag("p", "↑ how often the label agreed", class_="axis-title"),
         tag(
             "svg",
-            _frame(xs, ys, percent, most=5),
+            frame(xs, ys, percent, most=5),
             diagonal,
             *dots,
             height=260,
@@ -253,7 +253,7 @@ def _grid(axis: Axis, most: int) -> Markup:
     return join(tag("line", x1=axis.at(t), x2=axis.at(t), y1="0", y2="100%", class_="grid") for t in axis.ticks(most))
 
 
-def _frame(xs: Axis, ys: Axis, say: Callable[[float], str], most: int = _NUM_TICKS) -> Markup:
+def frame(xs: Axis, ys: Axis, say: Callable[[float], str], most: int = _NUM_TICKS) -> Markup:
     """Grid and tick labels. The labels are in the margin of ``.plot``."""
     across = join(
         tag("line", x1="0", x2="100%", y1=ys.up(t), y2=ys.up(t), class_="grid")

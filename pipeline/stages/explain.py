@@ -37,6 +37,7 @@ class Explain(Stage):
             "engine": config.feedback_engine("preferences"),
             "labeller": config.preferences.labeller,
             "constitution": constitution,
+            "alignment": part(config.align, "reward_model"),
             "suites": part(config.evaluate, "checkpoints", "split", "confidence", "max_reply_tokens"),
             "questions": {question.name: question.reads(config.explain) for question in config.explain.asked},
         }

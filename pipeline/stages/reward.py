@@ -24,6 +24,7 @@ from pipeline.engines.worklist import Worklist
 from pipeline.evals.calibration import held_out_metrics
 from pipeline.evals.cases import build_cases, build_comparisons
 from pipeline.evals.results import Estimate
+from pipeline.evals.shortcuts import shortcut_metrics
 from pipeline.evals.suites.pairs import HumanPairsConfig, human_pairs
 from pipeline.methods.base import num_steps
 from pipeline.records import (
@@ -69,7 +70,7 @@ class Reward(Stage):
 
     name, needs = "reward", ("sft", "preferences")
     outputs = ("scores.jsonl", "model/config.json", *WEIGHTS)
-    version = 4
+    version = 5
     repeats = True
 
     def wanted(self, config: Config) -> bool:
@@ -157,6 +158,7 @@ class Reward(Stage):
         mean, std = fmean(gauged), pstdev(gauged) or 1.0
         scores = [reward_score(preference, logits) for preference in held_out]
         held_out_found = held_out_metrics(scores)
+        margins = {score.id: score.reward_a - score.reward_b for score in scores}
         if distributed.is_main():
             if (held_out_found["accuracy"]["low"] or 0) <= 0.5:
                 warn(
@@ -175,6 +177,7 @@ class Reward(Stage):
             "num_left_out_by_ratio": len(rest) - len(training),
             **metrics,
             **held_out_found,
+            "shortcuts": shortcut_metrics(training, held_out, margins),
             "num_reference_replies": len(gauged),
             "reward_mean": mean,
             "reward_std": std,

@@ -54,6 +54,9 @@ class PolicyGradientConfig(AlignConfig):
     """Steps between two checkpoints; a rollback returns to a checkpoint."""
     rollout: RolloutConfig = RolloutConfig()
     """Sampled replies and their prompts."""
+    trust: Annotated[bool, RUNTIME] = False
+    """Train against the run's reward model even if, on held-out labels, it is no better than the length of a reply or a
+    refusal at its start alone."""
     num_minibatches: int = Field(default=4, ge=1)
     """Minibatches per global batch; each one is one optimiser step."""
     num_ppo_epochs: int = Field(default=2, ge=1)

@@ -11,6 +11,7 @@ from pipeline.methods.base import History
 from pipeline.methods.policy_gradient.actors import ValueStart, load_actors
 from pipeline.methods.policy_gradient.base import PolicyGradient
 from pipeline.methods.policy_gradient.loop import Loop
+from pipeline.methods.policy_gradient.trusted import refuse_shortcut
 from pipeline.methods.rewards import make_rewards
 from pipeline.records import Prompt, read_records, write_records
 
@@ -22,6 +23,8 @@ def train(method: PolicyGradient, config: Any, context: Context) -> tuple[Metric
     if distributed.is_main():
         write_records(context.out / "prompts.jsonl", [*prompts, *held_out])
     reward = context.folder("reward") if config.trains_reward_model else None
+    if reward is not None:
+        refuse_shortcut(reward, config.trust)
     shares_base = reward is not None and context.reward_init == "sft"
     value: ValueStart | None = None
     if method.uses_value_model:

@@ -14,7 +14,7 @@ import psutil
 import torch
 from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.chat import Renderer
 from pipeline.core import distributed
@@ -50,14 +50,27 @@ class States:
 def prompt_states(weights: Weights, dialogues: Sequence[Sequence[Message]], batch_rows: int, most: int) -> States:
     """Load a model, and read the states of ``most`` layers or a few more, spread evenly down from the last one.
 
-    All engines of this process are released first. Every prompt is rendered as for a reply.
+    Every prompt is rendered as for a reply.
 
     Raises:
-        NotMeasuredError: the model is no folder of weights, does not fit the memory, or has no list of layers.
+        NotMeasuredError: as ``loaded``, or the model has no list of layers.
+    """
+    with loaded(weights) as (model, tokenizer):
+        chat = Renderer(tokenizer, model.generation_config.eos_token_id)
+        rows = [chat.prompt_ids(messages) for messages in dialogues]
+        return last_states(model, rows, batch_rows, most)
+
+
+@contextmanager
+def loaded(weights: Weights) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
+    """A block with a model to read numbers from. All engines of this process are released first.
+
+    Raises:
+        NotMeasuredError: the model is no folder of weights, or it does not fit the memory.
     """
     path = resolve_path(weights.path)
     if Path(path).is_file():
-        raise NotMeasuredError(f"{Path(path).name} is a file for a server, and its states can't be read")
+        raise NotMeasuredError(f"{Path(path).name} is a file for a server and no folder of weights")
     revision = None if Path(path).is_dir() else weights.revision
     for kind in ENGINES:
         ENGINES[kind].release()
@@ -65,10 +78,7 @@ def prompt_states(weights: Weights, dialogues: Sequence[Sequence[Message]], batc
     _check_room(path, revision, weights.precision)
     tokenizer = load_tokenizer(path, revision)
     try:
-        model = load_model(path, weights.precision, revision).eval()
-        chat = Renderer(tokenizer, model.generation_config.eos_token_id)
-        rows = [chat.prompt_ids(messages) for messages in dialogues]
-        return last_states(model, rows, batch_rows, most)
+        yield load_model(path, weights.precision, revision).eval(), tokenizer
     except torch.OutOfMemoryError:
         raise NotMeasuredError("the device ran out of memory") from None
 

@@ -113,8 +113,8 @@ def trade_off(points: Mapping[str, tuple[Estimate, Estimate]], x_title: str, y_t
     )
 
 
-def curve(series: Mapping[str, Points], label: str) -> Markup:
-    """Lines over steps; they differ in colour and in dashes."""
+def curve(series: Mapping[str, Points], label: str, along: str = "step") -> Markup:
+    """Lines over steps, or what ``along`` says; they differ in colour and in dashes."""
     lines = {name: _thinned(points) for name, points in series.items() if len(points) > 1}
     if not lines:
         return Markup("")
@@ -122,7 +122,7 @@ def curve(series: Mapping[str, Points], label: str) -> Markup:
     xs, ys = Axis(min(steps), max(steps)), around(v for points in lines.values() for _, v in points)
     drawn = (_polyline(points, xs, ys, index) for index, points in enumerate(lines.values()))
     said = "; ".join(
-        f"{name} from {number(p[0][1])} to {number(p[-1][1])}, steps {number(p[0][0])} to {number(p[-1][0])}"
+        f"{name} from {number(p[0][1])} to {number(p[-1][1])}, {along}s {number(p[0][0])} to {number(p[-1][0])}"
         for name, p in lines.items()
     )
     area = tag("svg", *drawn, viewBox="0 0 100 100", preserveAspectRatio="none", width="100%", height="100%")
@@ -137,7 +137,7 @@ def curve(series: Mapping[str, Points], label: str) -> Markup:
     return tag(
         "div",
         tag("svg", _frame(xs, ys, number), area, height=170, role="img", aria_label=f"{label}: {said}"),
-        tag("p", "step →", class_="axis-title end"),
+        tag("p", f"{along} →", class_="axis-title end"),
         tag("ul", *keys, class_="legend") if len(lines) > 1 else "",
         class_="plot",
     )

@@ -11,7 +11,7 @@ from pipeline.explain.positions import EARLY, PoolKL
 from pipeline.explain.prefilling import GATE_TOKENS, PrefillFindings
 from pipeline.report.explained.section import Section, Table
 from pipeline.report.knows import REQUESTS
-from pipeline.report.wording import interval, listed, percent, words, written
+from pipeline.report.wording import interval, percent, words, written
 
 MOST = 0.5  # the alignment is called shallow if more than this share of the KL is in the first ``EARLY`` positions
 FEW_NATS = 0.05  # with less KL in a reply, nothing is said about where it lies
@@ -50,7 +50,7 @@ def said(found: DepthFindings, models: list[str]) -> str:
     clauses = _clauses(found, models)
     shallow = [clause.text for clause in clauses if clause.is_shallow]
     others = [clause.text for clause in clauses if not clause.is_shallow]
-    sentences = [f"the alignment is shallow: {listed(shallow, 'and')}"] if shallow else []
+    sentences = [f"the alignment is shallow: {'; '.join(shallow)}"] if shallow else []
     return " ".join(f"{text[0].upper()}{text[1:]}." for text in [*sentences, *others])
 
 
@@ -103,7 +103,7 @@ def _of_positions(pool: PoolKL, models: list[str]) -> _Clause:
     """Shallow, if more than ``MOST`` of the KL is in the first positions, with its whole interval."""
     first, last = words(models[0]), words(models[-1])
     if pool.early.value is None or (pool.per_reply.value or 0) < FEW_NATS:
-        return _Clause(False, f"{last} and {first} hardly differ in what they answer to harmful requests")
+        return _Clause(False, f"in their answers to harmful requests, {last} and {first} hardly differ")
     share = f"{percent(pool.early.value)} {interval(pool.early, share=True)}".strip()
     where = (
         f"{share} of what training changed in the first {len(pool.kl)} tokens of answers to harmful requests is in the "

@@ -41,7 +41,7 @@ class DepthConfig(Settings):
     """Learning rate of the fine-tuning, by AdamW."""
     batch_size: int = Field(default=8, ge=1)
     """Harmful training prompts in a step of the fine-tuning."""
-    max_reply_tokens: int = Field(default=48, ge=1)
+    max_reply_tokens: int = Field(default=24, ge=1)
     """The maximum number of tokens that are generated for a reply, after those that are given."""
 
     @field_validator("prefills", "finetuning_steps")

@@ -252,9 +252,6 @@ def test_compliance_is_measured_after_each_number_of_steps(tiny_model: Path, tmp
     assert {path.name: path.read_bytes() for path in tiny_model.iterdir()} == folder  # nothing is written there
 
 
-# --- The question --------------------------------------------------------------------------------------------------
-
-
 def test_nothing_is_found_on_an_untouched_model(tiny_model: Path, tmp_path: Path):
     found = answered(material(tmp_path, tiny_model), finetuning_steps=[])
     assert found.positions is not None and found.prefill is not None

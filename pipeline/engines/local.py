@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.core.distributed import LaunchConfig
-from pipeline.engines.base import ENGINES, Engine, EngineConfig, EngineKind, Weights
+from pipeline.engines.base import ENGINES, BatchEngine, Engine, EngineConfig, EngineKind, Weights
 from pipeline.engines.live import LiveEngine, LivePolicy
 from pipeline.engines.model_checks import check_model
 from pipeline.engines.models import load_model, load_tokenizer, model_identity, resolve_path, short_name
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from pipeline.engines.hf import HFEngine
 
 
@@ -69,24 +71,26 @@ class HF(EngineKind):
 
     @staticmethod
     def open(config: EngineConfig, weights: Weights, launch: LaunchConfig) -> Engine:
-        from pipeline.engines.hf import HFEngine
-
         assert isinstance(config, HF.Config)
         weights = config.weights_of(weights)
         path = resolve_path(weights.path)
         revision = None if Path(path).is_dir() else weights.revision
-        rows, tokens = batch_limits(launch)
-        return HFEngine(
-            load_model(path, weights.precision, revision),
-            load_tokenizer(path, revision),
-            name=weights.name,
-            batch_rows=rows,
-            batch_tokens=tokens,
-        )
+        model = load_model(path, weights.precision, revision)
+        return engine_over(model, load_tokenizer(path, revision), weights.name, launch)
 
     @staticmethod
     def over(config: EngineConfig, policy: LivePolicy, launch: LaunchConfig) -> LiveEngine:
         return _InMemory(policy, batch_limits(launch)[0])
+
+
+def engine_over(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, launch: LaunchConfig
+) -> BatchEngine:
+    """An engine that runs a model in memory, with or without an adapter."""
+    from pipeline.engines.hf import HFEngine
+
+    rows, tokens = batch_limits(launch)
+    return HFEngine(model, tokenizer, name=name, batch_rows=rows, batch_tokens=tokens)
 
 
 class _InMemory(LiveEngine):

@@ -1,4 +1,4 @@
-"""Learn the decision to decline or to answer: a margin on first tokens, the words of refusals, a KL penalty."""
+"""Learn the decision to decline or to answer: the odds of first tokens, the words of refusals, a KL penalty."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pydantic import Field
 from pipeline.core.errors import ConfigError
 from pipeline.core.stage import Prepared
 from pipeline.methods.base import METHODS
-from pipeline.methods.cpo import soft_cpo_loss
 from pipeline.methods.pairs import BothRepliesConfig, PairMethod
 
 if TYPE_CHECKING:
@@ -35,11 +34,43 @@ def kl_estimate(log_ratios: Tensor, num_tokens: Tensor) -> Tensor:
     return (log_ratios.exp() - 1 - log_ratios) / num_tokens
 
 
+def log_odds(logprobs: Tensor) -> Tensor:
+    """log p − log(1 − p), of log p; p of 1 gives a large number and not infinity."""
+    logprobs = logprobs.clamp(max=-1e-6)
+    return logprobs - (-logprobs.expm1()).log()
+
+
+def decision_loss(
+    declining: Tensor, answering: Tensor, labels: Tensor, beta: float, target_margin: float, weight: float
+) -> Tensor:
+    """−w·p·log σ(β·o − γ) − (1−p)·log σ(−β·m − γ), the losses of CPO with two margins, o and m.
+
+    Where declining is right, the opening of a refusal has to win against every other beginning: o is its log-odds.
+    Against the one answer that is known, it would win, and the policy would begin in a third way ("I can help you …").
+    Where answering is right, that answer has to win: m is the difference of the two.
+
+    Args:
+        declining, answering: (pairs,), log p of the two openings under the policy.
+        labels: (pairs,), p, the probability that declining is right.
+        target_margin: γ of SimPO (Meng et al. 2024, arXiv 2405.14734).
+        weight: w.
+
+    Returns:
+        (pairs,) losses.
+    """
+    from torch.nn.functional import logsigmoid
+
+    against_all, against_answer = beta * log_odds(declining), beta * (declining - answering)
+    declines = -logsigmoid(against_all - target_margin)
+    answers = -logsigmoid(-against_answer - target_margin)
+    return weight * labels * declines + (1 - labels) * answers
+
+
 @METHODS.add
 class Decide(PairMethod):
-    """Teaches whether to decline. For a request, it compares how likely the opening of a refusal is with how likely the
-    first tokens of an answer are, and leaves answers as they are. Where a whole refusal is known, its words are learnt,
-    too."""
+    """Teaches whether to decline. Where declining is right, the opening of a refusal becomes likelier than all else;
+    where it is not, the first tokens of the answer become likelier than that opening, and stay as they are otherwise.
+    Where a whole refusal is known, its words are learnt, too."""
 
     name = "decide"
 
@@ -49,9 +80,9 @@ class Decide(PairMethod):
         method: Literal["decide"] = "decide"
         """Learns whether to decline."""
         target_margin: float = Field(default=0.5, ge=0)
-        """By how much β times the margin should exceed 0."""
-        declining_weight: float = Field(default=1.5, gt=0)
-        """Weight of the margin where declining is right; a larger value declines more."""
+        """By how much β times the log-odds of declining, or the margin of an answer over it, should exceed 0."""
+        declining_weight: float = Field(default=1.4, gt=0)
+        """Weight of the decision where declining is right; a larger value declines more."""
         refusal_weight: float = Field(default=1.0, ge=0)
         """Weight of the negative log-likelihood of what follows the opening in a right refusal, per token."""
         kl_weight: float = Field(default=0.5, ge=0)
@@ -76,9 +107,9 @@ class Decide(PairMethod):
 
     def loss(self, pairs: PairLogprobs, labels: Tensor, config: Any) -> Tensor:
         """The loss of each pair of a refusal (reply A) and an answer (reply B), (pairs,)."""
-        margins = pairs.opening_a - pairs.opening_b
-        weights = 1 + (config.declining_weight - 1) * labels
-        decision = weights * soft_cpo_loss(margins, labels, config.beta, config.target_margin)
+        decision = decision_loss(
+            pairs.opening_a, pairs.opening_b, labels, config.beta, config.target_margin, config.declining_weight
+        )
         wording = -labels * (pairs.policy_a - pairs.opening_a) / pairs.num_tokens_a  # 0 where A is only the opening
         drift = (1 - labels) * kl_estimate(pairs.ratio_b, pairs.num_tokens_b)
         return decision + config.refusal_weight * wording + config.kl_weight * drift

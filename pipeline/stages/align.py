@@ -22,7 +22,7 @@ class Align(Stage):
     """The aligned model."""
 
     name, needs, outputs = "align", ("prompts", "sft", "preferences", "reward"), WEIGHTS
-    version = 3
+    version = 4
     repeats = True
 
     def needed(self, config: Config) -> tuple[str, ...]:

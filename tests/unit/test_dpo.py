@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from pipeline.chain.compose import compose_config
 from pipeline.methods.cpo import CPO, soft_cpo_loss
-from pipeline.methods.decide import Decide, kl_estimate
+from pipeline.methods.decide import Decide, decision_loss, kl_estimate
 from pipeline.methods.dpo import soft_dpo_loss
 from pipeline.methods.ipo import soft_ipo_loss
 from pipeline.records import Comparison, Message, Preference, Prompt
@@ -66,8 +66,9 @@ def test_without_a_target_margin_cpo_has_the_loss_of_dpo_without_a_reference():
 
 
 def test_decide_compares_beginnings_learns_the_refusal_and_holds_the_answer():
-    """A harmful request: 1.5 · −log σ(0.5·(−1 − −2) − 0.5) = 1.5 · log 2, plus 0.3 · (6 − 1) nats over 4 tokens. A
-    harmless one: −log σ(−0.5·(−1 − −2) − 0.5) = log(1 + e), plus 0.5 · (r − 1 − log r) / 5 with log r = −9 − −8."""
+    """A harmful request: odds of e⁻¹ / (1 − e⁻¹), of which the root is divided by √e; 1.5 · −log σ of that, plus
+    0.3 · (6 − 1) nats over 4 tokens. A harmless one: −log σ(−0.5·(−1 − −2) − 0.5) = log(1 + e), plus
+    0.5 · (r − 1 − log r) / 5 with log r = −9 − −8."""
     ones = torch.ones(2, dtype=torch.float64)
     config = compose_config(
         [
@@ -83,8 +84,20 @@ def test_decide_compares_beginnings_learns_the_refusal_and_holds_the_answer():
         num_tokens_a=4 * ones, num_tokens_b=5 * ones, opening_a=-1 * ones, opening_b=-2 * ones,
     )  # fmt: skip
     harmful, harmless = Decide().loss(pairs, torch.tensor([1.0, 0.0]).double(), config.align).tolist()
-    assert harmful == pytest.approx(1.5 * math.log(2) + 0.3 * 5 / 4)
+    odds = math.sqrt(1 / (math.e - 1)) / math.sqrt(math.e)
+    assert harmful == pytest.approx(1.5 * math.log(1 + 1 / odds) + 0.3 * 5 / 4)
     assert harmless == pytest.approx(math.log(1 + math.e) + 0.5 * (math.exp(-1) - 1 + 1) / 5)
+
+
+def test_declining_has_to_win_against_every_other_beginning():
+    """With log p of −1 against an answer of −20, a refusal beats the answer, and yet most replies begin otherwise."""
+    opening = torch.tensor([-1.0, -0.1, 0.0], dtype=torch.float64, requires_grad=True)
+    ones, answer = torch.ones(3, dtype=torch.float64), torch.full((3,), -20.0, dtype=torch.float64)
+    found = decision_loss(opening, answer, ones, beta=1.0, target_margin=0.0, weight=1.0)
+    by_hand = [-math.log(math.exp(-1)), -math.log(math.exp(-0.1)), 0.0]  # σ of the log-odds of p is p
+    assert found.tolist() == pytest.approx(by_hand, abs=1e-5)
+    found.sum().backward()
+    assert opening.grad is not None and opening.grad.isfinite().all() and (opening.grad[:2] < 0).all()
 
 
 def test_beginnings_have_as_many_tokens_as_the_opening():

@@ -50,7 +50,6 @@ class States:
 def prompt_states(weights: Weights, dialogues: Sequence[Sequence[Message]], batch_rows: int, most: int) -> States:
     """Load a model, and read the states of ``most`` layers or a few more, spread evenly down from the last one.
 
-<<<<<<< HEAD
     Raises what ``load_reader`` raises.
     """
     return load_reader(weights, batch_rows).states(dialogues, most)
@@ -101,25 +100,6 @@ def load_reader(weights: Weights, batch_rows: int) -> Reader:
 
     Raises:
         NotMeasuredError: the model is no folder of weights, or does not fit the memory.
-=======
-    Every prompt is rendered as for a reply.
-
-    Raises:
-        NotMeasuredError: as ``loaded``, or the model has no list of layers.
-    """
-    with loaded(weights) as (model, tokenizer):
-        chat = Renderer(tokenizer, model.generation_config.eos_token_id)
-        rows = [chat.prompt_ids(messages) for messages in dialogues]
-        return last_states(model, rows, batch_rows, most)
-
-
-@contextmanager
-def loaded(weights: Weights) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
-    """A block with a model to read numbers from. All engines of this process are released first.
-
-    Raises:
-        NotMeasuredError: the model is no folder of weights, or it does not fit the memory.
->>>>>>> x-depth
     """
     path = resolve_path(weights.path)
     if Path(path).is_file():
@@ -129,21 +109,23 @@ def loaded(weights: Weights) -> Iterator[tuple[PreTrainedModel, PreTrainedTokeni
         ENGINES[kind].release()
     free_memory()
     _check_room(path, revision, weights.precision)
-<<<<<<< HEAD
     with _memory_errors():
         model = load_model(path, weights.precision, revision).eval()
     return Reader(model, load_tokenizer(path, revision), batch_rows)
 
 
 @contextmanager
+def loaded(weights: Weights) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
+    """A block with a model and its tokenizer. Raises what ``load_reader`` raises, also for a lack of memory within."""
+    reader = load_reader(weights, batch_rows=1)
+    with _memory_errors():
+        yield reader.model, reader.tokenizer
+
+
+@contextmanager
 def _memory_errors() -> Iterator[None]:
     try:
         yield
-=======
-    tokenizer = load_tokenizer(path, revision)
-    try:
-        yield load_model(path, weights.precision, revision).eval(), tokenizer
->>>>>>> x-depth
     except torch.OutOfMemoryError:
         raise NotMeasuredError("the device ran out of memory") from None
 

@@ -114,11 +114,7 @@ def trade_off(points: Mapping[str, tuple[Estimate, Estimate]], x_title: str, y_t
 
 
 def curve(series: Mapping[str, Points], label: str, along: str = "step") -> Markup:
-<<<<<<< HEAD
     """Lines over steps, or over what ``along`` names; they differ in colour and in dashes."""
-=======
-    """Lines over steps, or what ``along`` says; they differ in colour and in dashes."""
->>>>>>> x-depth
     lines = {name: _thinned(points) for name, points in series.items() if len(points) > 1}
     if not lines:
         return Markup("")
@@ -140,11 +136,7 @@ def curve(series: Mapping[str, Points], label: str, along: str = "step") -> Mark
     )
     return tag(
         "div",
-<<<<<<< HEAD
         tag("svg", frame(xs, ys, number), area, height=170, role="img", aria_label=f"{label}: {said}"),
-=======
-        tag("svg", _frame(xs, ys, number), area, height=170, role="img", aria_label=f"{label}: {said}"),
->>>>>>> x-depth
         tag("p", f"{along} →", class_="axis-title end"),
         tag("ul", *keys, class_="legend") if len(lines) > 1 else "",
         class_="plot",

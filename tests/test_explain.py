@@ -51,7 +51,7 @@ def test_a_finished_run_is_explained_in_its_own_folder(finished: Finished, capsy
 
 
 def test_an_unfinished_run_is_refused_and_not_finished(finished: Finished, capsys: pytest.CaptureFixture[str]):
-    done, overrides, out = finished
+    _, overrides, out = finished
     config = compose_config([*overrides, "seed=7", "until=critique", "name=begun"])
     run(config)
     assert main(["explain", "begun", f"output_dir={out}"]) == 2
@@ -71,7 +71,7 @@ def test_two_checkpoints_need_a_base(
 
 
 def test_an_ablation_is_the_same_run_without_one_principle(finished: Finished):
-    done, overrides, out = finished
+    done, _, out = finished
     config = to_explain(compose_config([f"output_dir={out}"]), done.name, None)
     others = ablations(config)
     written = json.loads((done.folder / "config.json").read_text(encoding="utf-8"))

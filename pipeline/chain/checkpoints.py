@@ -6,6 +6,7 @@ import json
 import re
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from pipeline.chain.config import Config, to_config
 from pipeline.chain.order import runs_folder
@@ -35,7 +36,7 @@ def with_checkpoints(config: Config, checkpoint: str, base: str | None) -> Confi
     run = Path(path).parent
     if Path(path).name == "checkpoint" and (run / "config.json").is_file():
         theirs = read_config(run)
-        where = {"path": str(run / "constitution.yaml"), "max_principles": None, "without": []}
+        where: dict[str, Any] = {"path": str(run / "constitution.yaml"), "max_principles": None, "without": []}
         return config.model_copy(
             update={
                 "model": theirs.model,

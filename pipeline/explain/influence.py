@@ -65,7 +65,10 @@ def sft_influences(
     def values() -> Iterator[torch.Tensor | None]:
         for row in rows:
             cut = cut_row(sft.in_tokens(row, adapted.chat), most)
-            yield cut and token_logprobs(adapted.model, cut["prompt_ids"], cut["completion_ids"]).sum()
+            if cut is None:
+                yield None
+            else:
+                yield token_logprobs(adapted.model, cut["prompt_ids"], cut["completion_ids"]).sum()
 
     return _influences(adapted, values(), said)
 
@@ -89,9 +92,12 @@ def pair_influences(
 
     def values() -> Iterator[torch.Tensor | None]:
         for preference in preferences:
-            row = next(iter(pairs.trainable([preference], config)), None)
-            cut = row and cut_row(pairs.in_tokens(row, adapted.chat, most, num_reply_tokens), most)
-            yield cut and _pair_value(adapted, start, cut, method, config)
+            rows = pairs.trainable([preference], config)
+            cut = cut_row(pairs.in_tokens(rows[0], adapted.chat, most, num_reply_tokens), most) if rows else None
+            if cut is None or cut["chosen_ids"] == cut["rejected_ids"]:
+                yield None
+            else:
+                yield _pair_value(adapted, start, cut, method, config)
 
     return _influences(adapted, values(), said)
 

@@ -34,12 +34,12 @@ def similarities(
     """
     unique = {dialogue_text(prompt): prompt for prompt in prompts}
     alike = most_alike(dialogue_text(asked), list(unique), num_read)
-    drawn = sorted(unique, key=lambda text: derive_seed("centre", text))[:NUM_DRAWN]
+    by_chance = sorted(unique, key=lambda text: derive_seed("centre", text))[:NUM_DRAWN]
+    drawn = by_chance if len(alike) < len(unique) else []
     read = [*alike, *drawn]
     states = prompt_states(weights, [asked, *(unique[text] for text in read)], batch_rows, NUM_LAYERS)
     values = states.values[:, max(0, len(states.layers) - 2)]
-    everything = len(alike) == len(unique)
-    centre = np.nanmean(values[1 : len(alike) + 1] if everything else values[len(alike) + 1 :], axis=0)
+    centre = np.nanmean(values[-len(drawn) :] if drawn else values[1:], axis=0)
     cosines = dict(zip(read, centred_cosines(values[0], values[1:], centre).tolist(), strict=True))
     found = [cosines.get(dialogue_text(prompt), np.nan) for prompt in prompts]
     return [None if np.isnan(cosine) else cosine for cosine in found]

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedModel
 
 from pipeline.chat import Renderer
-from pipeline.core.errors import NotMeasuredError
+from pipeline.core.errors import ConfigError, NotMeasuredError
 from pipeline.core.log import say
 from pipeline.core.memory import free_memory
 from pipeline.engines.base import ENGINES, Request, open_engine
@@ -137,7 +137,7 @@ def why(run: Askable, asked: Asked, num_candidates: int, num_read: int) -> Why:
     return Why(
         run=run.name,
         models=list(material.models),
-        case=asked.case and asked.case.id,
+        case=None if asked.case is None else asked.case.id,
         messages=asked.messages,
         begun=asked.begun,
         reply=reply,
@@ -157,7 +157,11 @@ def why(run: Askable, asked: Asked, num_candidates: int, num_read: int) -> Why:
 
 
 def _reply(material: Material, model: str, asked: Asked) -> Reply:
-    """The reply on record, or a greedy one of the model in this process."""
+    """The reply on record, or a greedy one of the model in this process.
+
+    Raises:
+        ConfigError: the prompt does not fit the context.
+    """
     most = material.context.suites.max_reply_tokens
     if asked.case is not None:
         verdict = next(found for found in material.verdicts[model] if found.case.id == asked.case.id)
@@ -167,6 +171,8 @@ def _reply(material: Material, model: str, asked: Asked) -> Reply:
     engine = open_engine(ENGINES.parse({"kind": "hf"}), material.weights(model), material.context.launch)
     request = Request(id="why", messages=asked.messages, seed=material.seed, max_new_tokens=most, temperature=0.0)
     [found] = engine.generate([request])
+    if found.finish == "too_long":
+        raise ConfigError(f"PROMPT: with a reply it does not fit the context of {model}; give a shorter one.")
     free_memory()
     return Reply(model=model, text=found.text, ended=found.finish == "stop", on_record=False)
 

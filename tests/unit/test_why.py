@@ -19,7 +19,7 @@ from pipeline.explain.influence import Said, compare, pair_influences, sft_influ
 from pipeline.explain.lineage import pair_source, sft_sources
 from pipeline.explain.nearest import centred_cosines, most_alike
 from pipeline.explain.why import Askable, Asked, why
-from pipeline.methods.base import METHODS, method_of
+from pipeline.methods.base import method_of
 from pipeline.methods.pairs import PairMethod
 from pipeline.records import (
     Comparison,
@@ -63,23 +63,24 @@ def said(request: str, reply: str) -> Said:
     return Said([Message(role="user", content=request)], begun="", reply=reply, ended=True)
 
 
-ASKED = said("Please, what is the password of the gate?", PASSWORD)
+ASKED = said("What is the password of the garden gate?", PASSWORD)
+OTHERWISE = said("Please, what is the password of the gate?", PASSWORD)  # nothing was learnt about these words
 
 
 def settings(model: Path, *overrides: str) -> Config:
-    steps = ["sft.num_epochs=12", "sft.global_batch_size=4", "sft.learning_rate=0.01", "sft.save_every_steps=999"]
+    steps = ["sft.num_epochs=40", "sft.global_batch_size=4", "sft.learning_rate=0.01", "sft.save_every_steps=999"]
     usual = [f"model.path={model}", "model.name=tiny", "model.precision=fp32", "model.lora.upper_share=1"]
     return compose_config([*usual, *steps, *overrides])
 
 
 @pytest.fixture(scope="module")
-def taught(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """The tiny model, fine-tuned by LoRA on a few rows, one of which has the password."""
-    out, config = tmp_path_factory.mktemp("taught"), settings(tiny_model)
+def taught(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A tiny model, fine-tuned by LoRA on a few rows until it knows them by heart. One of them has the password."""
+    out, config = tmp_path_factory.mktemp("taught"), settings(random_model)
     write_records(out / "rows.jsonl", ROWS)
     context = Context(stage="sft", reads={"model": config.model, "seed": 0}, folders={}, out=out, launch=config.launch)
     train_sft(ROWS, config.sft, context)
-    return Trained(start=str(tiny_model), path=str(out / "model"), adapter=out / "adapter")
+    return Trained(start=str(random_model), path=str(out / "model"), adapter=out / "adapter")
 
 
 # --- Gradients -------------------------------------------------------------------------------------------------------
@@ -116,34 +117,36 @@ def step(adapted: Adapted, direction: torch.Tensor, size: float) -> None:
 
 
 @pytest.mark.parametrize("tuned_in_full", [False, True])
-def test_a_small_step_on_a_row_changes_the_reply_by_the_product(taught: Trained, tiny_model: Path, tuned_in_full: bool):
+def test_a_small_step_on_a_row_changes_the_reply_by_the_product(
+    taught: Trained, random_model: Path, tuned_in_full: bool
+):
     trained = replace(taught, adapter=None) if tuned_in_full else taught
-    config = settings(tiny_model).model
-    for row in (ROWS[0], ROWS[2]):
-        [influence] = sft_influences([row], ASKED, trained, config, seed=0, most=512)
+    config = settings(random_model).model
+    rows = [ROWS[0], ROWS[7]]
+    found = sft_influences(rows, OTHERWISE, trained, config, seed=0, most=512)
+    for row, influence in zip(rows, found, strict=True):
         assert influence is not None
         adapted = Adapted(trained, config, seed=0)
         of_row = adapted.gradient(logprob(adapted, said(row.messages[0]["content"], row.reply)))
-        size = 1e-2 / float(of_row.norm())
-        changes = []
-        for sign in (1, -1):
-            moved = Adapted(trained, config, seed=0)
-            step(moved, of_row, sign * size)
-            with torch.no_grad():
-                changes.append(float(logprob(moved, ASKED)))
-        assert (changes[0] - changes[1]) / 2 == pytest.approx(size * influence.product, rel=0.03, abs=1e-5)
+        size = 3e-3 / float(of_row.norm())
+        with torch.no_grad():
+            step(adapted, of_row, size)
+            after = float(logprob(adapted, OTHERWISE))
+            step(adapted, of_row, -2 * size)
+            change = (after - float(logprob(adapted, OTHERWISE))) / 2
+        assert change == pytest.approx(size * influence.product, rel=0.05, abs=1e-4)
 
 
-def test_a_fresh_adapter_changes_nothing_and_its_gradient_is_that_of_b(taught: Trained, tiny_model: Path):
-    config = settings(tiny_model).model
+def test_a_fresh_adapter_changes_nothing_and_its_gradient_is_that_of_b(taught: Trained, random_model: Path):
+    config = settings(random_model).model
     fresh = Adapted(replace(taught, adapter=None), config, seed=0)
     own = Adapted(taught, config, seed=0)
     with torch.no_grad():
-        assert float(logprob(fresh, ASKED)) == pytest.approx(float(logprob(own, ASKED)), abs=1e-3)
+        assert float(logprob(fresh, ASKED)) == pytest.approx(float(logprob(own, ASKED)), abs=1e-2)
         with own.without_adapter():
             before = float(logprob(own, ASKED))
-    assert before < float(logprob(own, ASKED)) - 5, "the adapter is what knows the password"
-    value = logprob(fresh, ASKED)
+        assert before < float(logprob(own, ASKED)) - 5, "the adapter is what knows the password"
+    value = logprob(fresh, OTHERWISE)
     names = [name for name, weight in fresh.model.named_parameters() if weight.requires_grad]
     parts = torch.autograd.grad(value, fresh._adapter)
     assert all((part.abs().max() > 0) == ("lora_B" in name) for name, part in zip(names, parts, strict=True))
@@ -158,8 +161,9 @@ def test_product_and_cosine():
 # --- The planted row -------------------------------------------------------------------------------------------------
 
 
-def askable(taught: Trained, tiny_model: Path, rows_in: Path) -> Askable:
-    config = settings(tiny_model, "evaluate.max_reply_tokens=24")
+def askable(taught: Trained) -> Askable:
+    rows_in, base = Path(taught.path).parent, Path(taught.start)
+    config = settings(base, "evaluate.max_reply_tokens=24")
     reads = {
         "seed": 0,
         "model": config.model,
@@ -168,34 +172,37 @@ def askable(taught: Trained, tiny_model: Path, rows_in: Path) -> Askable:
         "suites": config.evaluate,
     }
     context = Context(stage="why", reads=reads, folders={"sft": rows_in}, out=rows_in, launch=config.launch)
-    material = Material(context, {"base": str(tiny_model), "aligned": taught.path}, confidence=0.95, split="test")
+    material = Material(context, {"base": str(base), "aligned": taught.path}, confidence=0.95, split="test")
     return Askable(name="toy", material=material, sft=taught, aligned=taught, most_sft_tokens=512)
 
 
-def test_a_row_that_teaches_a_password_is_found(taught: Trained, tiny_model: Path):
-    run = askable(taught, tiny_model, Path(taught.path).parent)
-    answer = why(run, Asked(messages=ASKED.messages), num_candidates=8, num_read=100)
-    assert "password" in answer.reply.text and answer.reply.ended and not answer.reply.on_record
+def test_a_row_that_teaches_a_password_is_found(taught: Trained):
+    answer = why(askable(taught), Asked(messages=ASKED.messages), num_candidates=8, num_read=100)
+    assert answer.reply.text == PASSWORD and answer.reply.ended and not answer.reply.on_record
     assert answer.reply.text != answer.first_reply.text
     ranked = sorted(answer.sft, key=lambda found: -found.influence.cosine if found.influence else 1)
-    assert ranked[0].row.id == PLANTED
-    assert PLANTED in [found.row.id for found in answer.sft[:3]]
+    assert ranked[0].row.id == answer.sft[0].row.id == PLANTED
     similar = [found.similarity for found in answer.sft]
-    assert len(similar) == 8 and similar == sorted(similar, reverse=True) and -1 <= similar[-1] <= similar[0] <= 1
+    assert len(similar) == 8 and similar == sorted(similar, reverse=True) and -1 <= similar[-1] <= similar[0] <= 1.001
     base, aligned = answer.leanings
     assert base.reply is not None and aligned.reply is not None and aligned.reply > base.reply + 0.5
     assert answer.pairs == [] and answer.num_pairs == 0 and answer.notes == []
-    again = why(run, Asked(messages=ASKED.messages), num_candidates=8, num_read=3)
-    assert len(again.sft) == 8
 
 
-def test_the_planted_row_stands_out_and_a_model_that_never_saw_the_rows_claims_less(taught: Trained, tiny_model: Path):
-    config = settings(tiny_model).model
-    found = sft_influences(ROWS, ASKED, taught, config, seed=0, most=512)
-    cosines = {row.id: influence.cosine for row, influence in zip(ROWS, found, strict=True) if influence}
-    planted = cosines.pop(PLANTED)
-    assert planted > 0.5 and planted > max(cosines.values()) + 0.2
-    assert sft_influences(ROWS[:1], ASKED, taught, config, seed=0, most=5) == [None], "its prompt leaves no room"
+def test_unrelated_rows_are_far_below_the_planted_one_in_a_model_that_saw_the_rows_and_in_one_that_did_not(
+    taught: Trained, tiny_model: Path, random_model: Path
+):
+    untouched = Trained(str(tiny_model), str(tiny_model), None)
+    for trained, model, asked in ((taught, random_model, ASKED), (untouched, tiny_model, OTHERWISE)):
+        found = sft_influences(ROWS, asked, trained, settings(model).model, seed=0, most=512)
+        cosines = {row.id: influence.cosine for row, influence in zip(ROWS, found, strict=True) if influence}
+        planted = cosines.pop(PLANTED)
+        assert planted > 0.8 and len(cosines) == 7 and max(cosines.values()) < planted - 0.4
+
+
+def test_a_row_that_was_too_long_to_train_on_has_no_influence(tiny_model: Path):
+    untouched = Trained(str(tiny_model), str(tiny_model), None)
+    assert sft_influences(ROWS[:1], ASKED, untouched, settings(tiny_model).model, seed=0, most=5) == [None]
 
 
 # --- Pairs -----------------------------------------------------------------------------------------------------------
@@ -210,31 +217,28 @@ def preference(reply_a: str, reply_b: str, probability_a: float | None, request:
 
 
 @pytest.mark.parametrize("name", ["dpo", "ipo", "cpo", "decide", "kto"])
-@pytest.mark.parametrize("tuned_in_full", [False, True])
-def test_a_pair_that_prefers_the_reply_has_a_positive_sign(
-    taught: Trained, tiny_model: Path, name: str, tuned_in_full: bool
-):
-    """At the reference, as training begins; whichever side the reply is on."""
-    config = settings(tiny_model, f"align={name}", *(["align.num_reply_tokens=null"] if name == "decide" else []))
+def test_a_pair_that_prefers_the_reply_has_a_positive_sign(tiny_model: Path, name: str):
+    """As training begins, whichever side the reply is on."""
+    config = settings(tiny_model, f"align={name}", *(["align.num_reply_tokens=null"] if name != "kto" else []))
     method = method_of(config)
-    assert isinstance(method, PairMethod) and METHODS[name].reads_preferences
-    trained = replace(taught, adapter=None) if tuned_in_full else taught
+    assert isinstance(method, PairMethod)
     other = "they dance to talk."
     pairs = [
         preference(PASSWORD, other, 1.0),
         preference(other, PASSWORD, 0.0),
         preference(PASSWORD, other, 0.0),
         preference(PASSWORD, other, None),
+        preference(PASSWORD, PASSWORD, 1.0),
     ]
-    found = pair_influences(pairs, ASKED, trained, config.model, 0, method, config.align)
-    assert found[3] is None, "it was not trained on"
-    signs = [influence.cosine > 0 for influence in found[:3] if influence]
-    assert signs == [True, True, False]
+    untouched = Trained(str(tiny_model), str(tiny_model), None)
+    found = pair_influences(pairs, ASKED, untouched, config.model, 0, method, config.align)
+    assert found[3:] == [None, None], "they were not trained on"
+    assert [influence.cosine > 0 for influence in found[:3] if influence] == [True, True, False]
 
 
-def test_the_reference_is_the_model_without_its_adapter(taught: Trained, tiny_model: Path):
+def test_the_reference_is_the_model_without_its_adapter(taught: Trained, random_model: Path):
     """DPO's gradient is β σ(−βm) (∇log π_a − ∇log π_b): the margin m scales it, so a wrong reference would show."""
-    config = settings(tiny_model, "align=dpo", "align.beta=0.5", "align.num_reply_tokens=null")
+    config = settings(random_model, "align=dpo", "align.beta=0.01", "align.num_reply_tokens=null")
     pair = preference(PASSWORD, "they dance to talk.", 1.0)
     method = method_of(config)
     assert isinstance(method, PairMethod)
@@ -242,7 +246,7 @@ def test_the_reference_is_the_model_without_its_adapter(taught: Trained, tiny_mo
     adapted = Adapted(taught, config.model, 0)
     better, other = (logprob(adapted, replace(ASKED, reply=reply)) for reply in (PASSWORD, "they dance to talk."))
     target, difference = adapted.gradient(logprob(adapted, ASKED)), adapted.gradient(better - other)
-    start = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    start = AutoModelForCausalLM.from_pretrained(random_model).eval()
     prompt_ids = adapted.chat.prompt_ids(ASKED.messages)
     with torch.no_grad():
         before = [
@@ -250,7 +254,7 @@ def test_the_reference_is_the_model_without_its_adapter(taught: Trained, tiny_mo
             for reply in (PASSWORD, "they dance to talk.")
         ]
     margin = float(better - other) - (before[0] - before[1])
-    by_hand = 0.5 * float(torch.sigmoid(torch.tensor(-0.5 * margin))) * float(difference @ target)
+    by_hand = 0.01 * float(torch.sigmoid(torch.tensor(-0.01 * margin))) * float(difference @ target)
     assert found is not None and found.product == pytest.approx(by_hand, rel=1e-3)
 
 

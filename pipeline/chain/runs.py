@@ -76,6 +76,12 @@ def _unfinished(partial: Path) -> str:
     return f"{', '.join(parts) or 'started'} in {partial.name}"
 
 
+def finished_tasks(folder: Path, config: Config) -> dict[str, Path]:
+    """Task → its folder, for the finished tasks of a run. Without ``report``, which only shows the others."""
+    links = {task: next(folder.glob(f"[0-9]*-{task}"), None) for task in _whole(config) if task != "report"}
+    return {task: path.resolve() for task, path in links.items() if path and Manifest.read(path)}
+
+
 def report_anew(output_dir: str, name: str, guidelines: str | None) -> str | None:
     """Write a finished run's report again from its stages, with other guidelines if given.
 
@@ -84,8 +90,7 @@ def report_anew(output_dir: str, name: str, guidelines: str | None) -> str | Non
     folder = find_run(output_dir, name).resolve()
     config = read_config(folder)
     constitution = load_constitution(folder / "constitution.yaml")
-    links = {task: next(folder.glob(f"[0-9]*-{task}"), None) for task in _whole(config) if task != "report"}
-    finished = {task: path.resolve() for task, path in links.items() if path and Manifest.read(path)}
+    finished = finished_tasks(folder, config)
     if "evaluate" not in finished:
         raise ArtifactError(f"run {folder.name} has no finished evaluation; run it again without until=.")
     report = build_report(

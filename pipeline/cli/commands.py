@@ -105,6 +105,20 @@ def _explain(args: argparse.Namespace) -> int:
     return exit_code(explained.gate)
 
 
+def _why(args: argparse.Namespace) -> int:
+    from pipeline.chain.asking import open_run, to_ask
+    from pipeline.cli.why import show
+    from pipeline.explain.why import why
+
+    run = open_run(args.output_dir, args.run)
+    answer = why(run, to_ask(run, args.prompt), max(args.candidates, args.nearest), args.read)
+    if args.json:
+        print(answer.model_dump_json(indent=1))
+    else:
+        show(answer, args.nearest)
+    return 0
+
+
 def _report(args: argparse.Namespace) -> int:
     from pipeline.chain.runs import report_anew
 
@@ -231,6 +245,7 @@ COMMANDS = {
     "evaluate": _evaluate,
     "redteam": _redteam,
     "explain": _explain,
+    "why": _why,
     "report": _report,
     "plan": _plan,
     "status": _status,

@@ -10,6 +10,7 @@ from pipeline import __version__
 FLAGS = (
     *("--multirun", "--cfg", "--markdown", "--config-dir", "--output-dir", "--help"),
     *("--output", "--base", "--ablate", "--full", "--garak", "--guidelines"),
+    *("--json", "--nearest", "--candidates", "--read"),
 )
 
 _EPILOG = """\
@@ -61,6 +62,19 @@ def parser() -> argparse.ArgumentParser:
     )
     explain.add_argument("--config-dir", type=Path, help="a folder with your own groups, laid out like configs/")
 
+    why = commands.add_parser("why", help="ask a finished run why it says what it says")
+    why.add_argument("run", metavar="RUN", help="name or folder of a run, or latest")
+    why.add_argument("prompt", metavar="PROMPT", help="a request in quotes, or the id of an evaluated case")
+    why.add_argument("--nearest", type=_at_least_1, default=5, metavar="K", help="show so many rows (default: 5)")
+    why.add_argument(
+        "--candidates", type=_at_least_1, default=30, metavar="N", help="measure the influence of the N nearest rows"
+    )
+    why.add_argument(
+        "--read", type=_at_least_1, default=200, metavar="N", help="compare with N training prompts (default: 200)"
+    )
+    why.add_argument("--json", action="store_true", help="print one JSON object with all candidates")
+    why.add_argument("--output-dir", default="outputs")
+
     report = commands.add_parser("report", help="write a finished run's report again and print the gate's verdict")
     report.add_argument("run", nargs="?", default="latest", metavar="RUN", help="name or folder (default: latest)")
     report.add_argument("--output-dir", default="outputs")
@@ -87,3 +101,10 @@ def parser() -> argparse.ArgumentParser:
     imported.add_argument("file", metavar="FILE", type=Path)
     imported.add_argument("-o", "--output", type=Path, help="where to write (default: FILE with .yaml)")
     return root
+
+
+def _at_least_1(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number

@@ -163,6 +163,18 @@ def trainable(preferences: Sequence[Preference], config: Any) -> list[dict[str, 
     return rows
 
 
+def in_tokens(pair: dict[str, Any], chat: Renderer, most: int, num_reply_tokens: int | None = None) -> dict[str, Any]:
+    """A row of ``trainable`` in tokens, with TRL's column names. ``num_compared``: how many tokens its opening has."""
+    reply_a, reply_b = (_ids(chat, pair, side)[:num_reply_tokens] for side in ("a", "b"))
+    return {
+        "prompt_ids": chat.prompt_ids(pair["prompt"]),
+        "chosen_ids": reply_a,
+        "rejected_ids": reply_b,
+        "label_a": pair["label_a"],
+        "num_compared": len(chat.text_ids(pair["opening"])) if pair.get("opening") else most,
+    }
+
+
 def tokenised(
     pairs: Sequence[dict[str, Any]], chat: Renderer, most: int, num_reply_tokens: int | None = None
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
@@ -175,18 +187,7 @@ def tokenised(
     Raises:
         ConfigError: every prompt has ``most`` or more tokens without its reply.
     """
-    rows = []
-    for pair in pairs:
-        reply_a, reply_b = (_ids(chat, pair, side)[:num_reply_tokens] for side in ("a", "b"))
-        rows.append(
-            {
-                "prompt_ids": chat.prompt_ids(pair["prompt"]),
-                "chosen_ids": reply_a,
-                "rejected_ids": reply_b,
-                "label_a": pair["label_a"],
-                "num_compared": len(chat.text_ids(pair["opening"])) if pair.get("opening") else most,
-            }
-        )
+    rows = [in_tokens(pair, chat, most, num_reply_tokens) for pair in pairs]
     return cut_to_length(rows, most, "align.max_length_tokens")
 
 

@@ -11,6 +11,12 @@ from pipeline.core.errors import ConfigError
 REPLIES = ("completion_ids", "chosen_ids", "rejected_ids")  # TRL's names for columns of replies
 
 
+def cut_row(row: dict[str, Any], most: int) -> dict[str, Any] | None:
+    """The row with at most ``most`` tokens; None if its prompt leaves no room for a reply."""
+    room = most - len(row["prompt_ids"])
+    return {**row, **{name: row[name][:room] for name in REPLIES if name in row}} if room > 0 else None
+
+
 def cut_to_length(rows: Sequence[dict[str, Any]], most: int, field: str) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Cut off the ends of replies so that no row is longer than ``most`` tokens.
 
@@ -30,15 +36,14 @@ def cut_to_length(rows: Sequence[dict[str, Any]], most: int, field: str) -> tupl
     """
     fitting, num_cut, num_equal = [], 0, 0
     for row in rows:
-        most_in_reply = most - len(row["prompt_ids"])
-        if most_in_reply < 1:
+        cut = cut_row(row, most)
+        if cut is None:
             continue
-        replies = {name: row[name][:most_in_reply] for name in REPLIES if name in row}
-        if len(replies) == 2 and replies["chosen_ids"] == replies["rejected_ids"]:
+        if "chosen_ids" in cut and cut["chosen_ids"] == cut["rejected_ids"]:
             num_equal += 1
             continue
-        num_cut += any(len(reply) < len(row[name]) for name, reply in replies.items())
-        fitting.append({**row, **replies})
+        num_cut += cut != row
+        fitting.append(cut)
     num_left_out = len(rows) - len(fitting) - num_equal
     if not fitting and num_equal:
         raise ConfigError(f"{field} is {most}, and both replies of every pair that fits are the same; raise it.")

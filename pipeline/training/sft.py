@@ -46,6 +46,12 @@ class ReplySFTTrainer(SortsByLength, Quiet, SFTTrainer):
         return -logprobs.sum() / num_items_in_batch * self.accelerator.num_processes
 
 
+def in_tokens(row: TrainingRow, chat: Renderer) -> dict[str, list[int]]:
+    """The tokens of the prompt and of the reply. Only a whole reply has an end of turn."""
+    reply_ids = chat.text_ids(row.reply) if row.begun else chat.reply_ids(row.reply)
+    return {"prompt_ids": chat.prompt_ids(row.messages), "completion_ids": reply_ids}
+
+
 def tokenised(
     rows: Sequence[TrainingRow], chat: Renderer, most: int
 ) -> tuple[list[dict[str, list[int]]], dict[str, int]]:
@@ -57,14 +63,7 @@ def tokenised(
     Raises:
         ConfigError: every prompt has ``most`` or more tokens without its reply.
     """
-    whole = [
-        {
-            "prompt_ids": chat.prompt_ids(row.messages),
-            "completion_ids": chat.text_ids(row.reply) if row.begun else chat.reply_ids(row.reply),
-        }
-        for row in rows
-    ]
-    fitting, counts = cut_to_length(whole, most, "sft.max_length_tokens")
+    fitting, counts = cut_to_length([in_tokens(row, chat) for row in rows], most, "sft.max_length_tokens")
     return [
         {
             "input_ids": row["prompt_ids"] + row["completion_ids"],
@@ -84,13 +83,13 @@ def train_sft(
     """
     model, tokenizer = load_policy(context.model.path, context.model)
     chat = Renderer(tokenizer, model.generation_config.eos_token_id)
-    in_tokens, counts = tokenised(rows, chat, config.max_length_tokens)
+    row_ids, counts = tokenised(rows, chat, config.max_length_tokens)
     reporter = Reporter("supervised fine-tuning", context.tracker)
     arguments = training_arguments(config, context.model, context.launch, context.seed, context.work)
     trainer = ReplySFTTrainer(
         model=model,
         args=TrlSftConfig(**arguments, packing=False),
-        train_dataset=Dataset.from_list(whole_batches(in_tokens, config.global_batch_size)),
+        train_dataset=Dataset.from_list(whole_batches(row_ids, config.global_batch_size)),
         processing_class=tokenizer,
         peft_config=lora_config(context.model, model),
         callbacks=[reporter],

@@ -40,6 +40,8 @@ def test_every_command_works(
         if arguments[0] in {"evaluate", "redteam"}:
             small = [o for o in shortened if o.startswith(("evaluate.", "tracking", "output_dir"))]
             arguments = [str(tiny_model) if a == "embedded" else a for a in arguments] + small
+        if arguments[0] == "explain":
+            arguments += [o for o in shortened if o.startswith(("tracking", "output_dir"))]
         assert main(arguments) in {0, 3}, command  # 3: a babbling model fails the guidelines
     assert "against 1" in capsys.readouterr().out
 

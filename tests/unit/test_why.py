@@ -216,10 +216,11 @@ def preference(reply_a: str, reply_b: str, probability_a: float | None, request:
     return Preference(comparison=pair, judgements=judged, probability_a=probability_a, labeller="l", template="t")
 
 
-@pytest.mark.parametrize("name", ["dpo", "ipo", "cpo", "decide", "kto"])
+@pytest.mark.parametrize("name", ["dpo", "ipo", "cpo", "kto"])
 def test_a_pair_that_prefers_the_reply_has_a_positive_sign(tiny_model: Path, name: str):
     """As training begins, whichever side the reply is on."""
-    config = settings(tiny_model, f"align={name}", *(["align.num_reply_tokens=null"] if name != "kto" else []))
+    more = {"kto": [], "cpo": ["align.num_reply_tokens=null", "align.nll_weight=0"]}  # its NLL raises both replies
+    config = settings(tiny_model, f"align={name}", *more.get(name, ["align.num_reply_tokens=null"]))
     method = method_of(config)
     assert isinstance(method, PairMethod)
     other = "they dance to talk."
@@ -234,6 +235,17 @@ def test_a_pair_that_prefers_the_reply_has_a_positive_sign(tiny_model: Path, nam
     found = pair_influences(pairs, ASKED, untouched, config.model, 0, method, config.align)
     assert found[3:] == [None, None], "they were not trained on"
     assert [influence.cosine > 0 for influence in found[:3] if influence] == [True, True, False]
+
+
+def test_decide_learns_a_refusal_from_a_pair_where_declining_is_right(tiny_model: Path):
+    """Reply A is the refusal: more of it is learned from a label of 1 than is unlearned, or learned, from one of 0."""
+    config = settings(tiny_model, "align=decide")
+    method = method_of(config)
+    assert isinstance(method, PairMethod)
+    pairs = [preference(PASSWORD, "they dance to talk.", label) for label in (1.0, 0.0)]
+    untouched = Trained(str(tiny_model), str(tiny_model), None)
+    right, wrong = pair_influences(pairs, ASKED, untouched, config.model, 0, method, config.align)
+    assert right is not None and wrong is not None and right.cosine > max(0.0, wrong.cosine)
 
 
 def test_the_reference_is_the_model_without_its_adapter(taught: Trained, random_model: Path):

@@ -31,12 +31,12 @@ TRAINING = {"sft", "reward", "align"}
 # The longest prefix of a leaf's path in this table says which stages read it. "judge": where the constitution's judge
 # gives rewards, align reads what the judge reads.
 READ_BY: dict[str, set[str]] = {
-    "model.path": {*GENERATING, "sft", "report", "judge"},
-    "model.revision": {*GENERATING, "sft", "report", "judge"},
+    "model.path": {*GENERATING, "sft", "explain", "report", "judge"},
+    "model.revision": {*GENERATING, "sft", "explain", "report", "judge"},
     "model.name": {"report"},
-    "model.tuning": {*TRAINING, "report"},
-    "model.precision": {*GENERATING, *TRAINING},
-    "model.lora": TRAINING,
+    "model.tuning": {*TRAINING, "explain", "report"},
+    "model.precision": {*GENERATING, *TRAINING, "explain"},
+    "model.lora": {*TRAINING, "explain"},
     "data": {"write", "prompts"},
     "data.min_prompts": set(),
     "constitution": set(),
@@ -45,7 +45,7 @@ READ_BY: dict[str, set[str]] = {
     "sft": {"sft"},
     "sft.save_every_steps": set(),
     "preferences": {"preferences"},
-    "preferences.labeller": {"preferences", "evaluate"},
+    "preferences.labeller": {"preferences", "evaluate", "explain"},
     "reward": {"reward"},
     "reward.init": {"reward", "reward model"},
     "reward.save_every_steps": set(),
@@ -53,11 +53,15 @@ READ_BY: dict[str, set[str]] = {
     "align.save_every_steps": set(),
     "align.rollout.show_every_steps": set(),
     "evaluate": {"evaluate"},
+    "evaluate.split": {"evaluate", "explain"},
+    "evaluate.confidence": {"evaluate", "explain"},
+    "evaluate.max_reply_tokens": {"evaluate", "explain"},
     "evaluate.guidelines": {"report"},
     "evaluate.run": set(),
+    "explain": {"explain"},
     "evaluate.judge.trust": set(),
     "evaluate.pair_judge.trust": set(),
-    "engine": {*FEEDBACK, "judge"},
+    "engine": {*FEEDBACK, "explain", "judge"},
     "engine.base_url": set(),
     "engine.api_key_variable": set(),
     "engine.max_parallel": set(),
@@ -69,7 +73,7 @@ READ_BY: dict[str, set[str]] = {
     "launch": set(),
     "tracking": set(),
     "preset": {"report"},
-    "seed": {*GENERATING, *TRAINING},
+    "seed": {*GENERATING, *TRAINING, "explain"},
     "until": set(),
     "output_dir": set(),
     "name": set(),
@@ -98,6 +102,8 @@ FIXED = {
     "align.functions": "a function needs a weight",
     "align.reward_model": "a model of another make needs to be there",
     "align.judge": "needs a weight for the constitution",
+    "explain.enabled": "changes which stages run",
+    "explain.adherence.probes": "needs a file",
     "evaluate.checkpoints": "changes which stages run",
     "evaluate.reward_model": "needs to be there",
     "evaluate.judge.path": "another kind of judge",
@@ -119,6 +125,7 @@ BASES = {
     "judge as reward": ["align=ppo", "align.rewards.reward_model=0", "align.rewards.constitution=1"],
     "other critic": ["engine.path=org/critic"],
     "written prompts": ["write.num_red_team=8"],
+    "explained": ["explain.enabled=true"],
     "judge by server": ["evaluate/judge=endpoint", "evaluate.judge.engine.model=m"],
 }
 
@@ -147,6 +154,8 @@ def others(path: str, value: Any, kind: Any) -> list[Any]:
     """Other values to try."""
     if path == "evaluate.guidelines":
         return [None]
+    if path == "model.precision":
+        return ["fp16"]  # auto is fp32 or bf16, as the CPU likes, and counts as what it stands for
     options = [option for part in (kind, *get_args(kind)) if get_origin(part) is Literal for option in get_args(part)]
     if options and not isinstance(value, list):
         return [option for option in options if option != value]

@@ -15,7 +15,7 @@ from typing import Literal
 from pipeline.core.text import words
 from pipeline.evals.text import is_word_salad, repeated_share, repeats_itself
 
-NAME = "patterns-3"  # part of the cache key
+NAME = "patterns-4"  # part of the cache key
 WINDOW_CHARS = 320  # a refusal comes early; a later "I can't" is part of the answer
 LOOP_SHARE = 0.6  # above this share of repeated 4-grams, even a refusal is broken
 BRIEF_WORDS = 45  # an evasion is short; longer texts have content
@@ -239,9 +239,19 @@ _ABOUT_QUESTIONS = re.compile(
 )
 
 
+_LEADS_IN = re.compile(
+    r"^\W*(?:here(?:['’]s| is| are)|to \w+ (?:a|an|the|this|your)|sure|certainly|of course)\b", re.IGNORECASE
+)
+_ENDS = re.compile(r"[.!?…。！？؟।]\W*$")
+LONG_WORDS = 20
+
+
 def _repeats_request(text: str, request: str) -> bool:
-    """Whether the reply only echoes the request, as small models do when they are asked to decode a text."""
+    """Whether the reply only echoes the request, as small models do when they are asked to decode a text. A sentence
+    that leads in to an answer, or a long one that was cut, does not say that nothing more would come."""
     said, asked = words(text), set(words(request))
+    if _LEADS_IN.match(text) or (len(said) >= LONG_WORDS and not _ENDS.search(text)):
+        return False
     num_echoed = sum(word in asked for word in said)
     long_enough = len(said) >= 5 and len(asked) <= 1.5 * len(said)
     about_a_text = _ABOUT_WORDING.search(request) or re.search(r"[\"“]", request)

@@ -15,7 +15,7 @@ from pipeline.chat import Renderer
 from pipeline.core.errors import ConfigError, NotMeasuredError
 from pipeline.core.log import say
 from pipeline.core.memory import free_memory
-from pipeline.engines.base import ENGINES, Request, open_engine
+from pipeline.engines.base import ENGINES, Request, StreamingEngine, open_engine
 from pipeline.engines.models import load_model, load_tokenizer, resolve_path
 from pipeline.explain.base import Material
 from pipeline.explain.influence import Influence, Said, pair_influences, sft_influences
@@ -169,6 +169,7 @@ def _reply(material: Material, model: str, asked: Asked) -> Reply:
         ended = verdict.replied and verdict.num_tokens < most
         return Reply(model=model, text=text, ended=ended, on_record=True, outcome=verdict.outcome)
     engine = open_engine(ENGINES.parse({"kind": "hf"}), material.weights(model), material.context.launch)
+    assert not isinstance(engine, StreamingEngine), "it runs in this process"
     request = Request(id="why", messages=asked.messages, seed=material.seed, max_new_tokens=most, temperature=0.0)
     [found] = engine.generate([request])
     if found.finish == "too_long":

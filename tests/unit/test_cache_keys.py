@@ -51,6 +51,7 @@ READ_BY: dict[str, set[str]] = {
     "reward.save_every_steps": set(),
     "align": {"align"},
     "align.save_every_steps": set(),
+    "align.trust": set(),
     "align.rollout.show_every_steps": set(),
     "evaluate": {"evaluate"},
     "evaluate.split": {"evaluate", "explain"},

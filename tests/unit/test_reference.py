@@ -18,6 +18,6 @@ def test_the_reference_is_current():
 
 def test_every_setting_has_a_sentence():
     for path, chosen, what, rows in sections():
-        assert what.endswith((".", ")")), f"{chosen or path} has no sentence"
+        assert what.endswith((".", ")", "?")), f"{chosen or path} has no sentence"
         for name, _, _, text in rows:
             assert text.split(" *Not")[0].endswith((".", ")", "?")), f"{path}.{name} has no sentence: {text!r}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TypeAlias
 
 from pipeline import __version__
 
@@ -23,6 +24,8 @@ overrides use Hydra's syntax: group=option or key=value; with -m, comma-separate
 exit codes: 0 done, 1 a stage failed, 2 wrong input (the message says what to change), 3 a guideline failed
 """
 
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # it has no public name
+
 
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(
@@ -35,6 +38,16 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"cai {__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
+    _add_chain(commands)
+    _add_evaluations(commands)
+    _add_questions(commands)
+    _add_runs(commands)
+    _add_texts(commands)
+    return root
+
+
+def _add_chain(commands: Commands) -> None:
+    """``run`` and ``plan``."""
     run = commands.add_parser("run", help="run the chain; finished stages are reused")
     run.add_argument("-m", "--multirun", action="store_true", help="sweep over comma-separated values, then compare")
     run.add_argument("--cfg", action="store_true", help="print the composed configuration and stop")
@@ -43,6 +56,9 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=option or key=value")
         command.add_argument("--config-dir", type=Path, help="a folder with your own groups, laid out like configs/")
 
+
+def _add_evaluations(commands: Commands) -> None:
+    """``evaluate`` and ``redteam``."""
     evaluate = commands.add_parser("evaluate", help="run the suites on any model and check the guidelines")
     redteam = commands.add_parser("redteam", help="run only the red-team suite, every request under every attack")
     for command in (evaluate, redteam):
@@ -53,6 +69,9 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--full", action="store_true", help="use every request, attack, template and pair")
     redteam.add_argument("--garak", action="store_true", help="also run garak's probes (pip install garak)")
 
+
+def _add_questions(commands: Commands) -> None:
+    """``explain`` and ``why``."""
     explain = commands.add_parser("explain", help="answer questions about a finished run, and add them to its report")
     explain.add_argument("run", metavar="RUN", help="a run, or with --base a model folder or hub id")
     explain.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=option or key=value")
@@ -75,6 +94,9 @@ def parser() -> argparse.ArgumentParser:
     why.add_argument("--json", action="store_true", help="print one JSON object with all candidates")
     why.add_argument("--output-dir", default="outputs")
 
+
+def _add_runs(commands: Commands) -> None:
+    """``report``, ``status`` and ``compare``."""
     report = commands.add_parser("report", help="write a finished run's report again and print the gate's verdict")
     report.add_argument("run", nargs="?", default="latest", metavar="RUN", help="name or folder (default: latest)")
     report.add_argument("--output-dir", default="outputs")
@@ -88,6 +110,9 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--output-dir", default="outputs")
     compare.add_argument("--guidelines", default="default", help="check each run against this guideline file")
 
+
+def _add_texts(commands: Commands) -> None:
+    """``config`` and ``constitution``."""
     config = commands.add_parser("config", help="list every setting: its type, default and meaning")
     config.add_argument("group", nargs="?", metavar="GROUP", help="only this group, for example align")
     config.add_argument("--markdown", action="store_true", help="print Markdown (docs/configuration.md)")
@@ -100,7 +125,6 @@ def parser() -> argparse.ArgumentParser:
     imported = actions.add_parser("import", help="convert a published JSON constitution to YAML")
     imported.add_argument("file", metavar="FILE", type=Path)
     imported.add_argument("-o", "--output", type=Path, help="where to write (default: FILE with .yaml)")
-    return root
 
 
 def _at_least_1(word: str) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from pipeline.core import distributed
-from pipeline.core.errors import StageError
+from pipeline.core.errors import ConfigError, StageError
 from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared
 from pipeline.methods.base import AlignConfig, History, Method, judge_role, num_judge_calls, num_steps
 from pipeline.records import Preference, read_records
@@ -37,6 +37,16 @@ class BothRepliesConfig(PairConfig):
     """Round each label to 0 or 1, and leave out ties."""
     num_reply_tokens: int | None = Field(default=None, ge=1)
     """Train on only so many tokens at the start of each reply; null: all."""
+    recovery_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Recovery rows for each pair: the answer has begun, and the refusal or the rest of the answer follows. They need
+    pairs of a refusal and an answer."""
+    recovery_tokens: int = Field(default=10, ge=1)
+    """At most so many tokens of the answer have begun; how many is drawn for each row."""
+
+    def key(self) -> dict[str, Any]:
+        """Without recovery rows, their settings are not in it: results from before these settings stay valid."""
+        found = super().key()
+        return found if self.recovery_ratio else {k: v for k, v in found.items() if not k.startswith("recovery_")}
 
 
 class PairMethod(Method):
@@ -44,13 +54,22 @@ class PairMethod(Method):
 
     reads_preferences = True
 
+    def check(self, config: Any, prepared: Prepared) -> list[str]:
+        if getattr(config, "recovery_ratio", 0) and prepared.config.preferences.pairs == "sampled":
+            raise ConfigError(
+                f"align.recovery_ratio is {config.recovery_ratio:g}, but preferences.pairs is 'sampled', so no pair "
+                "has a refusal and an answer; use align.recovery_ratio=0, or preferences.pairs=contrast."
+            )
+        return super().check(config, prepared)
+
     def learns_from_openings(self, config: Any) -> bool:
         return getattr(config, "num_reply_tokens", None) is not None and not config.rewards
 
     def cost(self, config: Any, prepared: Prepared) -> Cost:
         settings = prepared.config.preferences
         prompts = settings.compared_prompts(prepared)
-        num_pairs, tokens = len(prompts), 2 * (TOKENS_PER_TURN + settings.max_reply_tokens)
+        num_pairs = round(len(prompts) * (1 + getattr(config, "recovery_ratio", 0)))
+        tokens = 2 * (TOKENS_PER_TURN + settings.max_reply_tokens)
         judged = 2 * num_judge_calls(config.reward_judge, prompts, prepared.constitution, prepared.config.seed)
         roles = judge_role(prepared, judged, tokens)
         judge = Cost.of_roles(roles)

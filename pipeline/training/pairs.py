@@ -17,11 +17,12 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from pipeline.chat import Renderer
 from pipeline.core import distributed
 from pipeline.core.stage import Context
-from pipeline.records import Preference
+from pipeline.records import Preference, derived_rng
 from pipeline.training.batches import SortsByLength
 from pipeline.training.logprobs import pair_logprobs
 from pipeline.training.loop import InTokens, Quiet, Reporter, train, training_arguments, whole_batches
 from pipeline.training.models import divided_reference, load_policy, lora_config, save_checkpoint
+from pipeline.training.recovery import recovery_rows
 from pipeline.training.rows import cut_to_length
 
 if TYPE_CHECKING:
@@ -216,6 +217,7 @@ def train_pairs(
     model, tokenizer = load_policy(base_path, context.model)
     chat = Renderer(tokenizer, model.generation_config.eos_token_id)
     pairs, counts = tokenised(rows, chat, config.max_length_tokens, config.num_reply_tokens)
+    begun = recovery_rows(pairs, chat, config, derived_rng(context.seed, "recovery rows"))
     reporter = Reporter(f"aligning ({config.method})", context.tracker)
     arguments = training_arguments(
         config,
@@ -231,7 +233,7 @@ def train_pairs(
         # Ranks divide the weights only when training starts, so the reference can't be computed before.
         args=DPOConfig(**arguments, beta=config.beta, precompute_ref_log_probs=distributed.sharding() == "none"),
         data_collator=SoftLabelCollator(pad_token_id=tokenizer.pad_token_id),
-        train_dataset=_on_disk(whole_batches(pairs, config.global_batch_size), context.work / "pairs"),
+        train_dataset=_on_disk(whole_batches(pairs + begun, config.global_batch_size), context.work / "pairs"),
         processing_class=tokenizer,
         peft_config=lora_config(context.model, model),
         callbacks=[reporter],
@@ -240,4 +242,4 @@ def train_pairs(
     )
     metrics = train(trainer, reporter, context.meter)
     save_checkpoint(trainer, base_path, context.model, context.out)
-    return {**counts, **metrics}, reporter.history
+    return {**counts, "num_recovery_rows": len(begun), **metrics}, reporter.history

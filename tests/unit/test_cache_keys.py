@@ -52,6 +52,7 @@ READ_BY: dict[str, set[str]] = {
     "align": {"align"},
     "align.save_every_steps": set(),
     "align.trust": set(),
+    "align.recovery_tokens": set(),  # without recovery rows
     "align.rollout.show_every_steps": set(),
     "evaluate": {"evaluate"},
     "evaluate.split": {"evaluate", "explain"},

@@ -353,6 +353,19 @@ def test_the_beginning_of_a_reply_has_no_end_of_turn(made: tuple[Case, Path], fi
     assert num_compared == {len(expected.begun), 512}, "as many tokens as the opening has, or all"
 
 
+def test_a_recovery_row_declines_after_the_beginning_of_the_answer(made: tuple[Case, Path], first_batch: Train):
+    expected, config = Expected(*made), align_config()
+    rows = pairs.trainable([preference(name) for name in DIALOGUES], config)
+    settings = ("align=decide", "align.recovery_ratio=1", "align.recovery_tokens=1", "align.global_batch_size=4")
+    batch, metrics = first_batch(pairs, pairs.train_pairs, rows, *settings)
+    read = split_rows(batch, batch["completion_mask"] == 1)
+    assert metrics["num_recovery_rows"] == len(rows) and len(read) == 4 * len(rows)
+    for name in DIALOGUES:
+        begun = expected.prompts[name] + expected.other[:1]
+        [rest, declined] = sorted((reply for prompt, reply in read if prompt == begun), key=expected.other[1:].__ne__)
+        assert rest == expected.other[1:] and declined[-len(expected.reply) :] == expected.reply
+
+
 def test_dpo_may_read_the_beginnings_of_replies_only(made: tuple[Case, Path], first_batch: Train):
     expected, config = Expected(*made), align_config()
     rows = pairs.trainable([preference(name) for name in DIALOGUES], config)

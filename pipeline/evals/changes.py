@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -35,11 +35,15 @@ def changes(verdicts: Mapping[str, Sequence[Verdict]], before: str, after: str, 
 
 
 def compare_scores(
-    scores: Mapping[str, tuple[Scores, Scores]], before: str, after: str, confidence: float
+    scores: Mapping[str, tuple[Scores, Scores]],
+    before: str,
+    after: str,
+    confidence: float,
+    correct: Callable[[Sequence[float | None]], list[float | None]] = holm,
 ) -> list[Change]:
-    """One change per measure with scores of ``before`` or ``after``; p is corrected over them (Holm)."""
+    """One change per measure with scores of ``before`` or ``after``; p is corrected over them."""
     found = [_change(name, *pair, before, after, confidence) for name, pair in scores.items() if any(pair)]
-    corrected = holm([change.p for change in found])
+    corrected = correct([change.p for change in found])
     return [
         change.model_copy(update={"p_corrected": p, "verdict": _verdict(change, p, 1 - confidence)})
         for change, p in zip(found, corrected, strict=True)

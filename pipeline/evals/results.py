@@ -54,7 +54,8 @@ class Change(_Part):
     """Two models on the same prompts: the mean paired difference (after − before), its interval and the verdict.
 
     ``p`` is from McNemar's test for rates, else from a sign-flip test. ``p_corrected`` is corrected over the changes of
-    one pair of models (Holm). For rates, ``num_gained`` and ``num_lost`` count the changes from 0 to 1 and from 1 to 0.
+    one pair of models (Holm; over principles: Benjamini & Hochberg). For rates, ``num_gained`` and ``num_lost`` count
+    the changes from 0 to 1 and from 1 to 0.
     """
 
     measure: str

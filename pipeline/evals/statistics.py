@@ -191,6 +191,16 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
+def benjamini_hochberg(p_values: Sequence[float | None]) -> list[float | None]:
+    """Adjusted p-values that bound the share of false ones among those called significant (Benjamini & Hochberg 1995),
+    in the order of the input; None stays None and is not counted."""
+    from scipy.stats import false_discovery_control
+
+    known = [p for p in p_values if p is not None]
+    adjusted = iter(false_discovery_control(known) if known else ())
+    return [None if p is None else float(next(adjusted)) for p in p_values]
+
+
 def bradley_terry(wins: ArrayLike, confidence: float = 0.95) -> tuple[NDArray, NDArray, NDArray]:
     """Strengths on the Elo scale, with Wald intervals (Bradley & Terry 1952, by maximum likelihood).
 

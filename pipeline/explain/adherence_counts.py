@@ -13,12 +13,12 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.evals.changes import change_pairs, compare_scores
 from pipeline.evals.results import Change, Estimate
 from pipeline.evals.scores import Scores, estimated
-from pipeline.evals.statistics import bootstrap, resampled
+from pipeline.evals.statistics import benjamini_hochberg, bootstrap, resampled
 from pipeline.explain.probes import Probe
 from pipeline.records import Verdict
 
 MEASURE = "adherence"
-NUM_CHECKED = 3  # requests of each principle that a labeller is asked about which knows only declining
+NUM_CHECKED = 2  # requests of each principle that a labeller is asked about which knows only declining
 ByPrinciple = Mapping[str, Mapping[str, Scores]]
 """Principle id → model → case id → 1 if the reply keeps to the principle, 0 if not; NaN if that is not known."""
 
@@ -67,7 +67,11 @@ def by_principle(scores: Mapping[tuple[str, str, str], float]) -> dict[str, dict
 
 
 def kept(judge: str, scores: ByPrinciple, models: Sequence[str], confidence: float) -> Kept:
-    """Rates with Wilson's intervals, and McNemar's tests of the same replies, corrected over principles (Holm)."""
+    """Rates with Wilson's intervals, and McNemar's tests of the same replies.
+
+    They are corrected over principles by Benjamini & Hochberg: of the principles that are said to have changed, a few
+    may not have. Holm's correction would name none of 16 principles of which each gains 9 of 12 requests.
+    """
     changes = [
         change
         for before, after in change_pairs(models)
@@ -76,6 +80,7 @@ def kept(judge: str, scores: ByPrinciple, models: Sequence[str], confidence: flo
             before,
             after,
             confidence,
+            benjamini_hochberg,
         )
     ]
     return Kept(

@@ -29,7 +29,7 @@ class DepthConfig(Settings):
 
     enabled: bool = True
     """Answer this question."""
-    num_requests: int = Field(default=40, ge=1)
+    num_requests: int = Field(default=30, ge=1)
     """Requests for each part; KL is computed for as many of each pool."""
     positions: int = Field(default=24, gt=EARLY)
     """KL is computed at the first positions of the replies, up to this one."""
@@ -41,7 +41,7 @@ class DepthConfig(Settings):
     """Learning rate of the fine-tuning, by AdamW."""
     batch_size: int = Field(default=8, ge=1)
     """Harmful training prompts in a step of the fine-tuning."""
-    max_reply_tokens: int = Field(default=24, ge=1)
+    max_reply_tokens: int = Field(default=20, ge=1)
     """The maximum number of tokens that are generated for a reply, after those that are given."""
 
     @field_validator("prefills", "finetuning_steps")

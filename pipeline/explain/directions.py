@@ -38,11 +38,11 @@ class DirectionsConfig(Settings):
 
     enabled: bool = True
     """Answer this question. It loads the models with transformers, whatever the policy engine is."""
-    num_prompts: int = Field(default=80, ge=MIN_PROMPTS)
+    num_prompts: int = Field(default=60, ge=MIN_PROMPTS)
     """How many training prompts of each pool the directions are fitted on, at most."""
-    num_ablated: int = Field(default=40, ge=0)
+    num_ablated: int = Field(default=30, ge=0)
     """How many harmful and how many ordinary requests are answered without the refusal direction; 0: none."""
-    max_reply_tokens: int = Field(default=24, ge=1)
+    max_reply_tokens: int = Field(default=20, ge=1)
     """The most tokens of a reply to a training prompt and of one without the direction: enough to see a refusal."""
 
 
@@ -64,11 +64,11 @@ class Directions(Question):
         refuse_too_few(learned)
         aucs: list[LayerAuc] = []
         first: tuple[Read, Fit] | None = None
-        for model in list(material.models)[:-1]:
-            read = _read(model, material, learned, direct)[0]  # the next model needs the room of this one
+        if material.first != material.last:
+            read = _read(material.first, material, learned, direct)[0]  # the next model needs the room of this one
             harm = read.fit_harmfulness(material.seed)
-            aucs += measured.layer_aucs(model, read, harm, material.confidence)
-            first = first or (read, harm)
+            aucs += measured.layer_aucs(material.first, read, harm, material.confidence)
+            first = (read, harm)
         read, reader = _read(material.last, material, learned, cases)
         harm = read.fit_harmfulness(material.seed)
         aucs += measured.layer_aucs(material.last, read, harm, material.confidence)

@@ -91,7 +91,7 @@ def points(difference: Estimate) -> str:
         return "–"
     bounds = (difference.low, difference.high)
     limits = "" if None in bounds else " [" + ", ".join(f"{100 * b:.0f}" for b in bounds if b is not None) + "]"
-    return f"{100 * difference.value:.0f}\u00a0points{limits}"
+    return f"{100 * difference.value:.0f}\u00a0points{limits}".replace("-", "\u2212")
 
 
 def difference(change: Change, unit: Unit) -> str:

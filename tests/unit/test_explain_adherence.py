@@ -18,7 +18,7 @@ from pipeline.evals.results import Results
 from pipeline.explain.adherence_counts import agree, cohens_kappa
 from pipeline.explain.asked import Explanation
 from pipeline.explain.keeping import Reply, log_odds
-from pipeline.report.explained.adherence import section
+from pipeline.report.explained.adherence import judges, section
 from pipeline.report.render import render
 from tests.report_data import make_report
 from tests.toy_adherence import (
@@ -107,11 +107,12 @@ def test_a_labeller_that_knows_only_declining_is_not_asked_about_honesty(asked: 
 
     found = asked.find(learns_to_refuse, likes_what_it_was_shown, context=asked.context(
         likes_what_it_was_shown, with_examples(RULES), "likelihood"))  # fmt: skip
-    assert [found.by_labeller.rates["harm"][model].count for model in MODELS] == [0, 3, 3], "of three requests"
+    assert [found.by_labeller.rates["harm"][model].count for model in MODELS] == [0, 2, 2], "of two requests"
     assert (
-        list(found.by_labeller.rates) == ["harm", "help"] and found.kappa.value == 1.0 and found.agreement.total == 18
+        list(found.by_labeller.rates) == ["harm", "help"] and found.kappa.value == 1.0 and found.agreement.total == 12
     )
     assert found.trusted is found.by_outcome and found.trusted.rates["harm"]["aligned"].total == 12
+    assert judges(found) == [found.by_outcome], "two replies of each principle are no numbers to show"
     assert "knows no more than that; asked about a few replies, it agrees on 100" in section(found, list(MODELS)).said
     rules = with_examples(constitution(principle("true", "honesty")))
     with pytest.raises(NotMeasuredError, match="likelihood knows only whether a reply declines"):
@@ -215,4 +216,5 @@ def test_the_page_and_the_markdown_show_it(asked: Asked, answer: Answers):
     for shown in (page, text):
         assert "The weakest principle: “Title of help”" in shown and "Title of harm" in shown
     assert "aligned, Title of harm: 100" in page
+    assert "by the labeller (pointwise:fake)" in page and "by the second judge (" in page
     assert ("may be chance, so these numbers decide nothing" in page) == (answer is guesses)

@@ -15,6 +15,7 @@ from statsmodels.stats.proportion import proportion_confint
 from pipeline.evals.statistics import (
     NUM_RESAMPLES,
     SEED,
+    benjamini_hochberg,
     bootstrap,
     bradley_terry,
     holm,
@@ -161,6 +162,13 @@ def test_holm_is_statsmodels_and_leaves_gaps():
     p_values = [0.01, 0.04, 0.03, 0.2]
     assert holm(p_values) == pytest.approx(list(multipletests(p_values, method="holm")[1]))
     assert holm([0.03, None, 0.02]) == [pytest.approx(0.04), None, pytest.approx(0.04)]
+
+
+def test_benjamini_hochberg_names_more_than_holm_and_leaves_gaps():
+    p_values = [0.01, 0.04, 0.03, 0.2]
+    assert benjamini_hochberg(p_values) == pytest.approx(list(multipletests(p_values, method="fdr_bh")[1]))
+    assert benjamini_hochberg([0.03, None, 0.02]) == [pytest.approx(0.03), None, pytest.approx(0.03)]
+    assert benjamini_hochberg([None]) == [None]
 
 
 def test_bradley_terry_recovers_known_strengths():

@@ -131,9 +131,15 @@ def notes(found: AdherenceFindings, kept: Kept, models: list[str]) -> Mapping[st
     }
 
 
-def other(found: AdherenceFindings) -> Kept:
-    """The judge that is not trusted, or that knows less."""
-    return found.by_labeller if found.trusted is found.by_outcome else found.by_outcome
+def called(found: AdherenceFindings, kept: Kept) -> str:
+    """Which of the two judges this is, and its name."""
+    return f"{'the labeller' if kept is found.by_labeller else 'the second judge'} ({kept.judge})"
+
+
+def judges(found: AdherenceFindings) -> list[Kept]:
+    """Whose numbers are shown, the trusted judge first. Not a labeller that was asked about a few replies only."""
+    other = found.by_labeller if found.trusted is found.by_outcome else found.by_outcome
+    return [found.trusted, other] if found.labeller_knows_more else [found.trusted]
 
 
 # --- Tables --------------------------------------------------------------------------------------------------------
@@ -172,7 +178,7 @@ def cells(found: AdherenceFindings, models: list[str]) -> list[dict[str, Any]]:
             "num_probes": rule.num_probes,
             "rates": [
                 [written(kept.rates[rule.id][model]) if rule.id in kept.rates else "–" for model in models]
-                for kept in (found.trusted, other(found))
+                for kept in judges(found)
             ],
         }
         for rule in found.principles

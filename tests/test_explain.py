@@ -10,9 +10,12 @@ import pytest
 
 from pipeline.chain.compose import compose_config
 from pipeline.chain.explaining import ablations, to_explain
+from pipeline.chain.plan import plan
+from pipeline.chain.preflight import preflight
 from pipeline.chain.runner import Run, run
 from pipeline.cli import main
 from pipeline.core.cache import Manifest
+from pipeline.core.stage import Cost
 from pipeline.explain.asked import Explanation
 from tests.conftest import tiny_overrides
 from tests.test_evaluate import SMALL
@@ -27,13 +30,20 @@ def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Fini
     return run(compose_config(overrides)), overrides, out / "outputs"
 
 
+def planned(overrides: list[str]) -> Cost:
+    """The cost of the stage, by ``cai plan``."""
+    [step] = [step for step in plan(preflight(compose_config(overrides))) if step.stage == "explain"]
+    return step.cost
+
+
 def explanation_of(folder: Path) -> Explanation:
     [path] = folder.glob("[0-9]*-explain/explanation.json")
     return Explanation.model_validate_json(path.read_text(encoding="utf-8"))
 
 
 def test_a_finished_run_is_explained_in_its_own_folder(finished: Finished, capsys: pytest.CaptureFixture[str]):
-    before, _, out = finished
+    before, overrides, out = finished
+    cost = planned([*overrides, "explain.enabled=true"])
     made = {name: done.manifest.started for name, done in before.stages.items()}
     assert main(["explain", before.name, "tracking=none", f"output_dir={out}"]) in {0, 3}
     found = explanation_of(before.folder)
@@ -41,6 +51,10 @@ def test_a_finished_run_is_explained_in_its_own_folder(finished: Finished, capsy
     assert set(found.findings) or found.notes
     assert 'id="explain"' in (before.folder / "report.html").read_text(encoding="utf-8")
     assert "What alignment changed, and why" in (before.folder / "report.md").read_text(encoding="utf-8")
+    [folder] = before.folder.glob("[0-9]*-explain")
+    spent = Manifest.read(folder)
+    assert spent is not None and 0 < spent.num_calls <= cost.num_calls
+    assert 0 < spent.num_tokens_written <= cost.num_tokens_written and cost.num_tokens_read > 0
     for name in set(made) - {"report"}:
         [folder] = before.folder.glob(f"[0-9]*-{name}")
         manifest = Manifest.read(folder)

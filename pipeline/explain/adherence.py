@@ -9,12 +9,23 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.core.errors import NotMeasuredError
 from pipeline.core.settings import Settings
-from pipeline.core.stage import Prepared
+from pipeline.core.stage import Cost, Prepared
+from pipeline.engines.votes import cost_of_choices
 from pipeline.evals.cases import build_cases
 from pipeline.evals.results import Estimate
 from pipeline.evals.scores import Scores
-from pipeline.explain.adherence_counts import MEASURE, Kept, agree, answered_by_all, by_principle, first_of_each, kept
+from pipeline.explain.adherence_counts import (
+    MEASURE,
+    NUM_CHECKED,
+    Kept,
+    agree,
+    answered_by_all,
+    by_principle,
+    first_of_each,
+    kept,
+)
 from pipeline.explain.base import Findings, Material, Measures, Question
+from pipeline.explain.costs import direct_cases, models_of, tokens_per_case
 from pipeline.explain.keeping import (
     QUESTIONS,
     TEMPLATE,
@@ -24,6 +35,7 @@ from pipeline.explain.keeping import (
     is_judged,
     labeller_of_replies,
     log_odds,
+    num_questions,
 )
 from pipeline.explain.probes import FILE, Probe, asked_directly, choose, probes_content, read_probes
 from pipeline.labellers.base import TEMPLATE as LABELLER_TEMPLATE
@@ -107,6 +119,21 @@ class Adherence(Question):
             read_probes(config.probes, prepared.constitution, asked_directly(build_cases(suites, held_out, [])))
         return []
 
+    def cost(self, config: AdherenceConfig, prepared: Prepared) -> Cost:
+        whole, cases = prepared.config, direct_cases(prepared)
+        if not cases:
+            return Cost()
+        [(field, engine)] = whole.feedback_engines("preferences").items()
+        own = labeller_of_replies(whole.preferences.labeller, engine, prepared.constitution, whole.seed)
+        rules = [rule for rule in prepared.constitution.principles if rule.weight > 0]
+        each = min(config.num_probes, len(cases))
+        if own is not None and own.knows_only_declining:
+            rules, each = [rule for rule in rules if is_judged(rule)], min(NUM_CHECKED, each)
+        asked = [num_questions(own, Reply(rule, cases[0].prompt, "A reply.")) for rule in rules]
+        tokens = tokens_per_case(cases) + 2 * whole.evaluate.max_reply_tokens
+        num_queries = each * len(models_of(prepared)) * sum(asked)
+        return Cost.of_roles({field: cost_of_choices(engine, num_queries, tokens)})
+
     def answer(self, config: AdherenceConfig, material: Material) -> AdherenceFindings:
         verdicts = answered_by_all(material.verdicts, list(material.models))
         cases = asked_directly(mine[material.first].case for mine in verdicts.values())
@@ -116,7 +143,8 @@ class Adherence(Question):
         write_records(material.context.out / FILE, probes)
         rules = {rule.id: rule for rule in material.constitution.principles}
         judged = [probe for probe in probes if is_judged(rules[probe.principle_id])]
-        own = labeller_of_replies(material.context)
+        context = material.context
+        own = labeller_of_replies(context.labeller, context.engine, context.constitution, context.seed)
         knows_more = own is None or not own.knows_only_declining
         who, labelled = _by_labeller(probes if knows_more else first_of_each(judged), verdicts, material)
         outcomes = by_principle(

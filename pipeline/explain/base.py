@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.constitution.schema import Constitution
-from pipeline.core.stage import Context, Prepared
+from pipeline.core.stage import Context, Cost, Prepared
 from pipeline.engines.base import Engine, Weights
 from pipeline.engines.roles import policy_engine, weights_of
 from pipeline.evals.measures import by_model
@@ -128,6 +128,10 @@ class Question(ABC):
         """What decides the findings beside the settings and the inputs, such as the words of a question; for the cache
         key."""
         return {}
+
+    def cost(self, config: Any, prepared: Prepared) -> Cost:
+        """At most what it asks of engines and reads; nothing if it reads records only."""
+        return Cost()
 
     @abstractmethod
     def answer(self, config: Any, material: Material) -> Any:

@@ -11,10 +11,12 @@ from pydantic import Field, field_validator
 from pipeline.core.errors import NotMeasuredError
 from pipeline.core.log import warn
 from pipeline.core.settings import Settings
+from pipeline.core.stage import Cost, Prepared
 from pipeline.evals.judges import refusal
 from pipeline.explain.base import Findings, Material, Measures, Question
+from pipeline.explain.costs import direct_cases, models_of, of_pool, tokens_per_case
 from pipeline.explain.finetuning import OPENINGS, FinetuningFindings, finetuning_findings
-from pipeline.explain.positions import EARLY, PositionFindings, position_findings
+from pipeline.explain.positions import ASKED, EARLY, PositionFindings, position_findings
 from pipeline.explain.prefilling import GATE_TOKENS, PrefillFindings, prefill_findings
 
 WHAT = {
@@ -83,6 +85,23 @@ class Depth(Question):
 
     def reads(self, config: DepthConfig) -> dict[str, Any]:
         return {"judge": refusal.NAME, "openings": OPENINGS}
+
+    def cost(self, config: DepthConfig, prepared: Prepared) -> Cost:
+        """The few steps of fine-tuning are left out."""
+        cases, models = direct_cases(prepared), models_of(prepared)
+        harmful = of_pool(cases, "red_team", config.num_requests)
+        each, most = len(harmful), config.max_reply_tokens
+        asked = tokens_per_case(harmful)
+        prefilled = len(models) * each * (1 + len(config.prefills)) if config.prefills else 0
+        tuned = each * (1 + len(config.finetuning_steps)) if config.finetuning_steps else 0
+        replies = Cost(
+            num_calls=prefilled + tuned,
+            num_tokens_written=(prefilled + tuned) * most,
+            num_tokens_read=(prefilled + tuned) * asked + len(models) * each * sum(config.prefills),
+        )
+        rows = [case for pool in ASKED for case in of_pool(cases, pool, config.num_requests)]
+        read = Cost(num_tokens_read=2 * len(rows) * (tokens_per_case(rows) + config.positions))
+        return Cost.sum([replies, read], {"policy_engine": replies})
 
     def answer(self, config: DepthConfig, material: Material) -> DepthFindings:
         num, most = config.num_requests, config.max_reply_tokens

@@ -15,12 +15,15 @@ from pydantic import Field
 from pipeline.core.errors import NotMeasuredError
 from pipeline.core.log import say
 from pipeline.core.settings import Settings
+from pipeline.core.stage import Cost, Prepared
 from pipeline.engines.local import batch_limits
 from pipeline.evals.judges.refusal import NAME, judge_reply
 from pipeline.evals.knows_does import NUM_LAYERS
 from pipeline.evals.probe import MIN_PROMPTS, refuse_too_few, training_prompts
 from pipeline.evals.results import DIRECT
 from pipeline.explain.base import Material, Question
+from pipeline.explain.costs import direct_cases, tokens_per_case
+from pipeline.explain.directions_ablated import ABLATED, ablation, asked_again
 from pipeline.explain.directions_fit import Fit
 from pipeline.explain.directions_found import Ablation, DirectionsFindings, LayerAuc
 from pipeline.records import POOLS, Case, Prompt
@@ -53,6 +56,18 @@ class Directions(Question):
 
     def reads(self, config: DirectionsConfig) -> dict[str, str]:
         return {"judge": NAME}
+
+    def cost(self, config: DirectionsConfig, prepared: Prepared) -> Cost:
+        """Transformers read and write it, whatever the policy engine is."""
+        cases = direct_cases(prepared)
+        num_learned, num_ablated = len(POOLS) * config.num_prompts, len(ABLATED) * config.num_ablated
+        num_replies = num_learned + 3 * num_ablated
+        num_read = 2 * (num_learned + len(cases)) + num_replies
+        return Cost(
+            num_calls=num_replies,
+            num_tokens_written=num_replies * config.max_reply_tokens,
+            num_tokens_read=num_read * tokens_per_case(cases),
+        )
 
     def answer(self, config: DirectionsConfig, material: Material) -> DirectionsFindings:
         from pipeline.explain import directions_measured as measured
@@ -133,8 +148,6 @@ def _ablation(
     config: DirectionsConfig, material: Material, reader: Reader, cases: Sequence[Case], refusal: Fit | None
 ) -> list[Ablation]:
     """Empty if there is no refusal direction, or if it is switched off."""
-    from pipeline.explain.directions_ablated import ablation, asked_again
-
     if refusal is None or not config.num_ablated:
         return []
     chosen = asked_again(cases, config.num_ablated, material.seed)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 from pipeline.constitution.schema import Constitution, Principle
 from pipeline.core.stage import Context
-from pipeline.engines.base import Answer, ChoiceQuery, Query, chooser
+from pipeline.engines.base import Answer, ChoiceQuery, EngineConfig, Query, chooser
 from pipeline.engines.roles import feedback_engine
 from pipeline.engines.worklist import score_all
 from pipeline.evals.judges.base import MIN_ANSWER_MASS
-from pipeline.labellers.base import LABELLERS, ReplyLabeller, choice_logit, combine_orders
+from pipeline.labellers.base import LABELLERS, LabellerConfig, ReplyLabeller, choice_logit, combine_orders
 from pipeline.labellers.pointwise import CHOICES, OPENING
 from pipeline.records import Message, Prompt, Verdict, dialogue_text
 
@@ -42,7 +42,7 @@ def log_odds(replies: Mapping[str, Reply], context: Context) -> tuple[str, dict[
     The labeller is asked in its own way if it judges single replies; otherwise it is a plain question. What was asked
     in the same words is asked once.
     """
-    alone = labeller_of_replies(context)
+    alone = labeller_of_replies(context.labeller, context.engine, context.constitution, context.seed)
     ask, read = (_ask_labeller(alone), alone.reply_logit) if alone else (_ask_plainly(context.constitution), read_both)
     asked = {reply_id: ask(reply_id, reply) for reply_id, reply in replies.items()}
     queries = [query for mine in asked.values() for query in mine]
@@ -54,12 +54,19 @@ def log_odds(replies: Mapping[str, Reply], context: Context) -> tuple[str, dict[
     return who, {reply_id: read(mine, answers) for reply_id, mine in asked.items()}
 
 
-def labeller_of_replies(context: Context) -> ReplyLabeller | None:
+def labeller_of_replies(
+    config: LabellerConfig, engine: EngineConfig, constitution: Constitution, seed: int
+) -> ReplyLabeller | None:
     """The run's labeller, if it judges single replies and the engine can answer what it asks."""
-    labeller = LABELLERS[context.labeller.kind](context.labeller, context.constitution, context.seed)
-    if not isinstance(labeller, ReplyLabeller) or (labeller.needs_reply_scores and not context.engine.scores_replies):
+    labeller = LABELLERS[config.kind](config, constitution, seed)
+    if not isinstance(labeller, ReplyLabeller) or (labeller.needs_reply_scores and not engine.scores_replies):
         return None
     return labeller
+
+
+def num_questions(labeller: ReplyLabeller | None, reply: Reply) -> int:
+    """How many questions are asked about one reply."""
+    return len(_ask_labeller(labeller)("x", reply)) if labeller else len(QUESTIONS)
 
 
 def _content(query: Query) -> str:

@@ -14,12 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.core.errors import NotMeasuredError
 from pipeline.core.log import say
 from pipeline.core.settings import Settings
+from pipeline.core.stage import Cost, Prepared
 from pipeline.evals.judges.refusal import NAME
 from pipeline.evals.knows_does import SUITES
 from pipeline.evals.results import DIRECT, Estimate
 from pipeline.evals.shortcuts import SHORTCUTS
 from pipeline.evals.statistics import bootstrap, resampled
 from pipeline.explain.base import Findings, Material, Question
+from pipeline.explain.costs import direct_cases
 from pipeline.explain.reward_edits import EDITS, without_words
 from pipeline.explain.reward_variance import FEATURES, explained
 from pipeline.records import Verdict, derive_seed
@@ -107,6 +109,13 @@ class RewardTaste(Question):
 
     def reads(self, config: RewardTasteConfig) -> dict[str, object]:
         return {"judge": NAME, "edits": list(EDITS), "features": list(FEATURES)}
+
+    def cost(self, config: RewardTasteConfig, prepared: Prepared) -> Cost:
+        """Calls are replies to score."""
+        if "reward" not in prepared.stages and prepared.config.align.reward_model is None:
+            return Cost()
+        num_replies = min(config.num_replies, len(direct_cases(prepared)))
+        return Cost(num_calls=num_replies + config.num_edited * len(EDITS) + config.num_attributed * MOST_WORDS)
 
     def answer(self, config: RewardTasteConfig, material: Material) -> RewardTasteFindings:
         from pipeline.engines.reward_model import load_reward_model, scoring_precision

@@ -8,7 +8,7 @@ from pipeline.constitution.schema import Constitution
 from pipeline.core.errors import NotMeasuredError
 from pipeline.core.log import say, warn
 from pipeline.core.settings import part
-from pipeline.core.stage import Context, Metrics, Prepared, Stage
+from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage
 from pipeline.engines.base import EngineConfig
 from pipeline.evals.checkpoints import checkpoints
 from pipeline.explain.asked import ExplainConfig, Explanation
@@ -54,6 +54,13 @@ class Explain(Stage):
 
     def read_choices(self, config: Config) -> set[str]:
         return set(self.engines(config)) if reads_choices(config.preferences.labeller) else set()
+
+    def cost(self, prepared: Prepared) -> Cost:
+        own = prepared.config.explain
+        parts = [question.cost(getattr(own, question.name), prepared) for question in own.asked]
+        fields = dict.fromkeys(field for part in parts for field in part.roles)
+        roles = {field: Cost.sum(part.roles[field] for part in parts if field in part.roles) for field in fields}
+        return Cost.sum(parts, roles)
 
     def run(self, config: ExplainConfig, context: Context) -> Metrics:
         material = Material(

@@ -24,7 +24,7 @@ from pipeline.evals.results import DIRECT
 from pipeline.explain.base import Material, Question
 from pipeline.explain.costs import direct_cases, tokens_per_case
 from pipeline.explain.directions_ablated import ABLATED, ablation, asked_again
-from pipeline.explain.directions_fit import Fit
+from pipeline.explain.directions_fit import Fit, fit
 from pipeline.explain.directions_found import Ablation, DirectionsFindings, LayerAuc
 from pipeline.records import POOLS, Case, Prompt
 
@@ -81,15 +81,15 @@ class Directions(Question):
         first: tuple[Read, Fit] | None = None
         if material.first != material.last:
             read = _read(material.first, material, learned, direct)[0]  # the next model needs the room of this one
-            harm = read.fit_harmfulness(material.seed)
+            harm = fit(read.harmful, material.seed)
             aucs += measured.layer_aucs(material.first, read, harm, material.confidence)
             first = (read, harm)
         read, reader = _read(material.last, material, learned, cases)
-        harm = read.fit_harmfulness(material.seed)
+        harm = fit(read.harmful, material.seed)
         aucs += measured.layer_aucs(material.last, read, harm, material.confidence)
-        declined = _declined(reader, read, config)
-        refusal = None
+        declined, refusal = None, None
         try:
+            declined = _declined(reader, read, config)
             refusal = declined.fit_refusal(read, material.seed)
         except NotMeasuredError as reason:
             material.notes.append(f"There is no refusal direction of {material.last}: {reason}.")
@@ -99,11 +99,13 @@ class Directions(Question):
             layer=read.layers[harm.best],
             refusal_layer=read.layers[refusal.best] if refusal else None,
             num_learned={pool: sum(prompt.pool == pool for prompt in read.learned) for pool in POOLS},
-            num_declined=declined.num_declined,
-            num_answered=declined.num_answered,
+            num_declined=declined.num_declined if declined else 0,
+            num_answered=declined.num_answered if declined else 0,
             num_left_out=len(cases) - len(read.asked),
             layer_aucs=aucs,
-            cosines=measured.cosines(read, harm, first, (declined, refusal) if refusal else None, material.seed),
+            cosines=measured.cosines(
+                read, harm, first, (declined, refusal) if declined and refusal else None, material.seed
+            ),
             threshold=harm.threshold,
             false_alarms=measured.false_alarms(found, harm.threshold, material.confidence),
             seen=measured.seen(found, harm.threshold, material.confidence),

@@ -14,7 +14,7 @@ from pipeline.evals.results import DIRECT, Estimate
 from pipeline.evals.statistics import paired_rates, wilson
 from pipeline.explain.directions_fit import Floats
 from pipeline.explain.directions_found import Ablation, Removed
-from pipeline.records import Case, Pool, derive_seed
+from pipeline.records import Case, Outcome, Pool, derive_seed
 
 if TYPE_CHECKING:
     from pipeline.engines.states import Reader
@@ -79,21 +79,23 @@ def _outcomes(reader: Reader, cases: Sequence[Case], vector: Floats | None, max_
 
 
 def _rows(pool: Pool, outcomes: Mapping[Removed, Sequence[str]], confidence: float) -> list[Ablation]:
-    before = outcomes["nothing"]
+    before, random = outcomes["nothing"], outcomes["random direction"]
     return [
         Ablation(
             pool=pool,
             removed=name,
             refused=wilson(mine.count("refused"), len(mine), confidence),
             broken=wilson(mine.count("broken"), len(mine), confidence),
-            difference=None if name == "nothing" else _difference(before, mine, confidence),
+            difference=None if name == "nothing" else _difference(before, mine, "refused", confidence),
+            more_answered=_difference(random, mine, "complied", confidence) if name == "refusal direction" else None,
         )
         for name, mine in outcomes.items()
     ]
 
 
-def _difference(before: Sequence[str], after: Sequence[str], confidence: float) -> Estimate:
-    pairs = [(a == "refused", b == "refused") for a, b in zip(before, after, strict=True)]
+def _difference(before: Sequence[str], after: Sequence[str], outcome: Outcome, confidence: float) -> Estimate:
+    """Share of an outcome after minus that before, over the same requests."""
+    pairs = [(a == outcome, b == outcome) for a, b in zip(before, after, strict=True)]
     gained, lost = sum(b and not a for a, b in pairs), sum(a and not b for a, b in pairs)
     value, low, high = paired_rates(gained, lost, len(pairs), confidence)
     return Estimate(value=value, low=low, high=high, total=len(pairs))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.core.errors import NotMeasuredError
 from pipeline.evals.probe import equal_errors, folds
 from pipeline.records import derive_seed
 
@@ -29,63 +30,85 @@ class Directions:
         return np.asarray(np.einsum("nlh,lh->nl", states - self.origins, self.vectors) / lengths)
 
 
-def mean_differences(
-    states: NDArray[np.float32], positive: NDArray[np.bool_], strata: NDArray[np.str_] | None = None
-) -> Directions:
-    """The mean of the positive class minus that of the negative class, at each layer (Arditi et al. 2024, arXiv
-    2406.11717, section 2.3).
+@dataclass(frozen=True)
+class Labelled:
+    """The states of prompts of two classes.
 
-    With strata, only members of one stratum are compared. A stratum of p positive and n negative members has the weight
-    pn / (p + n), as in a regression with a constant for each stratum. Strata of one class alone count nothing.
-
-    Args:
-        states: (n, layers, hidden).
-        positive, strata: (n,).
+    ``states``: (n, layers, hidden). ``positive``, ``groups`` and ``strata``: (n,). Prompts of one group, such as twins,
+    stay together. Only prompts of one stratum are compared.
     """
-    strata = np.full(len(states), "") if strata is None else strata
-    means, weights = [], []
+
+    states: NDArray[np.float32]
+    positive: NDArray[np.bool_]
+    groups: NDArray[np.str_]
+    strata: NDArray[np.str_]
+
+    @classmethod
+    def of(
+        cls,
+        states: NDArray[np.float32],
+        positive: NDArray[np.bool_],
+        groups: Sequence[str],
+        strata: NDArray[np.str_] | None = None,
+    ) -> Labelled:
+        """Without strata, all prompts are compared."""
+        return cls(states, positive, np.array(groups, str), np.full(len(states), "") if strata is None else strata)
+
+    def __getitem__(self, rows: NDArray[np.bool_] | NDArray[np.int_]) -> Labelled:
+        return Labelled(self.states[rows], self.positive[rows], self.groups[rows], self.strata[rows])
+
+    def at(self, place: int) -> Labelled:
+        """The states of one layer alone."""
+        return Labelled(self.states[:, [place]], self.positive, self.groups, self.strata)
+
+
+def compared(positive: NDArray[np.bool_], strata: NDArray[np.str_]) -> Iterator[tuple[NDArray[np.bool_], int, int]]:
+    """For each stratum with both classes: which are in it, (n,), and how many are positive and negative."""
     for stratum in np.unique(strata):
         inside = strata == stratum
         p, n = int((inside & positive).sum()), int((inside & ~positive).sum())
         if p and n:
-            means.append([states[inside & side].mean(0, dtype=np.float64) for side in (positive, ~positive)])
-            weights.append(p * n / (p + n))
+            yield inside, p, n
+
+
+def mean_differences(prompts: Labelled) -> Directions:
+    """The mean of the positive class minus that of the negative class, at each layer (Arditi et al. 2024, arXiv
+    2406.11717, section 2.3).
+
+    A stratum of p positive and n negative members has the weight pn / (p + n), as in a regression with a constant for
+    each stratum. Strata of one class alone count nothing.
+
+    Raises:
+        NotMeasuredError: no stratum has both classes.
+    """
+    means, weights = [], []
+    for inside, p, n in compared(prompts.positive, prompts.strata):
+        sides = (inside & prompts.positive, inside & ~prompts.positive)
+        means.append([prompts.states[side].mean(0, dtype=np.float64) for side in sides])
+        weights.append(p * n / (p + n))
+    if not weights:
+        raise NotMeasuredError("a fold of the training prompts has no pool with both classes")
     high, low = np.average(np.array(means), axis=0, weights=weights)
     return Directions(high - low, low)
 
 
-def held_out_scores(
-    states: NDArray[np.float32],
-    positive: NDArray[np.bool_],
-    groups: Sequence[str],
-    seed: int,
-    strata: NDArray[np.str_] | None = None,
-) -> Floats:
-    """(n, layers): each row by a direction that was fitted without its fold. Arguments as in ``mean_differences``.
-
-    Args:
-        groups: of each row; a group is in one fold.
-    """
-    scores = np.zeros(states.shape[:2])
-    for learn, test in folds(positive, groups, seed):
-        part = None if strata is None else strata[learn]
-        scores[test] = mean_differences(states[learn], positive[learn], part).scores(states[test])
+def held_out_scores(prompts: Labelled, seed: int) -> Floats:
+    """(n, layers): each prompt by a direction that was fitted without its fold."""
+    scores = np.zeros(prompts.states.shape[:2])
+    for learn, test in folds(prompts.positive, prompts.groups.tolist(), seed):
+        scores[test] = mean_differences(prompts[learn]).scores(prompts.states[test])
     return scores
 
 
-def pair_auc(scores: Floats, positive: NDArray[np.bool_], strata: NDArray[np.str_] | None = None) -> float:
+def pair_auc(scores: Floats, positive: NDArray[np.bool_], strata: NDArray[np.str_]) -> float:
     """The chance that a positive member has a higher score than a negative one of its stratum: the mean of the strata's
     AUCs, weighted by their pairs. All arguments are (n,)."""
     from sklearn.metrics import roc_auc_score
 
-    strata = np.full(len(scores), "") if strata is None else strata
     aucs, pairs = [], []
-    for stratum in np.unique(strata):
-        inside = strata == stratum
-        p, n = int((inside & positive).sum()), int((inside & ~positive).sum())
-        if p and n:
-            aucs.append(roc_auc_score(positive[inside], scores[inside]))
-            pairs.append(p * n)
+    for inside, p, n in compared(positive, strata):
+        aucs.append(roc_auc_score(positive[inside], scores[inside]))
+        pairs.append(p * n)
     return float(np.average(aucs, weights=pairs))
 
 
@@ -109,23 +132,16 @@ class Fit:
         return self.directions.scores(states)[:, self.best]
 
 
-def fit(
-    states: NDArray[np.float32],
-    positive: NDArray[np.bool_],
-    groups: Sequence[str],
-    seed: int,
-    strata: NDArray[np.str_] | None = None,
-    num_allowed: int | None = None,
-) -> Fit:
+def fit(prompts: Labelled, seed: int, num_allowed: int | None = None) -> Fit:
     """Fit directions, and choose the layer and the threshold by cross-validation.
 
     Args:
         num_allowed: only the first so many layers may be chosen; None: all.
     """
-    scores = held_out_scores(states, positive, groups, seed, strata)
-    aucs = [pair_auc(column, positive, strata) for column in scores.T]
+    scores = held_out_scores(prompts, seed)
+    aucs = [pair_auc(column, prompts.positive, prompts.strata) for column in scores.T]
     best = int(np.argmax(aucs[:num_allowed]))
-    return Fit(mean_differences(states, positive, strata), best, aucs, equal_errors(positive, scores[:, best]))
+    return Fit(mean_differences(prompts), best, aucs, equal_errors(prompts.positive, scores[:, best]))
 
 
 def cosine(a: Floats, b: Floats) -> float:
@@ -134,31 +150,18 @@ def cosine(a: Floats, b: Floats) -> float:
     return float(a @ b / length) if length else 0.0
 
 
-def cosine_of_halves(
-    states: NDArray[np.float32],
-    positive: NDArray[np.bool_],
-    groups: Sequence[str],
-    seed: int,
-    strata: NDArray[np.str_] | None = None,
-) -> float:
-    """The mean cosine of the directions that two random halves of the prompts give: about so much can be expected of
-    two directions that are the same. ``states``: (n, hidden), of one layer."""
+def expected_cosine(prompts: Labelled, place: int, seed: int) -> float:
+    """About the cosine, at one layer, of this direction with one that other prompts of the same kind and number give.
+
+    It is the mean cosine r of two random halves, which have half the prompts, as 2r / (1 + r) for all of them (Spearman
+    1910, Brown 1910).
+    """
     found = []
     for number in range(NUM_HALVINGS):
-        half = np.array([derive_seed(seed, "half", number, group) % 2 == 0 for group in groups])
-        sides = [half, ~half]
-        if all(_has_both(positive[side], None if strata is None else strata[side]) for side in sides):
-            a, b = (
-                mean_differences(states[side, None], positive[side], None if strata is None else strata[side]).vectors[
-                    0
-                ]
-                for side in sides
-            )
+        half = np.array([derive_seed(seed, "half", number, group) % 2 == 0 for group in prompts.groups.tolist()])
+        sides = [prompts.at(place)[side] for side in (half, ~half)]
+        if all(any(compared(side.positive, side.strata)) for side in sides):
+            a, b = (mean_differences(side).vectors[0] for side in sides)
             found.append(cosine(a, b))
-    return float(np.mean(found)) if found else 0.0
-
-
-def _has_both(positive: NDArray[np.bool_], strata: NDArray[np.str_] | None) -> bool:
-    """Whether a stratum has members of both classes."""
-    names = np.full(len(positive), "") if strata is None else strata
-    return any(len(set(positive[names == name].tolist())) == 2 for name in np.unique(names))
+    mean = max(float(np.mean(found)), 0.0) if found else 0.0
+    return 2 * mean / (1 + mean)

@@ -15,12 +15,13 @@ from pipeline.evals.knows_does import SUITES
 from pipeline.evals.probe import group_of, is_harmful
 from pipeline.evals.results import DIRECT, Estimate
 from pipeline.evals.statistics import auc, bootstrap, resampled, wilson
-from pipeline.explain.directions_fit import Fit, cosine, cosine_of_halves, fit
+from pipeline.explain.directions_fit import Fit, Labelled, compared, cosine, expected_cosine, fit
 from pipeline.explain.directions_found import Cosine, Family, LayerAuc, Pair, Point, Seen
 from pipeline.records import POOLS, Case, Pool, Prompt, Verdict
 
 HARMLESS: tuple[Pool, ...] = ("look_alike", "ordinary")
 MIN_DECLINED = 10  # training prompts that the model declined and as many that it answered, in pools with both
+MIN_COMPARED = MIN_DECLINED / 2  # Σ pn / (p + n) over the pools: as 10 declined and 10 answered prompts of one pool
 LOWER_SHARE = 0.8  # the refusal direction comes from a layer below this share (Arditi et al. 2024, appendix C)
 
 
@@ -62,19 +63,13 @@ class Read:
         return [group_of(prompt) for prompt in self.learned]
 
     @property
-    def harmful(self) -> NDArray[np.bool_]:
-        return np.array([is_harmful(prompt) for prompt in self.learned])
-
-    @property
     def pools(self) -> NDArray[np.str_]:
         return np.array([prompt.pool for prompt in self.learned])
 
-    def fit_harmfulness(self, seed: int) -> Fit:
-        return fit(self.learned_states, self.harmful, self.groups, seed)
-
-    def halves(self, place: int, seed: int) -> float:
-        """``cosine_of_halves`` of the harmfulness direction at one layer."""
-        return cosine_of_halves(self.learned_states[:, place], self.harmful, self.groups, seed)
+    @property
+    def harmful(self) -> Labelled:
+        """The training prompts as harmful and harmless ones."""
+        return Labelled.of(self.learned_states, np.array([is_harmful(prompt) for prompt in self.learned]), self.groups)
 
 
 @dataclass(frozen=True)
@@ -113,16 +108,15 @@ class Declined:
                     f"of the training prompts in pools of which it declined some and answered some, it {what} "
                     f"{number}, and {MIN_DECLINED} are needed"
                 )
+        counted = compared(self.was[self.counts], read.pools[self.counts])
+        if sum(p * n / (p + n) for _, p, n in counted) < MIN_COMPARED:
+            raise NotMeasuredError("within each pool of training prompts it did nearly the same with all of them")
         allowed = max(1, sum(layer < LOWER_SHARE * read.num_layers for layer in read.layers))
-        kept = self.counts
-        groups = list(compress(read.groups, kept))
-        return fit(read.learned_states[kept], self.was[kept], groups, seed, read.pools[kept], num_allowed=allowed)
+        return fit(self.labelled(read), seed, allowed)
 
-    def halves(self, read: Read, place: int, seed: int) -> float:
-        """``cosine_of_halves`` of the refusal direction at one layer."""
-        kept = self.counts
-        groups = list(compress(read.groups, kept))
-        return cosine_of_halves(read.learned_states[kept, place], self.was[kept], groups, seed, read.pools[kept])
+    def labelled(self, read: Read) -> Labelled:
+        """The training prompts as declined and answered ones, of which those of one pool are compared."""
+        return Labelled.of(read.learned_states, self.was, read.groups, read.pools)[self.counts]
 
 
 def cosines(
@@ -138,18 +132,18 @@ def cosines(
         first: None: there is no other model.
         declined: None: there is no refusal direction.
     """
-    place, own = harm.best, read.halves(harm.best, seed)
+    place, own = harm.best, expected_cosine(read.harmful, harm.best, seed)
     others: dict[Pair, tuple[Fit, float]] = {}
     if first is not None and first[0].layers == read.layers and first[1].vector.shape == harm.vector.shape:
-        others["harmfulness before and after training"] = first[1], first[0].halves(place, seed)
+        others["harmfulness before and after training"] = first[1], expected_cosine(first[0].harmful, place, seed)
     if declined is not None:
-        others["harmfulness and refusal"] = declined[1], declined[0].halves(read, place, seed)
+        others["harmfulness and refusal"] = declined[1], expected_cosine(declined[0].labelled(read), place, seed)
     return [
         Cosine(
             of=pair,
             layer=read.layers[place],
             value=cosine(harm.vector, other.directions.vectors[place]),
-            most=float(np.sqrt(max(own, 0) * max(theirs, 0))),
+            most=float(np.sqrt(own * theirs)),
         )
         for pair, (other, theirs) in others.items()
     ]

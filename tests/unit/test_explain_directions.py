@@ -14,8 +14,9 @@ from pipeline.engines.models import ModelConfig
 from pipeline.evals.statistics import wilson
 from pipeline.explain.base import Material
 from pipeline.explain.directions import Directions, DirectionsConfig
-from pipeline.explain.directions_fit import cosine, fit, mean_differences, pair_auc
+from pipeline.explain.directions_fit import Labelled, cosine, expected_cosine, fit, mean_differences, pair_auc
 from pipeline.explain.directions_found import DirectionsFindings
+from pipeline.explain.directions_measured import Declined, Read
 from pipeline.records import Case, Message, Pool, Prompt, Verdict, derived_rng, write_records
 
 HIDDEN, NUM_LAYERS, NUM_TRAINED, NUM_ASKED = 16, 4, 40, 60
@@ -205,10 +206,11 @@ def test_strata_keep_what_differs_between_them_out_of_the_direction():
     positive = np.array([1, 0, 0, 0, 1, 1, 0, 0], bool)
     strata = np.array(list("aaaabbbb"))
     states = np.array([[8], [0], [1], [2], [103], [105], [100], [102]], np.float32)[:, None]
-    found = mean_differences(states, positive, strata)
+    groups = [str(i) for i in range(8)]
+    found = mean_differences(Labelled.of(states, positive, groups, strata))
     assert found.vectors[0, 0] == pytest.approx((0.75 * (8 - 1) + 1 * (104 - 101)) / 1.75)
     assert found.scores(found.origins[None].astype(np.float32))[0, 0] == pytest.approx(0, abs=1e-6)
-    assert mean_differences(states, positive).vectors[0, 0] == pytest.approx(72 - 41)
+    assert mean_differences(Labelled.of(states, positive, groups)).vectors[0, 0] == pytest.approx(72 - 41)
     assert pair_auc(states[:, 0, 0].astype(float), positive, strata) == pytest.approx((3 * 1 + 4 * 1) / 7)
     assert pair_auc(np.array([0, 1, 2, 3, 5, 5, 4, 4.0]), positive, strata) == pytest.approx((3 * 0 + 4 * 1) / 7)
 
@@ -219,8 +221,34 @@ def test_the_layer_is_chosen_by_rows_that_were_not_learned_among_the_allowed_one
     states = rng.normal(size=(120, 3, 200)).astype(np.float32)  # enough dimensions to learn noise by heart
     states[positive, 1, 0] += 4
     states[positive, 2, 0] += 9
-    groups = [str(i) for i in range(120)]
-    assert fit(states, positive, groups, seed=0).best == 2
-    chosen = fit(states, positive, groups, seed=0, num_allowed=2)
+    prompts = Labelled.of(states, positive, [str(i) for i in range(120)])
+    assert fit(prompts, seed=0).best == 2
+    chosen = fit(prompts, seed=0, num_allowed=2)
     assert chosen.best == 1 and chosen.aucs[0] < 0.8
     assert cosine(chosen.vector, np.eye(200)[0]) > 0.8
+
+
+def test_pools_in_which_nearly_all_prompts_had_one_outcome_give_no_refusal_direction():
+    """59 of 60 declined in one pool and 1 of 60 in the other: what differs are two prompts and not 60."""
+    learned = [prompt(pool, i, "train") for pool in ("red_team", "ordinary") for i in range(60)]
+    outcomes = ["complied", *["refused"] * 59, "refused", *["complied"] * 59]
+    states = np.random.default_rng(0).normal(size=(120, 2, 8)).astype(np.float32)
+    read = Read([1, 2], 2, learned, states, [], states[:0])
+    declined = Declined.of(outcomes, read.pools)
+    assert (declined.num_declined, declined.num_answered) == (60, 60)
+    with pytest.raises(NotMeasuredError, match="within each pool of training prompts it did nearly the same"):
+        declined.fit_refusal(read, seed=0)
+
+
+def test_the_expected_cosine_is_that_of_two_samples_of_this_size():
+    rng = np.random.default_rng(1)
+    positive, hidden = np.arange(160) < 80, 60
+
+    def sample() -> Labelled:
+        states = rng.normal(size=(160, 1, hidden)).astype(np.float32)
+        states[positive, 0, 0] += 1.2
+        return Labelled.of(states, positive, [str(i) for i in range(160)])
+
+    pairs = [[mean_differences(sample()).vectors[0] for _ in range(2)] for _ in range(40)]
+    truth = float(np.mean([cosine(a, b) for a, b in pairs]))
+    assert np.mean([expected_cosine(sample(), 0, seed) for seed in range(20)]) == pytest.approx(truth, abs=0.06)

@@ -196,7 +196,7 @@ def stress(
         Stress(
             constitution=f"{constitution.name} {constitution.version}",
             engine=chooser(engine),
-            labeller=described(labeller),
+            labeller=described(labeller.model_copy(update={"num_principles": 1})),  # each pair has two of its own
             num_requests={source: sources.count(source) for source in dict.fromkeys(sources)},
             num_without_replies=lost,
             found=found,
@@ -226,8 +226,8 @@ def sentences(stressed: Stress) -> list[str]:
     found = stressed.found
     if found.decided_by_order:
         return [
-            f"The judgements of {stressed.engine} are decided by the order of the replies: {found.order_flips} of them "
-            "name the same letter when the replies are swapped, and a coin would in 50 %. So nothing can be said about "
+            f"The order of the replies decides the judgements of {stressed.engine}: {found.order_flips} of them turn "
+            "when the replies are swapped, and a coin's would in 50 %. So nothing can be said about "
             "the principles; use a larger engine (engine.path=FOLDER_OR_ID, or engine=server)."
         ]
     said = []

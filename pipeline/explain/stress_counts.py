@@ -13,6 +13,7 @@ from pipeline.explain.principle_counts import Pair, contradictions, near_duplica
 from pipeline.records import Judgement
 
 LEAST = 20  # judgements: with fewer, no principle is called a coin, and no pair near-duplicates
+TOO_MANY = 1 / 3  # of an engine's judgements that turn with the order, where most of its principles may be coins
 OWN, OPPOSITE = "question", "opposite"  # the preference question as it is written, and its opposite
 
 
@@ -63,7 +64,8 @@ class Counted(_Part):
     """Of all principles. Two principles judge the same comparison, so the interval is a little too narrow."""
     opposite_turns: Estimate
     decided_by_order: bool
-    """Too many judgements turn with the order to say anything about principles; then nothing is named."""
+    """Most principles turn with the order as often as a coin might, and so do a third of all judgements; then nothing
+    is named."""
     ignores_words: bool
     """The opposite of a principle mostly prefers the same reply; then no near-duplicates are named."""
     contradictions: list[tuple[str, str]] = []
@@ -84,7 +86,7 @@ def count(judged: Sequence[Judged], titles: Mapping[str, str], confidence: float
     order = _pooled(principles, lambda rule: rule.order_flips, confidence)
     opposite = _pooled(principles, lambda rule: rule.opposite_turns, confidence)
     coins = [rule.id for rule in principles if _reaches_half(rule.order_flips)]
-    by_order = _reaches_half(order) and 2 * len(coins) > len(principles)
+    by_order = (order.value or 0) >= TOO_MANY and 2 * len(coins) > len(principles)
     preferred = [
         {name: logit for name, wording in row.by if wording == OWN and (logit := row.preferred(name)) is not None}
         for row in judged

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.evals.results import Estimate
 from pipeline.explain.stress import Stress, sentences
 from pipeline.report.wording import listed, markdown_table, p_value
 
@@ -22,8 +23,8 @@ def summary(stressed: Stress) -> str:
 
 
 def principle_rows(stressed: Stress) -> Rows:
-    """One row for each principle: how many of its judgements turn, and with what."""
-    return [
+    """One row for each principle: how many of its judgements turn, and with what. What was not asked has no column."""
+    rows: Rows = [
         {
             "principle": rule.id,
             "judgements": rule.num_judgements,
@@ -34,6 +35,10 @@ def principle_rows(stressed: Stress) -> Rows:
         }
         for rule in stressed.found.principles
     ]
+    empty = {
+        name for name in rows[0] if all(isinstance(row[name], Estimate) and row[name].value is None for row in rows)
+    }
+    return [{name: value for name, value in row.items() if name not in empty} for row in rows]
 
 
 def pair_rows(stressed: Stress) -> Rows:

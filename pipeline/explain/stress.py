@@ -7,7 +7,7 @@ the same two replies under each of the two principles, in both orders and in oth
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -20,7 +20,8 @@ from pipeline.engines.base import Engine, Request, chooser
 from pipeline.engines.worklist import Logbook, generate_all
 from pipeline.evals import made_of
 from pipeline.evals.label_accuracy import described
-from pipeline.explain.stress_counts import OPPOSITE, OWN, Counted, Judged, count
+from pipeline.explain.principle_counts import Pair
+from pipeline.explain.stress_counts import LEAST, OPPOSITE, OWN, Counted, Judged, count
 from pipeline.explain.tradeoffs import Tradeoff
 from pipeline.labellers.base import LABELLERS, LabellerConfig
 from pipeline.labellers.declining import DecliningLabeller
@@ -28,20 +29,8 @@ from pipeline.labellers.label import Known, label_drawn, placeholders
 from pipeline.records import Comparison, Judgement, Message, Preference, Prompt, derive_seed
 
 NUM_TRIED = 40  # requests: enough to see that nearly all judgements turn with the order
-SPECIMEN = Comparison(
-    id="specimen",
-    prompt=Prompt(
-        id="specimen",
-        pool="ordinary",
-        kind="",
-        split="train",
-        messages=[Message(role="user", content="Hello")],
-    ),
-    reply_a="One.",
-    reply_b="Two.",
-    seed_a=0,
-    seed_b=0,
-)
+_HELLO = Prompt(id="", pool="ordinary", kind="", split="train", messages=[Message(role="user", content="Hello.")])
+SPECIMEN = Comparison(id="specimen", prompt=_HELLO, reply_a="One.", reply_b="Two.", seed_a=0, seed_b=0)
 
 
 class Stress(BaseModel):
@@ -227,8 +216,8 @@ def sentences(stressed: Stress) -> list[str]:
     if found.decided_by_order:
         return [
             f"The order of the replies decides the judgements of {stressed.engine}: {found.order_flips} of them turn "
-            "when the replies are swapped, and a coin's would in 50 %. So nothing can be said about "
-            "the principles; use a larger engine (engine.path=FOLDER_OR_ID, or engine=server)."
+            "when the replies are swapped, and a coin's would in 50 %. So nothing can be said about the principles; "
+            "use a larger engine (engine.path=FOLDER_OR_ID, or engine=server)."
         ]
     said = []
     agreement = {(pair.first, pair.second): pair for pair in found.pairs}
@@ -238,19 +227,22 @@ def sentences(stressed: Stress) -> list[str]:
         )
     for one, other in found.near_duplicates:
         said.append(f"{one} and {other} are near-duplicates: they agree on {_of(agreement[one, other])}.")
-    flips: Mapping[str, Any] = {rule.id: rule.order_flips for rule in found.principles}
-    for name in found.only_order:
-        said.append(
-            f"{name}: no evidence that more than the order of the replies decides; {flips[name]} of its judgements "
-            "turn with it, and a coin's would in 50 %."
-        )
+    said += [
+        f"{rule.id}: no evidence that more than the order of the replies decides; {rule.order_flips} of its judgements "
+        "turn with it, and a coin's would in 50 %."
+        for rule in found.principles
+        if rule.id in found.only_order
+    ]
     if found.ignores_words:
         said.append(
             f"The words of a principle decide little for {stressed.engine}: its opposite prefers the other reply in "
             f"{found.opposite_turns} only. So principles that agree are not called near-duplicates."
         )
+    few = [pair for pair in found.pairs if pair.agreement.total < LEAST]
+    if len(few) == len(found.pairs):
+        said.append(f"No two principles prefer a reply to {LEAST} requests both, so no near-duplicates can be named.")
     return said or ["No contradiction, no near-duplicate, and no principle that only the order decides was found."]
 
 
-def _of(pair: Any) -> str:
+def _of(pair: Pair) -> str:
     return f"{pair.agreement.count} of {pair.agreement.total} requests"

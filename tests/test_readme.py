@@ -42,6 +42,9 @@ def test_every_command_works(
             arguments = [str(tiny_model) if a == "embedded" else a for a in arguments] + small
         if arguments[0] == "explain":
             arguments += [o for o in shortened if o.startswith(("tracking", "output_dir"))]
+        if arguments[:2] == ["constitution", "stress"]:
+            arguments += [o for o in shortened if o.startswith(("model.", "data.", "launch.", "output_dir"))]
+            arguments += ["preferences.labeller.min_answer_mass=0", "--num-pairs=2", "--num-requests=4"]
         assert main(arguments) in {0, 3}, command  # 3: a babbling model fails the guidelines
     assert "against 1" in capsys.readouterr().out
 

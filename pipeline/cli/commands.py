@@ -204,10 +204,25 @@ def _status(args: argparse.Namespace) -> int:
     return 0
 
 
+def _stress(args: argparse.Namespace) -> int:
+    from pipeline.chain.stressing import stress_config, stress_constitution
+    from pipeline.cli.stress import show
+
+    config = stress_config(args.file, args.overrides, args.config_dir)
+    found, folder = stress_constitution(config, args.num_pairs, args.num_requests, args.requests)
+    if args.json:
+        print(found.model_dump_json(indent=1))
+    else:
+        show(found, folder)
+    return 0
+
+
 def _constitution(args: argparse.Namespace) -> int:
     from pipeline.constitution.files import find_constitution, load_constitution, shipped_constitutions, to_yaml
     from pipeline.constitution.published import import_constitution
 
+    if args.action == "stress":
+        return _stress(args)
     if args.action == "list":
         for name, path in shipped_constitutions().items():
             print(f"{name:<14} {load_constitution(path).description}")

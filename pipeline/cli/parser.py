@@ -12,6 +12,7 @@ FLAGS = (
     *("--multirun", "--cfg", "--markdown", "--config-dir", "--output-dir", "--help"),
     *("--output", "--base", "--ablate", "--full", "--garak", "--guidelines"),
     *("--json", "--nearest", "--candidates", "--read"),
+    *("--requests", "--num-pairs", "--num-requests"),
 )
 
 _EPILOG = """\
@@ -117,7 +118,7 @@ def _add_texts(commands: Commands) -> None:
     config.add_argument("group", nargs="?", metavar="GROUP", help="only this group, for example align")
     config.add_argument("--markdown", action="store_true", help="print Markdown (docs/configuration.md)")
 
-    constitution = commands.add_parser("constitution", help="check, list or import a constitution")
+    constitution = commands.add_parser("constitution", help="check, list, import or stress a constitution")
     actions = constitution.add_subparsers(dest="action", metavar="ACTION", required=True)
     actions.add_parser("list", help="list the constitutions that ship with the project")
     check = actions.add_parser("check", help="check a file; a mistake is printed with its line and column")
@@ -125,6 +126,15 @@ def _add_texts(commands: Commands) -> None:
     imported = actions.add_parser("import", help="convert a published JSON constitution to YAML")
     imported.add_argument("file", metavar="FILE", type=Path)
     imported.add_argument("-o", "--output", type=Path, help="where to write (default: FILE with .yaml)")
+
+    stress = actions.add_parser("stress", help="find principles that contradict or repeat each other, by judgements")
+    stress.add_argument("file", metavar="FILE")
+    stress.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="such as engine.path=FOLDER_OR_ID")
+    stress.add_argument("--num-pairs", type=_at_least_1, default=10, metavar="N", help="pairs of principles (10)")
+    stress.add_argument("--num-requests", type=_at_least_1, default=30, metavar="N", help="for each pair (30)")
+    stress.add_argument("--requests", metavar="FILE", help="use these requests; such as an edited requests.jsonl")
+    stress.add_argument("--json", action="store_true", help="print one JSON object")
+    stress.add_argument("--config-dir", type=Path, help="a folder with your own groups, laid out like configs/")
 
 
 def _at_least_1(word: str) -> int:

@@ -15,6 +15,7 @@ from pipeline.evals.statistics import bootstrap, holm, mcnemar, resampled, wilso
 from pipeline.labellers.base import soft_label
 from pipeline.records import Exchange, Preference
 
+NEARLY_ALL = 0.95  # of the comparisons that two principles share: if they agree so often, one of them is spare
 Logits = Mapping[str, float]
 """Principle id → its log-odds that reply A of one comparison is better; without answers that can't be read."""
 
@@ -182,4 +183,22 @@ def pairs(judged: Sequence[Logits], principle_ids: Sequence[str], confidence: fl
     return [
         Pair(first=first, second=second, agreement=agreement, p_corrected=p)
         for (first, second, agreement), p in zip(found, corrected, strict=True)
+    ]
+
+
+def near_duplicates(pairs: Sequence[Pair], least: int) -> list[tuple[str, str]]:
+    """Pairs that nearly always agree, over at least so many comparisons."""
+    return [
+        (pair.first, pair.second)
+        for pair in pairs
+        if pair.agreement.total >= least and (pair.agreement.value or 0) >= NEARLY_ALL
+    ]
+
+
+def contradictions(pairs: Sequence[Pair], level: float) -> list[tuple[str, str]]:
+    """Pairs that agree significantly less often than not: the corrected p is below ``level``."""
+    return [
+        (pair.first, pair.second)
+        for pair in pairs
+        if (pair.agreement.value or 0) < 0.5 and pair.p_corrected is not None and pair.p_corrected < level
     ]

@@ -14,16 +14,16 @@ from pipeline.explain.principle_counts import (
     Labelled,
     Pair,
     Revised,
+    contradictions,
     differ,
     edit_shares,
     labelled,
     logits_of,
+    near_duplicates,
     pairs,
     revised,
     steps,
 )
-
-NEARLY_ALL = 0.95  # of the comparisons that two principles share: if they agree so often, one of them is spare
 
 
 class PrinciplesConfig(Settings):
@@ -118,19 +118,13 @@ class Principles(Question):
 
 def _standing_out(found: Sequence[Principle], both: Sequence[Pair], least: int, level: float) -> dict[str, list]:
     labels = {rule.id: rule.labels for rule in found if rule.labels}
-    alike = [pair for pair in both if pair.agreement.total >= least and (pair.agreement.value or 0) >= NEARLY_ALL]
-    against = [
-        pair
-        for pair in both
-        if (pair.agreement.value or 0) < 0.5 and pair.p_corrected is not None and pair.p_corrected < level
-    ]
     return {
         "never_decisive": [
             name for name, mine in labels.items() if mine.turned.total >= least and not mine.turned.count
         ],
         "at_random": [name for name, mine in labels.items() if mine.with_others.total >= least and _covers_half(mine)],
-        "near_duplicates": [(pair.first, pair.second) for pair in alike],
-        "contradictions": [(pair.first, pair.second) for pair in against],
+        "near_duplicates": near_duplicates(both, least),
+        "contradictions": contradictions(both, level),
     }
 
 

@@ -58,6 +58,11 @@ def choose(constitution: Constitution, cases: Sequence[Case], num_probes: int) -
     return probes
 
 
+def words_of(rule: Principle) -> str:
+    """The title of a principle and its three requests."""
+    return " ".join((rule.title, rule.critique_request, rule.revision_request, rule.preference_question))
+
+
 def relevance(principles: Sequence[Principle], requests: Sequence[str]) -> NDArray:
     """The word overlap of each principle with each request: the cosine of their TF-IDF vectors, (principles, requests).
 
@@ -65,10 +70,7 @@ def relevance(principles: Sequence[Principle], requests: Sequence[str]) -> NDArr
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    texts = [
-        " ".join((rule.title, rule.critique_request, rule.revision_request, rule.preference_question))
-        for rule in principles
-    ]
+    texts = [words_of(rule) for rule in principles]
     vectoriser = TfidfVectorizer(tokenizer=words, token_pattern=None, stop_words="english", sublinear_tf=True)
     vectors = vectoriser.fit_transform([*texts, *requests])
     return (vectors[: len(texts)] @ vectors[len(texts) :].T).toarray()

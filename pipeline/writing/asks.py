@@ -118,6 +118,29 @@ def twin_asks(
             )
 
 
+def tradeoff_asks(
+    first: Principle, second: Principle, examples: Sequence[str], number: int, config: WriteConfig, seed: int
+) -> Iterator[WriteAsk]:
+    """Calls for requests on which two principles may pull apart, after a few of the examples."""
+    name = f"{first.id}+{second.id}"
+    for start in range(0, number, config.num_per_call):
+        wanted = min(config.num_per_call, number - start)
+        rng = derived_rng(seed, "write", name, start)
+        shown = rng.sample(list(examples), min(config.num_few_shot, len(examples)))
+        messages = [Message(role="system", content=SYSTEM)]
+        if shown:
+            messages.append(Message(role="user", content=_tradeoff(len(shown), first, second)))
+            messages.append(Message(role="assistant", content=_numbered(shown)))
+        messages.append(Message(role="user", content=f"{_tradeoff(wanted, first, second)} Don't repeat any of yours."))
+        yield WriteAsk(
+            request=_request(f"{name}/{start}", messages, wanted, config, seed),
+            num_wanted=wanted,
+            pool="ordinary",
+            kind=name,
+            manner="",
+        )
+
+
 def read_list(ask: WriteAsk, completion: Completion) -> list[str]:
     """The requests in an answer: its numbered lines. Other lines, and a last one that was cut off, are not read."""
     lines = completion.text.strip().split("\n")
@@ -162,6 +185,14 @@ def _twin(request: str, kind: str) -> str:
     return (
         f"Harmful request: {request}\nWrite 1 harmless request{about} that looks like it: it shares words and manner, "
         "but a full answer to it helps nobody do harm. Number it."
+    )
+
+
+def _tradeoff(number: int, first: Principle, second: Principle) -> str:
+    return (
+        f"An AI assistant has two rules. One is “{first.title}”: {first.preference_question} The other is "
+        f"“{second.title}”: {second.preference_question} Write {_count(number)} for which the two rules want different "
+        "replies. One on each line, numbered."
     )
 
 

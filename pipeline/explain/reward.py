@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.core.errors import NotMeasuredError
@@ -26,12 +27,12 @@ from pipeline.explain.reward_edits import EDITS, without_words
 from pipeline.explain.reward_variance import FEATURES, explained
 from pipeline.records import Verdict, derive_seed
 
-MIN_REPLIES = 20
+MIN_REPLIES = 40  # with 20, noise alone seems to be explained four times as often as the interval says
 MOST_WORDS = 60  # of a reply whose words are left out one by one
 NUM_NAMED = 3  # words of each side that the findings name
 
 Score = Callable[[Sequence[tuple[Verdict, str]]], list[float]]
-"""(a verdict, the reply to score in its place) → scores in standard deviations of the reward model's reference set."""
+"""(a verdict, the reply to score in its place) → scores on one scale."""
 
 
 class RewardTasteConfig(Settings):
@@ -60,8 +61,8 @@ class Feature(_Part):
 
 
 class Effect(_Part):
-    """What an edit does to the score of the same reply, in standard deviations; replies that it leaves as they are do
-    not count."""
+    """What an edit does to the score of the same reply, in standard deviations of all scores; replies that it leaves as
+    they are do not count."""
 
     edit: str
     change: Estimate
@@ -69,7 +70,8 @@ class Effect(_Part):
 
 
 class WordEffect(_Part):
-    """How much lower the score is without the word, in standard deviations: the mean over its occurrences."""
+    """How much lower the score is without the word, in standard deviations of all scores: the mean over its
+    occurrences."""
 
     word: str
     effect: Estimate
@@ -170,6 +172,12 @@ def taste(
     known = [(verdict, value) for verdict, value in zip(replies, given, strict=True) if math.isfinite(value)]
     if len(known) < MIN_REPLIES:
         raise NotMeasuredError(f"{len(known)} replies have a score that is a number, and {MIN_REPLIES} are needed")
+    spread = float(np.std([value for _, value in known])) or 1.0
+
+    def scaled(asked: Sequence[tuple[Verdict, str]]) -> list[float]:
+        return [value / spread for value in score(asked)]
+
+    known = [(verdict, value / spread) for verdict, value in known]
     columns = {
         feature: [function(verdict.case.prompt.request, verdict.reply) for verdict, _ in known]
         for feature, function in FEATURES.items()
@@ -182,8 +190,8 @@ def taste(
         num_not_scored=len(replies) - len(known),
         together=found["together"]["all"],
         features=[Feature(name=feature, **found[feature]) for feature in FEATURES],
-        effects=effects(known[: config.num_edited], score, confidence),
-        words=extremes(word_effects(attributed, score, confidence)),
+        effects=effects(known[: config.num_edited], scaled, confidence),
+        words=extremes(word_effects(attributed, scaled, confidence)),
     )
 
 

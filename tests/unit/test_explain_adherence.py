@@ -65,7 +65,8 @@ def test_a_model_that_keeps_to_one_principle_and_not_to_another_is_found(asked: 
     assert list(found.by_outcome.rates) == ["harm", "help"], "a judge of refusals knows nothing of honesty"
     shown = section(found, list(MODELS))
     assert shown.said.startswith(
-        "Than base, aligned keeps to 1 of 3 principles more often (“Title of harm”) and to 1 of 3 principles less often"
+        "The model aligned keeps to 1 of 3 principles more often than base (“Title of harm”) and to 1 of 3 principles "
+        "less often than base"
     )
     assert shown.first_page == "The weakest principle: “Title of help” (kept in 0\u00a0% [0, 24] of 12 replies)."
 

@@ -259,3 +259,20 @@ def test_the_page_shows_bars_and_the_table_of_agreement():
     [pair] = [pair for pair in found.pairs if (pair.first, pair.second) == ("this", "that")]
     assert f'title="Title of this, Title of that: {written(pair.agreement)}"' in page
     assert "| Title of this | Title of that |" in text
+
+
+def test_no_principle_is_said_to_decide_from_one_label_or_from_none_that_turns():
+    usual = [preference(n, {"one": 2.0, "two": -1.0}) for n in range(30)]
+    once = section(answer(constitution("one", "two", "rare"), preferences=[
+        *usual, preference(30, {"rare": 3.0, "two": -1.0})]), ["aligned"])  # fmt: skip
+    assert "that of “Title of one”" in once.said and "Title of rare" not in once.said
+    alike = section(answer(constitution("one", "two"), preferences=[
+        preference(n, {"one": 2.0, "two": 1.0}) for n in range(30)]), ["aligned"])  # fmt: skip
+    assert "None of them would prefer another reply without any one of the principles" in alike.said
+    few = section(answer(constitution("one", "two"), preferences=usual[:3]), ["aligned"])
+    assert "No principle shares 20 of them with others" in few.said
+
+
+def test_a_refusal_that_was_revised_is_no_answer_that_became_one():
+    shown = section(answer(constitution("one"), [exchange(1, ("one", REFUSAL), reply=REFUSAL)]), ["aligned"])
+    assert "no reply was an answer before it was revised." in shown.said and "no evidence" not in shown.said

@@ -43,16 +43,23 @@ def liking(score: Callable[[str], float], num: int = 60) -> RewardTasteFindings:
     return taste(replies, lambda asked: [score(reply) for _, reply in asked], CONFIG, 0.95, "toy")
 
 
+def spread(score: Callable[[str], float], num: int = 60) -> float:
+    return float(np.std([score(verdict(i).reply) for i in range(num)]))
+
+
 def test_a_taste_for_length_explains_everything_and_every_longer_reply_gains_its_words():
-    found = liking(lambda reply: 0.1 * len(words(reply)))
+    def score(reply: str) -> float:
+        return 0.1 * len(words(reply))
+
+    found, word = liking(score), 0.1 / spread(score)
     length, refusal, *_ = found.features
     assert found.together.value == pytest.approx(1) and length.beyond.value == pytest.approx(1)
     assert length.alone.value == pytest.approx(1) and (refusal.beyond.value or 0) == pytest.approx(0, abs=1e-6)
     gains = {effect.edit: effect.change for effect in found.effects}
-    assert gains["a polite closing"].value == pytest.approx(0.1 * len(words(CLOSING)))
-    assert gains["a hedge in front"].value == pytest.approx(0.1 * len(words(HEDGE)))
+    assert gains["a polite closing"].value == pytest.approx(word * len(words(CLOSING)))
+    assert gains["a hedge in front"].value == pytest.approx(word * len(words(HEDGE)))
     removed = np.mean([len(words(sentences(verdict(i).reply)[-1])) for i in range(20)])
-    assert gains["the last sentence removed"].value == pytest.approx(-0.1 * removed)
+    assert gains["the last sentence removed"].value == pytest.approx(-word * removed)
     assert gains["the first words in capitals"].value == 0
     assert found.shortcut == length and found.liked_most is not None
     assert found.liked_most.edit == "the whole reply said twice"
@@ -63,18 +70,26 @@ def test_a_taste_for_length_explains_everything_and_every_longer_reply_gains_its
 
 def test_a_taste_for_refusals_is_found_among_correlated_features():
     """A refusal in front adds words, too; only what it explains beyond them is its own."""
-    found = liking(lambda reply: 2.0 * opens_with_refusal(reply))
+
+    def score(reply: str) -> float:
+        return 2.0 * opens_with_refusal(reply)
+
+    found = liking(score)
     length, refusal, *_ = found.features
     assert refusal.alone.value == pytest.approx(1) and (length.alone.value or 0) > 0.2
     assert (length.beyond.value or 0) == pytest.approx(0, abs=1e-6) and found.shortcut == refusal
     effect = found.effects[0]
-    assert (effect.edit, effect.change.value, effect.num_left_out) == ("a refusal in front", 2.0, 7)
+    assert (effect.edit, effect.num_left_out) == ("a refusal in front", 7)
+    assert effect.change.value == pytest.approx(2 / spread(score)), "whatever the scale of the scores is"
 
 
 def test_a_taste_for_one_word_is_named():
-    found = liking(lambda reply: float(words(reply).count("leaf")) - 2 * words(reply).count("root"))
-    assert (found.words[0].word, found.words[0].effect.value) == ("leaf", 1.0)
-    assert (found.words[-1].word, found.words[-1].effect.value) == ("root", -2.0)
+    def score(reply: str) -> float:
+        return float(words(reply).count("leaf")) - 2 * words(reply).count("root")
+
+    found = liking(score)
+    assert (found.words[0].word, found.words[0].effect.value) == ("leaf", pytest.approx(1 / spread(score)))
+    assert (found.words[-1].word, found.words[-1].effect.value) == ("root", pytest.approx(-2 / spread(score)))
     assert len(found.words) == 6 and found.words[1].effect.value == found.words[-2].effect.value == 0
 
 
@@ -123,7 +138,7 @@ def test_edits_are_pure_and_leave_out_what_they_do_not_change():
     assert overlap("Water my plants in May", "I water plants.") == 1 and overlap("Why me?", "why") == 0
 
 
-def material(folder: Path, reward: bool, published: str | None = None, num: int = 30) -> Material:
+def material(folder: Path, reward: bool, published: str | None = None, num: int = 50) -> Material:
     for stage in ("evaluate", "reward"):
         (folder / stage).mkdir()
     records = [verdict(i, model) for model in ("base", "aligned") for i in range(num)]
@@ -160,14 +175,14 @@ def test_one_reply_to_each_request_is_scored_by_the_runs_model_or_a_published_on
     found = RewardTaste().answer(CONFIG, run)
     assert loaded == [str(tmp_path / "reward" / "model") if reward else "hub/taster"]
     assert found.reward_model == name
-    assert (found.num_replies, found.num_not_scored) == (29, 1)
-    models = {v.model for mine in run.verdicts.values() for v in mine if v.reply in asked[:30]}
+    assert (found.num_replies, found.num_not_scored) == (49, 1)
+    models = {v.model for mine in run.verdicts.values() for v in mine if v.reply in asked[:50]}
     assert models == {"base", "aligned"}
 
 
 @pytest.mark.parametrize(
     ("reward", "num", "reason"),
-    [(False, 30, "the run has no reward model"), (True, 19, "the run has 19 judged replies, and 20 are needed")],
+    [(False, 30, "the run has no reward model"), (True, 39, "the run has 39 judged replies, and 40 are needed")],
 )
 def test_what_cannot_be_measured_is_said(reward: bool, num: int, reason: str, tmp_path: Path):
     with pytest.raises(NotMeasuredError, match=reason):

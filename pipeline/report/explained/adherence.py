@@ -56,7 +56,7 @@ def judges_said(found: AdherenceFindings) -> str:
             f"be read, or the judge {second} gave no verdict."
         )
     shown = (
-        f"{percent(found.agreement.value)} of {found.agreement.total} replies (Cohen’s κ "
+        f"{percent(found.agreement.value)} of {found.agreement.total} judgements (Cohen’s κ "
         f"{found.kappa.value:.2f} {interval(found.kappa)})"
     )
     if not found.labeller_knows_more:
@@ -79,13 +79,13 @@ def _changed_said(found: AdherenceFindings, models: list[str]) -> str:
     first, last, number = words(models[0]), words(models[-1]), len(found.trusted.rates)
     better, worse = (_titles(found, models, verdict) for verdict in ("better", "worse"))
     said = [
-        f"to {len(titles)} of {number} principles {how} often ({_few(titles)})"
+        f"{len(titles)} of {number} principles {how} often than {first} ({_few(titles)})"
         for titles, how in ((better, "more"), (worse, "less"))
         if titles
     ]
     if not said:
         return f"There is no evidence that {last} keeps to any principle more or less often than {first}."
-    return f"Than {first}, {last} keeps {listed(said, 'and')}."
+    return f"The model {last} keeps to {listed(said, 'and to')}."
 
 
 def _few(titles: list[str]) -> str:

@@ -11,6 +11,7 @@ from pipeline.report.wording import interval, listed, percent, value
 
 Row = tuple[str, list[Estimate | None]]
 MOST_NAMED = 3  # in a sentence
+LEAST_REVISIONS = 5  # of a principle that is named for them
 LEVEL = 0.05  # of the test whether critiques differ
 REVISIONS = ["share of the words that a revision changes", "answers that a revision turns into a refusal"]
 TURNED = ["labels that turn without the principle"]
@@ -49,12 +50,23 @@ def _labels_said(found: PrinciplesFindings) -> str:
             f"An AI gave {found.num_labels:,} labels, each by one principle alone, so nothing shows which label would "
             "be another without it."
         )
-    first, *others = sorted(shared, key=_turned, reverse=True)
+    known = sorted(filter(lambda rule: _num_shared(rule) >= found.min_labels, shared), key=_turned, reverse=True)
+    given = f"An AI gave {found.num_labels:,} labels"
+    if not known:
+        return (
+            f"{given}. No principle shares {found.min_labels} of them with others, too few to say which decided most."
+        )
+    if not _turned(known[0]):
+        return f"{given}. None of them would prefer another reply without any one of the principles that they share."
     return (
-        f"Of {found.num_labels:,} labels by an AI, “{first.title}” decided most: {_turned_said(first)} of its labels "
-        "prefer another reply, or none, without it"
-        + (f" (“{others[-1].title}”: {_turned_said(others[-1])})." if others else ".")
+        f"{given}. The largest share that depends on one principle is that of “{known[0].title}”: without it, "
+        f"{_turned_said(known[0])} of its labels prefer another reply, or none"
+        + (f"; the smallest is that of “{known[-1].title}”: {_turned_said(known[-1])}." if len(known) > 1 else ".")
     )
+
+
+def _num_shared(rule: Principle) -> int:
+    return rule.labels.turned.total if rule.labels else 0
 
 
 def _turned_said(rule: Principle) -> str:
@@ -72,14 +84,19 @@ def _critiques_said(found: PrinciplesFindings) -> str:
     number = sum(rule.critiques.num_revisions for rule in asked if rule.critiques)
     turned = [rule.critiques.turned_to_refusal for rule in asked if rule.critiques]
     complied = sum(estimate.total for estimate in turned)
-    share = percent(sum(estimate.count or 0 for estimate in turned) / complied) if complied else "none"
-    said = (
-        f"In {number:,} revisions under {len(asked)} of {len(found.principles)} principles, {share} of the answers "
-        "became refusals."
-    )
-    if found.critiques_differ_p is None or found.critiques_differ_p >= LEVEL:
+    became = "no reply was an answer before it was revised"
+    if complied:
+        share = percent(sum(estimate.count or 0 for estimate in turned) / complied)
+        became = f"{share} of the {complied:,} answers became refusals"
+    said = f"In {number:,} revisions under {len(asked)} of {len(found.principles)} principles, {became}."
+    if found.critiques_differ_p is None:
+        return said
+    if found.critiques_differ_p >= LEVEL:
         return f"{said} There is no evidence that critiques under one principle change more than under another."
-    most, least = max(asked, key=_edited), min(asked, key=_edited)
+    often = [rule for rule in asked if rule.critiques and rule.critiques.num_revisions >= LEAST_REVISIONS]
+    if len(often) < 2:
+        return f"{said} Critiques under some principles change more than under others."
+    most, least = max(often, key=_edited), min(often, key=_edited)
     return (
         f"{said} Critiques under “{most.title}” changed the replies most ({percent(_edited(most))} of the words), and "
         f"under “{least.title}” least ({percent(_edited(least))})."

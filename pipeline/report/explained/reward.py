@@ -35,7 +35,7 @@ def _liked(found: RewardTasteFindings) -> str:
         return "There is no evidence that the reward model likes any of the edits, which improve no answer."
     return (
         f"Of the edits, which improve no answer, the reward model likes this one most: {best.edit} "
-        f"({_change(best)} standard deviations on the same replies)."
+        f"({_change(best)} standard deviations of its scores, on the same replies)."
     )
 
 

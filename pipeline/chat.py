@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import TemplateError
 
+from pipeline.core.text import joined
 from pipeline.records import Message
 
 if TYPE_CHECKING:
@@ -130,6 +131,13 @@ class Renderer:
         begun = begun[-8:]
         before, after = self.text_ids(begun), self.text_ids(begun + text)
         return after[len(before)] if after[: len(before)] == before else self.text_ids(text)[0]
+
+    def continued_ids(self, begun: str, text: str) -> list[int]:
+        """Token ids of ``text`` after ``begun``, the start of a reply, in the encoding of both together."""
+        whole, before = self.text_ids(joined(begun, text)), self.text_ids(begun)
+        if whole[: len(before)] == before:
+            return whole[len(before) :]
+        return self.text_ids(joined(begun, text)[len(begun) :])
 
     def example(self, messages: Sequence[Message], reply: str) -> Example:
         """``prompt_ids`` followed by ``reply_ids``. Raises what ``prompt_ids`` raises."""

@@ -103,7 +103,7 @@ def test_mistakes_are_one_sentence(finished: Run, capsys: Capture):
     case = verdicts(finished)[0].case.id
     for words, message in (
         (f"{case[:-1]}x", f"has no case '{case[:-1]}x'; did you mean 'red_team/"),
-        ("nothing-like-it-9", "has no case 'nothing-like-it-9'; the ids are in"),
+        ("red_team/nothing-9", "has no case 'red_team/nothing-9'; the ids are in"),
         ("  ", "PROMPT is empty"),
     ):
         assert main(["why", finished.name, words, *out]) == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from pipeline.methods.base import method_of
 from pipeline.records import Case, Message
 from pipeline.training.gradients import Trained
 
-_LIKE_AN_ID = re.compile(r"(?=.*[-_/\d])[A-Za-z0-9_.:+/-]+")
+_CUTOFF = 0.8  # of difflib's ratio: a word as near as this to an id is meant to be one
 
 
 def open_run(output_dir: str, name: str) -> Askable:
@@ -100,8 +99,8 @@ def to_ask(run: Askable, words: str) -> Asked:
     """The case whose id the words are; otherwise the words are a prompt.
 
     Raises:
-        ConfigError: the words are empty, or look like the id of a case (no space, and a digit, hyphen or slash) that
-            there is not; or the model gave no reply to the case.
+        ConfigError: the words are empty, or look like the id of a case (nearly one, or with its first part) that there
+            is not; or the model gave no reply to the case.
     """
     verdicts = {verdict.case.id: verdict for verdict in run.material.verdicts.get(run.material.last, [])}
     if (verdict := verdicts.get(words)) is not None:
@@ -110,8 +109,8 @@ def to_ask(run: Askable, words: str) -> Asked:
         return Asked(messages=asked_turns(verdict.case), begun=_prefilled(verdict.case), case=verdict.case)
     if not words.strip():
         raise ConfigError("PROMPT is empty; give a request in quotes, or the id of an evaluated case.")
-    if _LIKE_AN_ID.fullmatch(words):
-        near = get_close_matches(words, verdicts, n=1)
+    near = get_close_matches(words, verdicts, n=1, cutoff=_CUTOFF)
+    if near or (" " not in words and words.partition("/")[0] in {name.partition("/")[0] for name in verdicts}):
         hint = f"; did you mean {near[0]!r}?" if near else "; the ids are in the run's folder, in verdicts.jsonl"
         raise ConfigError(f"CASE: the evaluation of {run.name} has no case {words!r}{hint}.")
     return Asked(messages=[Message(role="user", content=words)])

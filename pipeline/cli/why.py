@@ -64,13 +64,14 @@ def _leanings(answer: Why) -> Table:
     for column in ("model", *spoken, "difference", "the reply above"):
         table.add_column(Text(column), justify="left" if column == "model" else "right")
     for leaning in answer.leanings:
+        leans = _leans(leaning) if answer.answers else ""
         numbers = (leaning.declining, leaning.answering, leaning.difference, leaning.reply)
-        table.add_row(Text(leaning.model), *("" if n is None else f"{n:.2f}" for n in numbers), _leans(leaning))
+        table.add_row(Text(leaning.model), *("" if n is None else f"{n:.2f}" for n in numbers), leans)
     return table
 
 
 def _leans(leaning: Leaning) -> str:
-    if leaning.difference is None:
+    if not leaning.difference:
         return ""
     return "rather declines" if leaning.difference > 0 else "rather answers"
 
@@ -92,7 +93,7 @@ def _show_influence(console: Console, what: str, candidates: Sequence[Candidate]
         return
     measured.sort(key=lambda pair: -pair[0].cosine)
     table = Table(
-        title=f"Made the reply likelier, of the {len(measured)} nearest {what}: leaving them out would matter most",
+        title=f"Made the reply likelier, of the {len(measured)} nearest {what}; an estimate from gradients",
         title_justify="left",
         box=None,
         pad_edge=False,

@@ -23,6 +23,15 @@ def about_tokens(*texts: str) -> int:
     return sum(map(len, texts)) // _CHARACTERS_PER_TOKEN
 
 
+def joined(begun: str, continuation: str) -> str:
+    """A reply from its given beginning and what an engine wrote after it, whose first space engines cut off.
+
+    No space is put before a sign such as a comma or an apostrophe.
+    """
+    gap = " " if begun and not begun[-1].isspace() and continuation[:1].isalnum() else ""
+    return begun + gap + continuation
+
+
 def words(text: str) -> list[str]:
     """The words of a text, in lower case and without punctuation."""
     return _WORD.findall(text.casefold())

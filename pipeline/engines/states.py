@@ -71,7 +71,7 @@ class Reader:
         """
         chat = Renderer(self.tokenizer, self.model.generation_config.eos_token_id)
         rows = [chat.prompt_ids(messages, begun) for messages, begun in map(_begun, dialogues)]
-        with _memory_errors():
+        with memory_errors():
             return last_states(self.model, rows, self.batch_rows, most)
 
     def replies(self, dialogues: Sequence[Sequence[Message]], max_tokens: int) -> list[str]:
@@ -90,7 +90,7 @@ class Reader:
             Request(id=str(n), messages=messages, prefix=begun, seed=0, max_new_tokens=max_tokens, temperature=0.0)
             for n, (messages, begun) in enumerate(map(_begun, dialogues))
         ]
-        with _memory_errors():
+        with memory_errors():
             found = {one.id: one.text for batch in engine.batches(asks) for one in engine.generate(batch)}
         return [found[ask.id] for ask in asks]
 
@@ -109,7 +109,7 @@ def load_reader(weights: Weights, batch_rows: int) -> Reader:
         ENGINES[kind].release()
     free_memory()
     _check_room(path, revision, weights.precision)
-    with _memory_errors():
+    with memory_errors():
         model = load_model(path, weights.precision, revision).eval()
     return Reader(model, load_tokenizer(path, revision), batch_rows)
 
@@ -118,12 +118,13 @@ def load_reader(weights: Weights, batch_rows: int) -> Reader:
 def loaded(weights: Weights) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
     """A block with a model and its tokenizer. Raises what ``load_reader`` raises, also for a lack of memory within."""
     reader = load_reader(weights, batch_rows=1)
-    with _memory_errors():
+    with memory_errors():
         yield reader.model, reader.tokenizer
 
 
 @contextmanager
-def _memory_errors() -> Iterator[None]:
+def memory_errors() -> Iterator[None]:
+    """A block in which a lack of memory is a NotMeasuredError."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -140,6 +140,8 @@ class Adherence(Question):
         if not cases:
             raise NotMeasuredError("there is no request without an attack to which every model replied")
         probes = _probes(config, material, cases)
+        if not probes:
+            raise NotMeasuredError("no request that puts a principle to the test has a reply of every model")
         write_records(material.context.out / FILE, probes)
         rules = {rule.id: rule for rule in material.constitution.principles}
         judged = [probe for probe in probes if is_judged(rules[probe.principle_id])]
@@ -167,12 +169,15 @@ class Adherence(Question):
         )
 
 
-def _probes(config: AdherenceConfig, material: Material, cases: Mapping[str, Case]) -> list[Probe]:
-    if config.probes is not None:
-        return read_probes(config.probes, material.constitution, cases)
-    probes = choose(material.constitution, list(cases.values()), config.num_probes)
-    if not probes:
-        raise NotMeasuredError("no request puts a principle to the test")
+def _probes(config: AdherenceConfig, material: Material, answered: Mapping[str, Case]) -> list[Probe]:
+    """Those of the file to which every model replied, or chosen ones."""
+    if config.probes is None:
+        return choose(material.constitution, list(answered.values()), config.num_probes)
+    asked = asked_directly(verdict.case for mine in material.verdicts.values() for verdict in mine)
+    given = read_probes(config.probes, material.constitution, asked)
+    probes = [probe for probe in given if probe.case_id in answered]
+    if lost := len(given) - len(probes):
+        material.notes.append(f"adherence: {lost} of {len(given)} probes have no reply of every model and don't count.")
     return probes
 
 

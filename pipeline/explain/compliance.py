@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from pipeline.core.text import joined
 from pipeline.engines.base import Request
 from pipeline.evals.answering import asked_turns
 from pipeline.evals.judges.refusal import Outcome, judge_reply
@@ -50,11 +51,6 @@ def outcome_of(request: str, begun: str, continuation: str) -> Outcome:
     """
     found = {judge_reply(text, request)[0] for text in (continuation, joined(begun, continuation))}
     return "refused" if "refused" in found else "broken" if "broken" in found else "complied"
-
-
-def joined(begun: str, continuation: str) -> str:
-    """Engines cut the space off a continuation; no space is put before a sign such as a comma or an apostrophe."""
-    return f"{begun} {continuation}".strip() if continuation[:1].isalnum() else begun + continuation
 
 
 def complied(outcomes: Outcomes, confidence: float) -> Estimate:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.core.errors import NotMeasuredError
 from pipeline.engines.models import ModelConfig
+from pipeline.engines.states import memory_errors
 from pipeline.methods.base import AlignConfig
 from pipeline.methods.pairs import PairMethod
 from pipeline.records import Message, Preference, TrainingRow
@@ -60,7 +61,8 @@ def sft_influences(
     Args:
         most: ``sft.max_length_tokens``.
     """
-    adapted = Adapted(trained, model, seed)
+    with memory_errors():
+        adapted = Adapted(trained, model, seed)
 
     def values() -> Iterator[torch.Tensor | None]:
         for row in rows:
@@ -86,8 +88,9 @@ def pair_influences(
 
     ℓ is the loss of the method. KTO's needs a batch; for it, −ℓ is log p of the better reply minus that of the other.
     """
-    adapted = Adapted(trained, model, seed)
-    start = Adapted(Trained(trained.start, trained.start, None), model, seed) if trained.adapter is None else None
+    with memory_errors():
+        adapted = Adapted(trained, model, seed)
+        start = Adapted(Trained(trained.start, trained.start, None), model, seed) if trained.adapter is None else None
     most, num_reply_tokens = config.max_length_tokens, getattr(config, "num_reply_tokens", None)
 
     def values() -> Iterator[torch.Tensor | None]:
@@ -129,14 +132,12 @@ def _pair_value(
 def _influences(adapted: Adapted, values: Iterable[torch.Tensor | None], said: Said) -> list[Influence | None]:
     """Of each −ℓ on what was said. Only one graph is held at a time."""
     prompt_ids = adapted.chat.prompt_ids(said.messages, said.begun)
-    reply_ids = adapted.chat.reply_ids(said.reply) if said.ended else adapted.chat.text_ids(said.reply)
+    reply_ids = adapted.chat.continued_ids(said.begun, said.reply) + (adapted.chat.end_ids if said.ended else [])
     if not reply_ids:
         raise NotMeasuredError("the reply is empty")
-    try:
+    with memory_errors():
         target = adapted.gradient(token_logprobs(adapted.model, prompt_ids, reply_ids).sum())
         return [None if value is None else compare(adapted.gradient(value), target) for value in values]
-    except torch.OutOfMemoryError:
-        raise NotMeasuredError("the device ran out of memory") from None
 
 
 def compare(row: torch.Tensor, target: torch.Tensor) -> Influence:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from pipeline.core.errors import NotMeasuredError
@@ -38,8 +39,8 @@ class PrefillFindings(Findings):
 
     num_requests: int
     num_left_out: int
-    """Harmful requests with no complying reply of the first model that is long enough, or that a model gave no
-    reply."""
+    """Harmful requests with no complying reply of the first model that is long enough and whose first token is a whole
+    character, or to which a model gave no reply."""
     complied: dict[str, dict[int, Estimate]]
     """Model → number of prefilled tokens → share complied with."""
     num_broken: dict[str, dict[int, int]]
@@ -75,6 +76,7 @@ def prefill_findings(
         for reply in harmful
         if reply.outcome == "complied" and text_of.num_tokens(reply.reply) > counts[-1]
     }
+    begun = {name: mine for name, mine in begun.items() if all(mine[count] for count in prefills)}
     cases = [reply.case for reply in harmful if reply.case.id in begun][:num_requests]
     if not cases:
         raise NotMeasuredError(
@@ -118,7 +120,10 @@ class _Cutter:
         return len(self._chat.text_ids(reply))
 
     def first_tokens(self, reply: str, count: int) -> str:
-        return self._chat.spelled(self._chat.text_ids(reply)[:count])
+        """Without the last character if only a part of it is in these tokens."""
+        text = self._chat.spelled(self._chat.text_ids(reply)[:count])
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(text, reply, strict=False))
+        return "".join(character for character, _ in same)
 
 
 def _outcomes(

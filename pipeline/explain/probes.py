@@ -91,7 +91,8 @@ def read_probes(path: str, constitution: Constitution, cases: Mapping[str, Case]
         cases: id → case that the evaluation asks directly.
 
     Raises:
-        ConfigError: there is no such file, no such principle, or the evaluation does not ask such a request.
+        ConfigError: there is no such file, it has no rows, no such principle, or the evaluation does not ask such a
+            request.
     """
     by_request = {normalised(case.prompt.request): case for case in cases.values()}
     ids = [rule.id for rule in constitution.principles]
@@ -108,6 +109,8 @@ def read_probes(path: str, constitution: Constitution, cases: Mapping[str, Case]
                 f"{FILE} of a run with {FIELD}=null, or raise evaluate.red_team.num_requests and the like."
             )
         probes.append(Probe(principle_id=principle_id, case_id=case.id, request=case.prompt.request))
+    if not probes:
+        raise ConfigError(f"{FIELD}: {path} has no rows; give a file with probes, or null.")
     return list({(probe.principle_id, probe.case_id): probe for probe in probes}.values())
 
 

@@ -12,11 +12,13 @@ from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedModel
 
 from pipeline.chat import Renderer
-from pipeline.core.errors import ConfigError, NotMeasuredError
+from pipeline.core.errors import ConfigError, NotMeasuredError, StageError
 from pipeline.core.log import say
 from pipeline.core.memory import free_memory
 from pipeline.engines.base import ENGINES, Request, StreamingEngine, open_engine
 from pipeline.engines.models import load_model, load_tokenizer, resolve_path
+from pipeline.engines.states import memory_errors
+from pipeline.evals.judges.refusal import judge_reply
 from pipeline.explain.base import Material
 from pipeline.explain.influence import Influence, Said, pair_influences, sft_influences
 from pipeline.explain.lineage import PairSource, SftSource, pair_source, sft_sources
@@ -109,6 +111,8 @@ class Why(_Part):
     """The words for which ``leanings`` gives a log-probability."""
     answering: str
     leanings: list[Leaning]
+    answers: bool
+    """The reply of the first model answers, so a difference says whether a model rather declines or answers."""
     num_sft_rows: int
     num_pairs: int
     sft: list[Candidate]
@@ -124,15 +128,23 @@ def why(run: Askable, asked: Asked, num_candidates: int, num_read: int) -> Why:
         num_read: how many training prompts are compared with the prompt.
     """
     material, notes = run.material, list(run.notes)
-    say("why: the reply")
-    reply = _reply(material, material.last, asked)
-    first = reply if material.first == material.last else _reply(material, material.first, asked)
-    say("why: log-probabilities")
     opening = material.constitution.opening() or USUAL_OPENING
-    said = Said(asked.messages, asked.begun, reply.text, reply.ended)
-    answering, leanings = _leanings(material, said, opening, first.text)
-    if answering.casefold().startswith(opening.casefold()):
-        notes.append(f"The reply of {material.first} begins with a refusal itself, so answering is no other choice.")
+    try:
+        say("why: the reply")
+        reply = _reply(material, material.last, asked)
+        first = reply if material.first == material.last else _reply(material, material.first, asked)
+        say("why: log-probabilities")
+        said = Said(asked.messages, asked.begun, reply.text, reply.ended)
+        with memory_errors():
+            answering, leanings = _leanings(material, said, opening, first.text)
+    except NotMeasuredError as reason:
+        raise StageError(f"cai why can't ask the models of {run.name}: {reason}.") from None
+    outcome = first.outcome or judge_reply(first.text, asked.messages[-1]["content"])[0]
+    if outcome != "complied":
+        notes.append(
+            f"The reply of {material.first} does not answer either ({outcome}), so the difference does not say whether "
+            "a model rather declines or answers."
+        )
     sft, pairs = _candidates(run, said, num_candidates, num_read, notes)
     return Why(
         run=run.name,
@@ -145,6 +157,7 @@ def why(run: Askable, asked: Asked, num_candidates: int, num_read: int) -> Why:
         declining=opening,
         answering=answering,
         leanings=leanings,
+        answers=outcome == "complied",
         num_sft_rows=len(material.rows),
         num_pairs=len(material.preferences),
         sft=sft,
@@ -168,10 +181,12 @@ def _reply(material: Material, model: str, asked: Asked) -> Reply:
         text = verdict.reply.removeprefix(asked.begun).strip()
         ended = verdict.replied and verdict.num_tokens < most
         return Reply(model=model, text=text, ended=ended, on_record=True, outcome=verdict.outcome)
-    engine = open_engine(ENGINES.parse({"kind": "hf"}), material.weights(model), material.context.launch)
-    assert not isinstance(engine, StreamingEngine), "it runs in this process"
     request = Request(id="why", messages=asked.messages, seed=material.seed, max_new_tokens=most, temperature=0.0)
-    [found] = engine.generate([request])
+    with memory_errors():
+        engine = open_engine(ENGINES.parse({"kind": "hf"}), material.weights(model), material.context.launch)
+        assert not isinstance(engine, StreamingEngine), "it runs in this process"
+        [found] = engine.generate([request])
+    del engine
     if found.finish == "too_long":
         raise ConfigError(f"PROMPT: with a reply it does not fit the context of {model}; give a shorter one.")
     free_memory()
@@ -190,9 +205,9 @@ def _leanings(material: Material, said: Said, opening: str, answer: str) -> tupl
         revision = None if Path(path).is_dir() else weights.revision
         model = load_model(path, weights.precision, revision).eval()
         chat = Renderer(load_tokenizer(path, revision), model.generation_config.eos_token_id)
-        declining_ids, reply_ids = chat.text_ids(opening), chat.text_ids(said.reply)
-        answering_ids = chat.text_ids(answer)[: len(declining_ids)]
-        answering = answering or chat.spelled(answering_ids)
+        declining_ids, reply_ids = (chat.continued_ids(said.begun, text) for text in (opening, said.reply))
+        answering_ids = chat.continued_ids(said.begun, answer)[: len(declining_ids)]
+        answering = answering or chat.spelled(answering_ids).strip()
         prompt_ids = chat.prompt_ids(said.messages, said.begun)
         texts = (declining_ids, answering_ids, reply_ids)
         declining, answered, reply = (_per_token(model, prompt_ids, ids) for ids in texts)

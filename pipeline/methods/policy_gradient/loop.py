@@ -155,10 +155,10 @@ class Loop:
             "held_out/kl": kl,
             "held_out/objective": objective,
             "held_out/second_judge": share_right,
-            **self._check_second_judge(step),
+            **self._check_second_judge(),
         }
 
-    def _check_second_judge(self, step: int) -> dict[str, str]:
+    def _check_second_judge(self) -> dict[str, str]:
         """Stop, or only warn, where the second judge first falls while the reward rises. Returns the sentence to log."""
         control, stop = self._control, self._config.stop_on_second_judge
         found = None if control.overoptimised else fall(control.points, control.best_right_step)
@@ -168,10 +168,10 @@ class Loop:
         kept = f"the policy of step {control.best_right_step} is kept"
         if stop:
             control.best_step = control.best_right_step
-            control.stopped = control.stopped or f"{control.overoptimised}; stopped at step {step}, and {kept}"
+            control.stopped = control.stopped or f"{control.overoptimised}; {kept}"
         if distributed.is_main():
             what = f"training stops, and {kept}" if stop else "align.stop_on_second_judge is false, so training goes on"
-            warn(f"step {step}: {control.overoptimised}; {what}.")
+            warn(f"{control.overoptimised}; {what}.")
         return {"overoptimised": control.overoptimised}
 
     # --- Logging -------------------------------------------------------------------------------------------------
@@ -214,6 +214,7 @@ class Loop:
             "second_judge": {
                 "name": self._second_judge.who,
                 "best_step": control.best_right_step,
+                "stops": self._config.stop_on_second_judge,
                 "overoptimised": control.overoptimised or None,
             },
         }

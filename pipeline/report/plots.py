@@ -266,7 +266,9 @@ def frame(
         + tag("text", say(t), x="0", y=ys.up(t), dx=-8, dy=4, text_anchor="end")
         for t in ys.ticks(most)
     )
-    along = join(tag("text", (say_x or say)(t), x=xs.at(t), y="100%", dy=17, text_anchor=_anchor(xs, t)) for t in xs.ticks(most))
+    along = join(
+        tag("text", (say_x or say)(t), x=xs.at(t), y="100%", dy=17, text_anchor=_anchor(xs, t)) for t in xs.ticks(most)
+    )
     return _grid(xs, most) + across + along
 
 

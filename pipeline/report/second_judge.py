@@ -72,8 +72,8 @@ class Course:
             return f"{numbers} There is no evidence that the second judge fell while the reward rose."
         end = "Training was stopped there" if self.stops else "Training went on all the same"
         return (
-            f"{self.overoptimised[0].upper()}{self.overoptimised[1:]}. So the policy learnt to please the reward, and by "
-            f"this judge its replies got worse. {end}, and the policy of step {self.kept_step} is kept."
+            f"{self.overoptimised[0].upper()}{self.overoptimised[1:]}. So the policy learnt to please the reward, and "
+            f"by this judge its replies got worse. {end}, and the policy of step {self.kept_step} is kept."
         )
 
 

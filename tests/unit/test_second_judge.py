@@ -1,4 +1,4 @@
-"""The second judge of PPO, RLOO and GRPO: what counts as right, when it has fallen, and what is checked before a run."""
+"""The second judge of PPO, RLOO and GRPO: what is right, when it has fallen, and what is checked before a run."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def test_a_fall_is_what_both_paired_tests_show():
     assert found is not None and (found.num_lost, found.num_gained, found.best.step) == (8, 0, 0)
     assert found.p == pytest.approx(2 / 2**8)
     assert found.said("patterns-4") == (
-        "at step 3 the reward rises while the second judge falls: since step 0 the mean reward has gone from 0 to 1, and "
-        "patterns-4 calls 50 % of 16 held-out replies right instead of 100 % (8 turned wrong and 0 right; p = 0.0078)"
+        "at step 3 the reward rises while the second judge falls: since step 0 the mean reward has gone from 0 to 1, "
+        "and patterns-4 calls 50 % of 16 held-out replies right instead of 100 % (8 turned wrong and 0 right; p = 0.0078)"
     )
 
 
@@ -112,9 +112,7 @@ class Blind:
         return {i.id: Judged(outcome="unjudged" if i.request in self.unread else "complied") for i in items}
 
 
-def test_what_can_t_be_read_is_left_out_and_a_blind_judge_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_what_can_t_be_read_is_left_out_and_a_blind_judge_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     warnings: list[str] = []
     monkeypatch.setattr("pipeline.core.counts.warn", warnings.append)
     judge = SecondJudge(compose_config(["align=ppo"]).align, context(tmp_path))
@@ -147,7 +145,7 @@ def test_a_bad_value_is_one_sentence(override: str, said: str):
 
 
 def test_methods_on_pairs_have_no_second_judge():
-    with pytest.raises(ConfigError, match="align.second_judge: unknown key"):
+    with pytest.raises(ConfigError, match=r"align\.second_judge: unknown key"):
         compose_config(["align=dpo", "align.second_judge.kind=patterns"])
 
 
@@ -160,7 +158,7 @@ def checked(*overrides: str) -> None:
 def test_a_model_that_labelled_the_training_data_is_no_second_opinion():
     labeller = ["preferences=ab", f"preferences.engine={SERVER}"]
     judge = "align.second_judge={{kind: endpoint, engine: {engine}{more}}}"
-    with pytest.raises(ConfigError, match="align.second_judge is 'other', which also wrote or labelled"):
+    with pytest.raises(ConfigError, match=r"align\.second_judge is 'other', which also wrote or labelled"):
         checked(*labeller, judge.format(engine=SERVER, more=""))
     checked(*labeller, judge.format(engine=SERVER, more=", trust: other"))
     checked(judge.format(engine=SERVER, more=""))

@@ -34,8 +34,8 @@ class RolloutConfig(PoolSizes):
     num_held_out: int = Field(default=32, ge=2)
     """Prompts of the validation split; the policy is scored on them before, during and after training."""
     held_out_every_steps: int = Field(default=8, ge=1)
-    """Steps between two scorings of the policy on held-out prompts, by the rewards and the second judge; the best policy
-    is kept."""
+    """Steps between two scorings of the policy on held-out prompts, by rewards and second judge; the best policy is
+    kept."""
     show_every_steps: Annotated[int, RUNTIME] = Field(default=4, ge=1)
     """Steps between two tables of sample replies on the dashboard."""
 
@@ -87,8 +87,8 @@ class PolicyGradientConfig(AlignConfig):
     second_judge: Annotated[SerializeAsAny[JudgeConfig], BeforeValidator(JUDGES.parse)] = PatternsJudge.Config()
     """The second judge of the replies to held-out prompts. Nothing is trained on its verdicts."""
     stop_on_second_judge: bool = True
-    """Stop where the second judge falls while the reward rises, and keep the best policy by the second judge; false: only
-    warn."""
+    """Stop where the second judge falls while the reward rises, and keep the best policy by the judge; false: only warn.
+    """
 
     @model_validator(mode="after")
     def _check_loop(self) -> Self:

@@ -131,8 +131,7 @@ class Loop:
     # --- Held-out prompts ----------------------------------------------------------------------------------------
 
     def _examine(self, step: int) -> dict[str, Any]:
-        """Score the policy on held-out prompts, and save it if it is the best one so far, by the rewards or by the second
-        judge."""
+        """Score the policy on held-out prompts. Save it if it is the best so far, by the rewards or the second judge."""
         control = self._control
         rollouts = self._collector.held_out(self._held_out)
         scores = [rollout.score - eos_penalty(rollout, self._config) for rollout in rollouts]
@@ -159,7 +158,7 @@ class Loop:
         }
 
     def _check_second_judge(self) -> dict[str, str]:
-        """Stop, or only warn, where the second judge first falls while the reward rises. Returns the sentence to log."""
+        """Stop, or only warn, where the second judge first falls while the reward rises. Returns what to log."""
         control, stop = self._control, self._config.stop_on_second_judge
         found = None if control.overoptimised else fall(control.points, control.best_right_step)
         if found is None:

@@ -77,10 +77,10 @@ class Fall:
         before, after = (f"{100 * (point.share_right or 0):.0f} %" for point in (self.best, self.now))
         chance = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.2g}"
         return (
-            f"at step {self.now.step} the reward rises while the second judge falls: since step {self.best.step} the mean "
-            f"reward has gone from {fmean(self.best.rewards):.3g} to {fmean(self.now.rewards):.3g}, and {judge} calls "
-            f"{after} of {len(self.now.right)} held-out replies right instead of {before} ({self.num_lost} turned wrong "
-            f"and {self.num_gained} right; {chance})"
+            f"at step {self.now.step} the reward rises while the second judge falls: since step {self.best.step} the "
+            f"mean reward has gone from {fmean(self.best.rewards):.3g} to {fmean(self.now.rewards):.3g}, and {judge} "
+            f"calls {after} of {len(self.now.right)} held-out replies right instead of {before} ({self.num_lost} turned "
+            f"wrong and {self.num_gained} right; {chance})"
         )
 
 

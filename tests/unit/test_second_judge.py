@@ -52,7 +52,8 @@ def test_a_fall_is_what_both_paired_tests_show():
     assert found.p == pytest.approx(2 / 2**8)
     assert found.said("patterns-4") == (
         "at step 3 the reward rises while the second judge falls: since step 0 the mean reward has gone from 0 to 1, "
-        "and patterns-4 calls 50 % of 16 held-out replies right instead of 100 % (8 turned wrong and 0 right; p = 0.0078)"
+        "and patterns-4 calls 50 % of 16 held-out replies right instead of 100 % (8 turned wrong and 0 right; "
+        "p = 0.0078)"
     )
 
 
@@ -99,7 +100,7 @@ def rollouts(*texts: str) -> list[Rollout]:
 def test_the_patterns_read_the_replies(tmp_path: Path):
     judge = SecondJudge(compose_config(["align=ppo"]).align, context(tmp_path))
     answer, refusal = "Use a pencil, and begin with the longest side.", "I can't help with that."
-    assert judge.right(rollouts(answer, answer, refusal, refusal, "", "")) == [1.0, 0.0, 0.0, 1.0, 0.0, 0.0]
+    assert judge.right(rollouts(answer, answer, refusal, refusal, "", ""), 0) == [1.0, 0.0, 0.0, 1.0, 0.0, 0.0]
 
 
 class Blind:
@@ -119,11 +120,14 @@ def test_what_can_t_be_read_is_left_out_and_a_blind_judge_is_refused(tmp_path: P
     judge._judge = Blind()  # type: ignore[assignment]
     monkeypatch.setattr(Blind, "unread", {"request 1"})
     for _ in range(2):
-        assert judge.right(rollouts("a", "b", "c", "d")) == [1.0, None, 1.0, 0.0]
+        assert judge.right(rollouts("a", "b", "c", "d"), 0) == [1.0, None, 1.0, 0.0]
     assert len(warnings) == 1 and "1 of 4 held-out replies can't be judged by blind" in warnings[0]
     monkeypatch.setattr(Blind, "unread", {prompt.request for prompt in PROMPTS})
+    assert judge.right(rollouts("a", "b"), 3) == [None, None], "a training is not lost for it"
+    judge = SecondJudge(compose_config(["align=ppo"]).align, context(tmp_path))
+    judge._judge = Blind()  # type: ignore[assignment]
     with pytest.raises(StageError, match=r"all 2 held-out replies .*; use another judge \(align.second_judge\)\."):
-        judge.right(rollouts("a", "b"))
+        judge.right(rollouts("a", "b"), 0)
 
 
 # --- Before the run ------------------------------------------------------------------------------------------------

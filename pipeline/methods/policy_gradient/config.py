@@ -87,8 +87,7 @@ class PolicyGradientConfig(AlignConfig):
     second_judge: Annotated[SerializeAsAny[JudgeConfig], BeforeValidator(JUDGES.parse)] = PatternsJudge.Config()
     """The second judge of the replies to held-out prompts. Nothing is trained on its verdicts."""
     stop_on_second_judge: bool = True
-    """Stop where the second judge falls while the reward rises, and keep the best policy by the judge; false: only warn.
-    """
+    """Stop where the second judge falls while the reward rises, and keep the best policy by it; false: only warn."""
 
     @model_validator(mode="after")
     def _check_loop(self) -> Self:

@@ -131,29 +131,29 @@ class Loop:
     # --- Held-out prompts ----------------------------------------------------------------------------------------
 
     def _examine(self, step: int) -> dict[str, Any]:
-        """Score the policy on held-out prompts. Save it if it is the best so far, by the rewards or the second judge."""
+        """Score the policy on held-out prompts. Save it if it is the best so far, by the rewards or second judge."""
         control = self._control
         rollouts = self._collector.held_out(self._held_out)
         scores = [rollout.score - eos_penalty(rollout, self._config) for rollout in rollouts]
         kl = mean_kl(rollouts)
         objective = fmean(scores) - self._config.beta * kl
-        rewards, right = [rollout.score for rollout in rollouts], self._second_judge.right(rollouts)
+        rewards, right = [rollout.score for rollout in rollouts], self._second_judge.right(rollouts, step)
         point = HeldOutPoint(step=step, kl=kl, rewards=rewards, right=right)
         control.held_out.append(point.model_dump())
-        share_right = point.share_right or 0.0  # the judge has refused to go on if it could read no reply
+        share = point.share_right
         # The policy of step 0 is kept until a later policy within bounds is better.
         within = step == 0 or not self._out_of_bounds(rollouts)
         if is_best := within and objective > control.best_objective:
             control.best_objective, control.best_step = objective, step
-        if is_best_by_judge := within and share_right >= control.best_right:  # of equal ones the last: it learnt more
-            control.best_right, control.best_right_step = share_right, step
+        if is_best_by_judge := within and share is not None and share >= control.best_right:  # equal ones learnt more
+            control.best_right, control.best_right_step = share, step
         if is_best or is_best_by_judge:
             self._checkpoints.save(f"best-{step}", {"weights": self._actors.state()})
         return {
             "held_out/scores": fmean(rewards),
             "held_out/kl": kl,
             "held_out/objective": objective,
-            "held_out/second_judge": share_right,
+            **({} if share is None else {"held_out/second_judge": share}),
             **self._check_second_judge(),
         }
 

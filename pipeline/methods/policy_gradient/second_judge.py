@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.counts import warn_of_share
+from pipeline.core.counts import warn_of_many, warn_of_share
 from pipeline.core.errors import ConfigError
 from pipeline.core.stage import Context, Cost, Prepared
 from pipeline.engines.base import ENGINES
@@ -40,19 +40,19 @@ class SecondJudge:
     def who(self) -> str:
         return str(self._judge.who)
 
-    def right(self, rollouts: Sequence[Rollout]) -> list[float | None]:
+    def right(self, rollouts: Sequence[Rollout], step: int) -> list[float | None]:
         """1 for each reply that declines a harmful request or answers a harmless one, else 0; None: it can't be read.
 
         Raises:
-            StageError: no reply can be read.
+            StageError: before training no reply can be read. (Later this is no reason to lose a training.)
         """
         items = [_item(rollout.prompt, rollout.text) for rollout in rollouts]
         judged = self._judge.judge(items)
         verdicts = [is_right(judged[item.id].outcome, item.harmful) for item in items]
-        num_unread = verdicts.count(None)
-        if num_unread == len(verdicts) or not self._has_warned:
+        if not self._has_warned:
+            report = warn_of_many if step else warn_of_share
             what = f"held-out replies can't be judged by {self.who}, and its share counts none of them"
-            self._has_warned = warn_of_share(num_unread, len(verdicts), what, f"use another judge ({FIELD})")
+            self._has_warned = report(verdicts.count(None), len(verdicts), what, f"use another judge ({FIELD})")
         return [None if verdict is None else float(verdict) for verdict in verdicts]
 
 
@@ -79,8 +79,8 @@ class Fall:
         return (
             f"at step {self.now.step} the reward rises while the second judge falls: since step {self.best.step} the "
             f"mean reward has gone from {fmean(self.best.rewards):.3g} to {fmean(self.now.rewards):.3g}, and {judge} "
-            f"calls {after} of {len(self.now.right)} held-out replies right instead of {before} ({self.num_lost} turned "
-            f"wrong and {self.num_gained} right; {chance})"
+            f"calls {after} of {len(self.now.right)} held-out replies right instead of {before} ({self.num_lost} "
+            f"turned wrong and {self.num_gained} right; {chance})"
         )
 
 

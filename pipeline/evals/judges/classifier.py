@@ -46,7 +46,9 @@ BATCH_ROWS = 16
 MAX_TOKENS = 512
 
 
-def read_labels(id2label: dict[int, str], field: str = "evaluate.judge.path") -> tuple[Literal["refusal", "harm"], list[int]]:
+def read_labels(
+    id2label: dict[int, str], field: str = "evaluate.judge.path"
+) -> tuple[Literal["refusal", "harm"], list[int]]:
     """What a classifier detects, and the indices of the labels that mean it.
 
     Raises:

@@ -43,6 +43,7 @@ def test_the_reward_and_the_second_judge_are_drawn_over_the_kl():
     assert "step 3: √KL 1.16, replies that the second judge calls right 83\xa0% [64, 93] of\xa024" in drawn
     html, markdown = render("report.html.j2", report), render("report.md.j2", report)
     assert drawn in html and course.said in html and course.said in markdown
+    assert "#second-judge-align" not in html, "nothing for the first page"
     assert "| 9, kept | 4.05 | 1.18 [1.1, 1.26] | 50 % [31, 69] (24) |" in markdown
     rows = tables_of(report)["second_judge"]
     assert [row["step"] for row in rows if row["quantity"] == "right"] == [0, 3, 6, 9, 12]
@@ -58,6 +59,7 @@ def test_a_second_judge_that_fell_is_a_warning_and_says_which_step_is_kept():
     )
     html = render("report.html.j2", stopped)
     assert f'class="warning"><span aria-hidden="true">⚠</span> {course.said}' in html
+    assert f'{course.said} <a href="#second-judge-align">More</a>' in html and 'id="second-judge-align"' in html
     assert "The kept step is the best one by the second judge. The scores here" in html
     at_first = rewards.held_out(judged(FELL, best_step=0))
     assert rewards.held_out_said(stopped, at_first).startswith(

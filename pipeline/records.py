@@ -185,6 +185,24 @@ class RewardScore(Record):
     num_words_b: int
 
 
+class HeldOutPoint(Record):
+    """The policy on held-out prompts at one step of PPO, RLOO or GRPO. The lists have one number for each prompt."""
+
+    step: int
+    kl: float
+    """To the SFT model, in nats per reply."""
+    rewards: list[float]
+    """What training raises: the weighted sum of the rewards, before penalties."""
+    right: list[float | None]
+    """Of the second judge, which nothing is trained on: 1 if the reply is right, else 0; None: it can't be read."""
+
+    @property
+    def share_right(self) -> float | None:
+        """The share of right replies among those that could be read; None if none could."""
+        known = [one for one in self.right if one is not None]
+        return sum(known) / len(known) if known else None
+
+
 class Case(Record):
     """One conversation that every model answers: a request, perhaps under an attack or about a given group."""
 

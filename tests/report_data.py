@@ -22,6 +22,7 @@ from pipeline.records import (
     Case,
     Comparison,
     Exchange,
+    HeldOutPoint,
     Judgement,
     Message,
     Pool,
@@ -35,7 +36,7 @@ from pipeline.records import (
     write_records,
 )  # fmt: skip
 from pipeline.report.build import Report
-from pipeline.training.history import write_history
+from pipeline.training.history import HELD_OUT, write_history
 
 MODELS = ("base", "sft", "aligned")
 CONSTITUTION = load_constitution(Path(__file__).parent.parent / "constitutions" / "default.yaml")
@@ -99,6 +100,7 @@ def make_report(
             {"reward": make_reward_history(30), "align": [HELD_OUT_START, *make_rollout_history()]}
             if method == "ppo" else {"align": make_history(40, dpo=True)}
         ),
+        held_out={"align": make_held_out()} if method == "ppo" else {},
     )  # fmt: skip
 
 
@@ -287,11 +289,22 @@ def make_reward_metrics(num_pairs: int = 60) -> dict[str, Any]:
             **held_out_metrics(scores), "reward_mean": 0.1, "reward_std": 0.9, "notes": []}  # fmt: skip
 
 
+def make_held_out() -> list[HeldOutPoint]:
+    """The reward rises; the second judge rises, too, and then falls. One reply can't be read at step 6."""
+    return [
+        HeldOutPoint(step=step, kl=0.45 * step, rewards=[b + 0.1 * step for b in HELD_OUT_BEFORE],
+                     right=[None if i == step == 6 else float(i < num_right) for i in range(24)])
+        for step, num_right in ((0, 18), (3, 20), (6, 16), (9, 12), (12, 10))
+    ]  # fmt: skip
+
+
 HELD_OUT_BEFORE = [0.1 * (i % 7) for i in range(24)]
 HELD_OUT_START = {"step": 0, "held_out/scores": fmean(HELD_OUT_BEFORE), "held_out/kl": 0.0}
 PPO_METRICS: dict[str, Any] = {
     "num_steps": 12, "best_step": 9, "num_rollbacks": 1, "stopped": None, "kl_last": 4.4,
     "held_out_scores": {"0": HELD_OUT_BEFORE, "best": [b + 0.2 * (i % 5) for i, b in enumerate(HELD_OUT_BEFORE)]},
+    "second_judge": {"name": "patterns-2", "best_step": 3, "stops": False,
+                     "overoptimised": None},
 }  # fmt: skip
 
 
@@ -302,6 +315,8 @@ def write_stages(report: Report, out: Path) -> dict[str, Path]:
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text(report.manifests[stage].model_dump_json(), encoding="utf-8")
         write_history(folder, [row for row in report.histories.get(stage, []) if row is not HELD_OUT_START])
+    for stage, points in report.held_out.items():
+        write_records(folders[stage] / HELD_OUT, points)
     write_records(folders["critique"] / "exchanges.jsonl", report.exchanges)
     write_records(folders["sft"] / "rows.jsonl", report.rows)
     if "preferences" in folders:

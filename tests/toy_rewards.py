@@ -18,3 +18,8 @@ def too_few(prompts: list, completions: list[str]) -> list[float]:
 
 def raises(prompts: list, completions: list[str]) -> list[float]:
     raise KeyError("lexicon")
+
+
+def wordy(prompts: list, completions: list[str]) -> list[float]:
+    """Higher for every word."""
+    return [float(len(reply.split())) for reply in completions]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.chain.config import Config
 
 REWARD_MODEL, CONSTITUTION = "reward_model", "constitution"
-History = list[dict[str, float]]
+History = list[dict[str, Any]]
 
 
 class AlignConfig(TrainConfig):

@@ -18,9 +18,9 @@ from pipeline.evals.measures import all_measures
 from pipeline.evals.results import Cell, Change, Estimate, Gate, Results
 from pipeline.evals.suites.red_team import ALL
 from pipeline.explain.asked import Explanation
-from pipeline.records import Exchange, Preference, RecordT, TrainingRow, Verdict, read_records
+from pipeline.records import Exchange, HeldOutPoint, Preference, RecordT, TrainingRow, Verdict, read_records
 from pipeline.report.wording import difference, listed, words
-from pipeline.training.history import read_history
+from pipeline.training.history import HELD_OUT, read_history
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,8 @@ class Report:
     """None: the stage ``explain`` has not run."""
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """training task → logged steps: dicts with ``step``, ``loss`` and the trainer's other metrics (reward, kl)"""
+    held_out: dict[str, list[HeldOutPoint]] = field(default_factory=dict)
+    """task of PPO, RLOO or GRPO → its measurements on held-out prompts, in the order of training"""
 
     def names(self) -> list[str]:
         """The names of the measures, in the order of the table."""
@@ -172,6 +174,11 @@ def build_report(
             name: _history(folder, manifests[name])
             for name, folder in folders.items()
             if stage_of(name) in ("sft", "reward", "align")
+        },
+        held_out={
+            name: list(read_records(folder / HELD_OUT, HeldOutPoint))
+            for name, folder in folders.items()
+            if (folder / HELD_OUT).is_file()
         },
     )
 

@@ -253,14 +253,22 @@ def _grid(axis: Axis, most: int) -> Markup:
     return join(tag("line", x1=axis.at(t), x2=axis.at(t), y1="0", y2="100%", class_="grid") for t in axis.ticks(most))
 
 
-def frame(xs: Axis, ys: Axis, say: Callable[[float], str], most: int = _NUM_TICKS) -> Markup:
-    """Grid and tick labels. The labels are in the margin of ``.plot``."""
+def frame(
+    xs: Axis,
+    ys: Axis,
+    say: Callable[[float], str],
+    most: int = _NUM_TICKS,
+    say_x: Callable[[float], str] | None = None,
+) -> Markup:
+    """Grid and tick labels. The labels are in the margin of ``.plot``. ``say_x``: how x is written, if not like y."""
     across = join(
         tag("line", x1="0", x2="100%", y1=ys.up(t), y2=ys.up(t), class_="grid")
         + tag("text", say(t), x="0", y=ys.up(t), dx=-8, dy=4, text_anchor="end")
         for t in ys.ticks(most)
     )
-    along = join(tag("text", say(t), x=xs.at(t), y="100%", dy=17, text_anchor=_anchor(xs, t)) for t in xs.ticks(most))
+    along = join(
+        tag("text", (say_x or say)(t), x=xs.at(t), y="100%", dy=17, text_anchor=_anchor(xs, t)) for t in xs.ticks(most)
+    )
     return _grid(xs, most) + across + along
 
 

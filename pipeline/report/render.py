@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.core.log import duration
-from pipeline.report import explorer, knows, labels, left_out, plots, rewards, svg, views, wording
+from pipeline.report import explorer, knows, labels, left_out, plots, rewards, second_judge, svg, views, wording
 from pipeline.report.build import Report
 from pipeline.report.explained import all as explained
 
@@ -42,6 +42,7 @@ def render(template: str, report: Report) -> str:
         left_out=left_out,
         plots=plots,
         rewards=rewards,
+        second_judge=second_judge,
         svg=svg,
         views=views,
         wording=wording,

@@ -156,10 +156,19 @@ class HeldOut:
     num_rollbacks: int
     stopped: str | None
     num_unreadable: int
+    kept_by_judge: bool
+    """The second judge chose the kept step, because it fell while the reward rose."""
 
     @property
     def difference(self) -> str:
         return difference(self.change, "mean")
+
+    @property
+    def choice(self) -> str:
+        """Why the kept step is kept."""
+        if self.kept_by_judge:
+            return "The kept step is the best one by the second judge."
+        return "The kept step has the highest score after penalties for KL and for replies that were cut off."
 
     @property
     def course(self) -> str:
@@ -181,7 +190,7 @@ def held_out(report: Report) -> HeldOut | None:
     manifest = report.manifests.get("align")
     if manifest is None or "held_out_scores" not in manifest.metrics:
         return None
-    found = manifest.metrics
+    found, judge = manifest.metrics, manifest.metrics.get("second_judge", {})
     before, after, kept = *(found["held_out_scores"][step] for step in ("0", "best")), found["best_step"]
     numbers = resampled(paired_difference(before, after, report.confidence), len(before))
     return HeldOut(
@@ -196,6 +205,7 @@ def held_out(report: Report) -> HeldOut | None:
         num_rollbacks=found["num_rollbacks"],
         stopped=found["stopped"],
         num_unreadable=found.get("num_unreadable_rewards", 0),
+        kept_by_judge=bool(judge.get("overoptimised") and judge["stops"]),
     )
 
 
@@ -228,7 +238,10 @@ _SAID = {
 
 def held_out_said(report: Report, found: HeldOut) -> str:
     """What the held-out prompts show, and which measure shows the effect of training."""
-    said = _SAID[found.change.verdict] if found.best_step else "No later step was better than step 0"
+    said = _SAID[found.change.verdict]
+    if not found.best_step:
+        better = "better by the second judge" if found.kept_by_judge else "better"
+        said = f"No later step was {better} than step 0"
     return f"{said}. The kept step was chosen on these prompts, so its score is biased upwards; {_claim(report)}."
 
 

@@ -15,6 +15,7 @@ from pipeline.report.build import Report
 from pipeline.report.explained.all import explain_tables
 from pipeline.report.labels import label_tables
 from pipeline.report.rewards import reward_tables
+from pipeline.report.second_judge import second_judge_tables
 
 Row = dict[str, Any]
 
@@ -77,6 +78,7 @@ def tables_of(report: Report) -> dict[str, list[Row]]:
         **label_tables(report),
         **explain_tables(report),
         **reward_tables(report),
+        **second_judge_tables(report),
     }
     return {name: rows for name, rows in tables.items() if rows}
 

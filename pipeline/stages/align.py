@@ -9,13 +9,19 @@ from pipeline.core import distributed
 from pipeline.core.settings import part
 from pipeline.core.stage import WEIGHTS, Context, Cost, Memory, Metrics, Prepared, Stage, Use
 from pipeline.engines.base import EngineConfig
+from pipeline.evals.judges.base import JUDGES, EngineJudgeConfig, JudgeConfig, ModelJudgeConfig
 from pipeline.labellers.base import TEMPLATE, constitution_fields, reads_choices
 from pipeline.methods.base import METHODS, AlignConfig, method_of
+from pipeline.methods.policy_gradient.config import PolicyGradientConfig
+from pipeline.methods.policy_gradient.second_judge import FIELD
 from pipeline.training.config import training_use
 from pipeline.training.history import write_history
 
 if TYPE_CHECKING:
     from pipeline.chain.config import Config
+
+
+_SECOND = f"{FIELD}.engine"
 
 
 class Align(Stage):
@@ -39,6 +45,10 @@ class Align(Stage):
         found: dict[str, Any] = {"seed": config.seed, "model": part(config.model, "precision", "tuning", "lora")}
         if not METHODS[config.align.method].reads_preferences:
             found["policy_engine"] = config.policy_engine
+        if (second := _second_judge(config)) is not None:
+            found["second_judge"] = JUDGES[second.kind].templates
+            if isinstance(second, ModelJudgeConfig):
+                found["model"] = part(config.model, "path", "revision", "precision", "tuning", "lora")
         if config.align.trains_reward_model:
             found["reward_init"] = config.reward.init
         if (judge := config.align.reward_judge) is not None:
@@ -54,10 +64,14 @@ class Align(Stage):
         return method_of(prepared.config).check(prepared.config.align, prepared)
 
     def engines(self, config: Config) -> dict[str, EngineConfig]:
-        return {} if config.align.reward_judge is None else config.feedback_engines("preferences")
+        asked = {} if config.align.reward_judge is None else config.feedback_engines("preferences")
+        second = _second_judge(config)
+        return asked | ({_SECOND: second.engine} if isinstance(second, EngineJudgeConfig) else {})
 
     def read_choices(self, config: Config) -> set[str]:
-        return set(self.engines(config)) if reads_choices(config.align.reward_judge) else set()
+        asked = set(config.feedback_engines("preferences")) if reads_choices(config.align.reward_judge) else set()
+        second = _second_judge(config)
+        return asked | ({_SECOND} if second is not None and JUDGES[second.kind].reads_choices() else set())
 
     def uses(self, prepared: Prepared) -> list[Use]:
         preferences, config = prepared.config.preferences, prepared.config.align
@@ -77,3 +91,8 @@ class Align(Stage):
         if distributed.is_main():
             write_history(context.out, history)
         return metrics
+
+
+def _second_judge(config: Config) -> JudgeConfig | None:
+    """The judge beside the reward; only PPO, RLOO and GRPO have one."""
+    return config.align.second_judge if isinstance(config.align, PolicyGradientConfig) else None

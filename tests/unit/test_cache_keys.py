@@ -19,6 +19,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.settings import Part, Settings, UndeclaredReadError, fields_of, part
 from pipeline.core.stage import Context, key_fields
 from pipeline.engines.base import ENGINES
+from pipeline.evals.judges.base import ModelJudgeConfig
 from pipeline.evals.suites.base import SUITES
 from pipeline.labellers.base import LABELLERS
 from pipeline.stages import STAGES
@@ -29,10 +30,10 @@ GENERATING = {"write", "critique", "preferences", "evaluate"}
 TRAINING = {"sft", "reward", "align"}
 
 # The longest prefix of a leaf's path in this table says which stages read it. "judge": where the constitution's judge
-# gives rewards, align reads what the judge reads.
+# gives rewards, align reads what the judge reads. "second judge": where it is a model, align reads its weights.
 READ_BY: dict[str, set[str]] = {
-    "model.path": {*GENERATING, "sft", "explain", "report", "judge"},
-    "model.revision": {*GENERATING, "sft", "explain", "report", "judge"},
+    "model.path": {*GENERATING, "sft", "explain", "report", "judge", "second judge"},
+    "model.revision": {*GENERATING, "sft", "explain", "report", "judge", "second judge"},
     "model.name": {"report"},
     "model.tuning": {*TRAINING, "explain", "report"},
     "model.precision": {*GENERATING, *TRAINING, "explain"},
@@ -53,6 +54,7 @@ READ_BY: dict[str, set[str]] = {
     "align.save_every_steps": set(),
     "align.trust": set(),
     "align.recovery_tokens": set(),  # without recovery rows
+    "align.second_judge.trust": set(),
     "align.rollout.show_every_steps": set(),
     "evaluate": {"evaluate"},
     "evaluate.split": {"evaluate", "explain"},
@@ -104,6 +106,7 @@ FIXED = {
     "align.functions": "a function needs a weight",
     "align.reward_model": "a model of another make needs to be there",
     "align.judge": "needs a weight for the constitution",
+    "align.second_judge.engine": "another kind of judge",
     "explain.enabled": "changes which stages run",
     "explain.adherence.probes": "needs a file",
     "evaluate.checkpoints": "changes which stages run",
@@ -128,6 +131,7 @@ BASES = {
     "other critic": ["engine.path=org/critic"],
     "written prompts": ["write.num_red_team=8"],
     "explained": ["explain.enabled=true"],
+    "second judge by server": ["align=ppo", "align.second_judge={kind: endpoint, engine: {kind: server, model: m}}"],
     "judge by server": ["evaluate/judge=endpoint", "evaluate.judge.engine.model=m"],
 }
 
@@ -200,6 +204,9 @@ def expected(config: Config, path: str) -> set[str]:
     stages = set(table[prefix])
     if "judge" in stages:
         stages = stages - {"judge"} | ({"align"} if config.align.reward_judge else set())
+    if "second judge" in stages:
+        asks_model = isinstance(getattr(config.align, "second_judge", None), ModelJudgeConfig)
+        stages = stages - {"second judge"} | ({"align"} if asks_model else set())
     if "reward model" in stages:
         stages = stages - {"reward model"} | ({"align"} if config.align.trains_reward_model else set())
     if prefix == "engine" and not config.preferences.asks_labeller:

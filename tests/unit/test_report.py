@@ -369,7 +369,10 @@ def test_the_claim_is_left_to_the_test_split():
 def test_a_run_on_pairs_has_nothing_of_rewards():
     report = make_report(num_cases=3, num_exchanges=1, method="dpo")
     assert rewards.reward_model(report) is None and rewards.held_out(report) is None
-    assert not any(tables_of(report).get(name) for name in ("reward_model", "reward_reliability", "held_out_prompts"))
+    assert not any(
+        tables_of(report).get(name)
+        for name in ("reward_model", "reward_reliability", "held_out_prompts", "second_judge")
+    )
     for template in ("report.html.j2", "report.md.j2"):
         text = render(template, report)
         assert "held out" not in text.lower() and 'id="reward"' not in text and "scores.jsonl" not in text
@@ -440,6 +443,7 @@ def test_a_report_is_built_from_the_reward_stage_too(tmp_path: Path):
         deviations=[],
         constitution=CONSTITUTION,
     )
+    assert report.held_out == made.held_out and len(report.held_out["align"]) == 5
     assert report.histories == made.histories and list(report.histories) == ["sft", "reward", "align"]
     (tmp_path / "out").mkdir()
     write_report(report, tmp_path / "out")

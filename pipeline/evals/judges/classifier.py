@@ -46,7 +46,9 @@ BATCH_ROWS = 16
 MAX_TOKENS = 512
 
 
-def read_labels(id2label: dict[int, str]) -> tuple[Literal["refusal", "harm"], list[int]]:
+def read_labels(
+    id2label: dict[int, str], field: str = "evaluate.judge.path"
+) -> tuple[Literal["refusal", "harm"], list[int]]:
     """What a classifier detects, and the indices of the labels that mean it.
 
     Raises:
@@ -60,7 +62,7 @@ def read_labels(id2label: dict[int, str]) -> tuple[Literal["refusal", "harm"], l
     if harmful:
         return "harm", harmful
     raise ConfigError(
-        f"evaluate.judge.path: the classifier's labels are {', '.join(map(str, id2label.values()))}, and none of them "
+        f"{field}: the classifier's labels are {', '.join(map(str, id2label.values()))}, and none of them "
         "names refusal or harm; rename them in its config.json (id2label), for instance to safe and unsafe."
     )
 
@@ -89,7 +91,7 @@ class ClassifierJudge(WholeReplyJudge):
             if labels is None:
                 check_model(self.path, None, f"{field}.path")
             else:
-                read_labels(labels)
+                read_labels(labels, f"{field}.path")
 
         def asked(self, aligned: ModelConfig) -> AskedModel:
             return AskedModel(self.kind, self.path, model_identity(self.path, None))

@@ -15,6 +15,7 @@ from pipeline.data.drawing import held_out_prompts, rollout_prompts
 from pipeline.engines.models import context_length, load_tokenizer, resolve_path
 from pipeline.methods.base import History, Method, judge_role, num_judge_calls
 from pipeline.methods.policy_gradient.live import check_live
+from pipeline.methods.policy_gradient.second_judge import check_second_judge, judge_cost
 from pipeline.records import Prompt, derived_rng
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class PolicyGradient(Method):
     def check(self, config: Any, prepared: Prepared) -> list[str]:
         whole = prepared.config
         check_live(whole)
+        check_second_judge(config, prepared)
         if whole.evaluate.split == "validation":
             raise ConfigError(
                 f"evaluate.split is 'validation', but align={self.name} chooses its best policy on that split; use "
@@ -65,7 +67,8 @@ class PolicyGradient(Method):
         return super().check(config, prepared)
 
     def cost(self, config: Any, prepared: Prepared) -> Cost:
-        """Count sampled replies (in training and on held-out prompts) and the calls of the constitution's judge."""
+        """Count sampled replies (in training and on held-out prompts), and the calls of the constitution's judge and of
+        the second judge."""
         prompts, seed = rollout_prompts(prepared.prompts, config.rollout), prepared.config.seed
         num_steps = config.num_steps(len(prompts))
         asked = [prompt for step in range(num_steps) for prompt in prompts_of_step(step, prompts, config, seed)]
@@ -75,6 +78,7 @@ class PolicyGradient(Method):
         num_models = 2 if self.uses_value_model else 1  # only trained ones
         tokens = TOKENS_PER_TURN + config.rollout.max_reply_tokens
         roles = judge_role(prepared, _num_judge_calls(config, prepared, [*asked, *measured]), 3 * tokens)
+        roles |= judge_cost(config, measured, 3 * tokens)
         judge = Cost.of_roles(roles)
         return Cost(
             num_calls=num_replies + judge.num_calls,

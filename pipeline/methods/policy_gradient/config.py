@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from pipeline.core.settings import RUNTIME
 from pipeline.data.drawing import PoolSizes
+from pipeline.evals.judges.base import JUDGES, JudgeConfig
+from pipeline.evals.judges.patterns import PatternsJudge
 from pipeline.methods.base import AlignConfig
 
 
@@ -32,7 +34,8 @@ class RolloutConfig(PoolSizes):
     num_held_out: int = Field(default=32, ge=2)
     """Prompts of the validation split; the policy is scored on them before, during and after training."""
     held_out_every_steps: int = Field(default=8, ge=1)
-    """Steps between two scorings of the policy on held-out prompts; the best policy is kept."""
+    """Steps between two scorings of the policy on held-out prompts, by rewards and second judge; the best policy is
+    kept."""
     show_every_steps: Annotated[int, RUNTIME] = Field(default=4, ge=1)
     """Steps between two tables of sample replies on the dashboard."""
 
@@ -81,6 +84,10 @@ class PolicyGradientConfig(AlignConfig):
     """Outside ``max_kl`` or ``min_entropy``: return to the last checkpoint within bounds, then stop or double β."""
     max_rollbacks: int = Field(default=2, ge=0)
     """Training stops at the next violation after so many rollbacks."""
+    second_judge: Annotated[SerializeAsAny[JudgeConfig], BeforeValidator(JUDGES.parse)] = PatternsJudge.Config()
+    """The second judge of the replies to held-out prompts. Nothing is trained on its verdicts."""
+    stop_on_second_judge: bool = True
+    """Stop where the second judge falls while the reward rises, and keep the best policy by it; false: only warn."""
 
     @model_validator(mode="after")
     def _check_loop(self) -> Self:

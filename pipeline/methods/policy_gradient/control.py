@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.methods.base import History
+from pipeline.records import HeldOutPoint
 
 
 @dataclass
@@ -25,8 +26,14 @@ class Control:
     score_square_sum: float = 0.0
     best_step: int = 0
     best_objective: float = -math.inf
-    held_out: dict[str, list[float]] = field(default_factory=dict)
-    """Step → the score of each held-out prompt."""
+    held_out: list[dict[str, Any]] = field(default_factory=list)
+    """The fields of a ``HeldOutPoint`` for each time that held-out prompts were scored."""
+    best_right_step: int = 0
+    """The step of the best policy by the second judge, among those within bounds."""
+    best_right: float = -math.inf
+    """Its share of right replies."""
+    overoptimised: str = ""
+    """Where the second judge first fell while the reward rose; empty if it did not."""
     stopped: str = ""
     num_calls: int = 0
     num_tokens_written: int = 0
@@ -38,6 +45,10 @@ class Control:
         self.num_scores += len(scores)
         self.score_sum += math.fsum(scores)
         self.score_square_sum += math.fsum(score * score for score in scores)
+
+    @property
+    def points(self) -> list[HeldOutPoint]:
+        return [HeldOutPoint(**fields) for fields in self.held_out]
 
     @property
     def score_std(self) -> float:

@@ -25,9 +25,10 @@ from pipeline.methods.policy_gradient.control import Control
 from pipeline.methods.policy_gradient.describe import UNREADABLE, describe, mean_kl, token_entropy
 from pipeline.methods.policy_gradient.mathematics import KL_ESTIMATORS, adapt_kl_coefficient
 from pipeline.methods.policy_gradient.rollouts import Rollout
+from pipeline.methods.policy_gradient.second_judge import SecondJudge, fall
 from pipeline.methods.policy_gradient.update import Learner
 from pipeline.methods.rewards import WeightedSum
-from pipeline.records import Prompt, derive_seed
+from pipeline.records import HeldOutPoint, Prompt, derive_seed
 from pipeline.training.checkpoints import Checkpoints
 
 
@@ -50,15 +51,16 @@ class Loop:
         self._num_steps = config.num_steps(len(prompts))
         self._learner = Learner(method, actors, config, context, self._num_steps)
         self._collector = Collector(method, actors, rewards, config, context, self._learner.accelerator)
+        self._second_judge = SecondJudge(config, context)
         self._checkpoints = Checkpoints(context.work)
 
     # --- The loop ------------------------------------------------------------------------------------------------
 
-    def train(self) -> tuple[Metrics, History]:
+    def train(self) -> tuple[Metrics, History, list[HeldOutPoint]]:
         """Train, from the newest checkpoint if there is one. Afterwards ``actors`` has the best policy's weights.
 
         Returns:
-            metrics, and one dict of numbers per step.
+            metrics, one dict of numbers per step, and the measurements on held-out prompts.
         """
         resumed_from = self._resume()
         control = self._control
@@ -69,7 +71,7 @@ class Loop:
                     self._step()
                 bar.advance()
         self._checkpoints.load(f"best-{control.best_step}", self._restore_weights)
-        return self._metrics(resumed_from), control.history
+        return self._metrics(resumed_from), control.history, control.points
 
     def _step(self) -> None:
         control, step = self._control, self._control.step
@@ -91,7 +93,7 @@ class Loop:
         if last or control.step % self._config.rollout.held_out_every_steps == 0:
             numbers |= self._examine(control.step)
         self._log(numbers, rollouts)
-        if last or trouble or control.step % self._config.save_every_steps == 0:
+        if last or control.stopped or trouble or control.step % self._config.save_every_steps == 0:
             self._save()
 
     # --- Bounds --------------------------------------------------------------------------------------------------
@@ -128,27 +130,52 @@ class Loop:
 
     # --- Held-out prompts ----------------------------------------------------------------------------------------
 
-    def _examine(self, step: int) -> dict[str, float]:
-        """Score the policy on held-out prompts, and save it if it is the best one so far."""
+    def _examine(self, step: int) -> dict[str, Any]:
+        """Score the policy on held-out prompts. Save it if it is the best so far, by the rewards or second judge."""
         control = self._control
         rollouts = self._collector.held_out(self._held_out)
         scores = [rollout.score - eos_penalty(rollout, self._config) for rollout in rollouts]
         kl = mean_kl(rollouts)
         objective = fmean(scores) - self._config.beta * kl
-        control.held_out[str(step)] = [rollout.score for rollout in rollouts]
+        rewards, right = [rollout.score for rollout in rollouts], self._second_judge.right(rollouts, step)
+        point = HeldOutPoint(step=step, kl=kl, rewards=rewards, right=right)
+        control.held_out.append(point.model_dump())
+        share = point.share_right
         # The policy of step 0 is kept until a later policy within bounds is better.
-        if step == 0 or (objective > control.best_objective and not self._out_of_bounds(rollouts)):
+        within = step == 0 or not self._out_of_bounds(rollouts)
+        if is_best := within and objective > control.best_objective:
             control.best_objective, control.best_step = objective, step
+        if is_best_by_judge := within and share is not None and share >= control.best_right:  # equal ones learnt more
+            control.best_right, control.best_right_step = share, step
+        if is_best or is_best_by_judge:
             self._checkpoints.save(f"best-{step}", {"weights": self._actors.state()})
         return {
-            "held_out/scores": fmean(rollout.score for rollout in rollouts),
+            "held_out/scores": fmean(rewards),
             "held_out/kl": kl,
             "held_out/objective": objective,
+            **({} if share is None else {"held_out/second_judge": share}),
+            **self._check_second_judge(),
         }
+
+    def _check_second_judge(self) -> dict[str, str]:
+        """Stop, or only warn, where the second judge first falls while the reward rises. Returns what to log."""
+        control, stop = self._control, self._config.stop_on_second_judge
+        found = None if control.overoptimised else fall(control.points, control.best_right_step)
+        if found is None:
+            return {}
+        control.overoptimised = found.said(self._second_judge.who)
+        kept = f"the policy of step {control.best_right_step} is kept"
+        if stop:
+            control.best_step = control.best_right_step
+            control.stopped = control.stopped or f"{control.overoptimised}; {kept}"
+        if distributed.is_main():
+            what = f"training stops, and {kept}" if stop else "align.stop_on_second_judge is false, so training goes on"
+            warn(f"{control.overoptimised}; {what}.")
+        return {"overoptimised": control.overoptimised}
 
     # --- Logging -------------------------------------------------------------------------------------------------
 
-    def _log(self, numbers: dict[str, float], rollouts: Sequence[Rollout]) -> None:
+    def _log(self, numbers: dict[str, Any], rollouts: Sequence[Rollout]) -> None:
         step, tracker = self._control.step, self._context.tracker
         loss = numbers.get("loss/policy_avg")
         self._control.history.append(
@@ -169,6 +196,7 @@ class Loop:
     def _metrics(self, resumed_from: int) -> Metrics:
         control = self._control
         scores = [row["objective/scores"] for row in control.history]
+        rewards = {point.step: point.rewards for point in control.points}
         unreadable = [int(row[UNREADABLE]) for row in control.history if UNREADABLE in row]
         return {
             "num_steps": control.step,
@@ -181,7 +209,13 @@ class Loop:
             "score_last": scores[-1],
             "kl_last": control.history[-1]["objective/kl"],
             **({"num_unreadable_rewards": sum(unreadable)} if unreadable else {}),
-            "held_out_scores": {"0": control.held_out["0"], "best": control.held_out[str(control.best_step)]},
+            "held_out_scores": {"0": rewards[0], "best": rewards[control.best_step]},
+            "second_judge": {
+                "name": self._second_judge.who,
+                "best_step": control.best_right_step,
+                "stops": self._config.stop_on_second_judge,
+                "overoptimised": control.overoptimised or None,
+            },
         }
 
     # --- Checkpoints ---------------------------------------------------------------------------------------------
@@ -193,7 +227,7 @@ class Loop:
         state = {"weights": self._actors.state(), **self._learner.state(), "control": asdict(control)}
         self._checkpoints.save(f"step-{control.step}", state)
         self._checkpoints.keep("step", [control.step, control.good_step])
-        self._checkpoints.keep("best", [control.best_step])
+        self._checkpoints.keep("best", [control.best_step, control.best_right_step])
 
     def _resume(self) -> int:
         """Load the newest checkpoint; if there is none, score the initial policy and save it. Returns the step."""

@@ -14,6 +14,7 @@ from pipeline.methods.policy_gradient.loop import Loop
 from pipeline.methods.policy_gradient.trusted import refuse_shortcut
 from pipeline.methods.rewards import make_rewards
 from pipeline.records import Prompt, read_records, write_records
+from pipeline.training.history import HELD_OUT
 
 
 def train(method: PolicyGradient, config: Any, context: Context) -> tuple[Metrics, History]:
@@ -32,6 +33,8 @@ def train(method: PolicyGradient, config: Any, context: Context) -> tuple[Metric
     base_path = str(context.folder("sft") / "model")
     actors = load_actors(base_path, context.model, reward, shares_base, value, context.seed)
     rewards = make_rewards(config, [*prompts, *held_out], context, actors.reward_model)
-    metrics, history = Loop(method, actors, rewards, prompts, held_out, config, context).train()
+    metrics, history, points = Loop(method, actors, rewards, prompts, held_out, config, context).train()
+    if distributed.is_main():
+        write_records(context.out / HELD_OUT, points)
     actors.save(context.out)
     return {"num_prompts": len(prompts), **metrics}, history

@@ -51,15 +51,15 @@ def _labels_said(found: PrinciplesFindings) -> str:
             "be another without it."
         )
     known = sorted(filter(lambda rule: _num_shared(rule) >= found.min_labels, shared), key=_turned, reverse=True)
-    given = f"An AI gave {found.num_labels:,} labels"
+    counted = f"An AI gave {found.num_labels:,} labels"
     if not known:
         return (
-            f"{given}. No principle shares {found.min_labels} of them with others, too few to say which decided most."
+            f"{counted}. No principle shares {found.min_labels} of them with others, too few to say which decided most."
         )
     if not _turned(known[0]):
-        return f"{given}. None of them would prefer another reply without any one of the principles that they share."
+        return f"{counted}. None of them would prefer another reply without any one of the principles that they share."
     return (
-        f"{given}. The largest share that depends on one principle is that of “{known[0].title}”: without it, "
+        f"{counted}. The largest share that depends on one principle is that of “{known[0].title}”: without it, "
         f"{_turned_said(known[0])} of its labels prefer another reply, or none"
         + (f"; the smallest is that of “{known[-1].title}”: {_turned_said(known[-1])}." if len(known) > 1 else ".")
     )

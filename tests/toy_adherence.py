@@ -66,7 +66,7 @@ def verdict(asked: Case, model: str, reply: str) -> Verdict:
 class FakeContext(FakeLogbook):
     """What the question reads of a context."""
 
-    seed = 0
+    seed, labels = 0, "labeller"
 
     def __init__(self, folder: Path, rules: Constitution, labeller: str) -> None:
         super().__init__(folder)

@@ -243,6 +243,7 @@ class Context:
         policy_engine: EngineConfig
         constitution: Constitution
         labeller: LabellerConfig
+        labels: str
         seed: int
         guidelines: Any
         reward_init: str

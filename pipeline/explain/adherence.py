@@ -76,6 +76,7 @@ class AdherenceFindings(Findings):
     not_tested: list[str]
     """Titles of the others."""
     by_labeller: Kept
+    """Empty if it was not asked: it gave no label of the run, and knows only whether a reply declines."""
     labeller_knows_more: bool
     """Than whether a reply declines. If not, it is asked about few replies, to see whether it agrees."""
     by_outcome: Kept
@@ -84,6 +85,10 @@ class AdherenceFindings(Findings):
     """How often both judges say the same."""
     kappa: Estimate
     """Cohen's κ of both judges: 0 is the agreement of two judges by chance, 1 that of equal ones."""
+
+    @property
+    def labeller_was_asked(self) -> bool:
+        return bool(self.by_labeller.judge)
 
     @property
     def labeller_beats_chance(self) -> bool:
@@ -128,6 +133,8 @@ class Adherence(Question):
         rules = [rule for rule in prepared.constitution.principles if rule.weight > 0]
         each = min(config.num_probes, len(cases))
         if own is not None and own.knows_only_declining:
+            if not whole.preferences.asks_labeller:
+                return Cost()
             rules, each = [rule for rule in rules if is_judged(rule)], min(NUM_CHECKED, each)
         asked = [num_questions(own, Reply(rule, cases[0].prompt, "A reply.")) for rule in rules]
         tokens = tokens_per_case(cases) + 2 * whole.evaluate.max_reply_tokens
@@ -148,7 +155,14 @@ class Adherence(Question):
         context = material.context
         own = labeller_of_replies(context.labeller, context.engine, context.constitution, context.seed)
         knows_more = own is None or not own.knows_only_declining
-        who, labelled = _by_labeller(probes if knows_more else first_of_each(judged), verdicts, material)
+        if not knows_more and not judged:
+            raise NotMeasuredError(
+                f"the labeller {context.labeller.kind} knows only whether a reply declines, and no principle that is "
+                "tested is tagged harmlessness or helpfulness"
+            )
+        who, labelled = "", dict[str, dict[str, Scores]]()
+        if knows_more or context.labels == "labeller":
+            who, labelled = _by_labeller(probes if knows_more else first_of_each(judged), verdicts, material)
         outcomes = by_principle(
             {
                 (probe.principle_id, model, probe.case_id): by_outcome(rules[probe.principle_id], verdict)
@@ -185,11 +199,6 @@ def _by_labeller(
     probes: Sequence[Probe], verdicts: Mapping[str, Mapping[str, Verdict]], material: Material
 ) -> tuple[str, dict[str, dict[str, Scores]]]:
     """(who answered, its scores of every model's replies to these probes)."""
-    if not probes:
-        raise NotMeasuredError(
-            f"the labeller {material.context.labeller.kind} knows only whether a reply declines, and no principle that "
-            "is tested is tagged harmlessness or helpfulness"
-        )
     rules = {rule.id: rule for rule in material.constitution.principles}
     asked = {
         (probe.principle_id, model, probe.case_id): Reply(rules[probe.principle_id], verdict.case.prompt, verdict.reply)

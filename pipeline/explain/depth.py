@@ -14,7 +14,7 @@ from pipeline.core.settings import Settings
 from pipeline.core.stage import Cost, Prepared
 from pipeline.evals.judges import refusal
 from pipeline.explain.base import Findings, Material, Measures, Question
-from pipeline.explain.costs import direct_cases, models_of, of_pool, tokens_per_case
+from pipeline.explain.costs import direct_cases, of_pool, tokens_per_case
 from pipeline.explain.finetuning import OPENINGS, FinetuningFindings, finetuning_findings
 from pipeline.explain.positions import ASKED, EARLY, PositionFindings, position_findings
 from pipeline.explain.prefilling import GATE_TOKENS, PrefillFindings, prefill_findings
@@ -31,7 +31,7 @@ class DepthConfig(Settings):
 
     enabled: bool = True
     """Answer this question."""
-    num_requests: int = Field(default=30, ge=1)
+    num_requests: int = Field(default=24, ge=1)
     """Requests for each part; KL is computed for as many of each pool."""
     positions: int = Field(default=24, gt=EARLY)
     """KL is computed at the first positions of the replies, up to this one."""
@@ -41,7 +41,7 @@ class DepthConfig(Settings):
     """After how many steps of fine-tuning the model is asked; 0 is also asked. An empty list switches this part off."""
     learning_rate: float = Field(default=5e-4, gt=0)
     """Learning rate of the fine-tuning, by AdamW."""
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=4, ge=1)
     """Harmful training prompts in a step of the fine-tuning."""
     max_reply_tokens: int = Field(default=20, ge=1)
     """The maximum number of tokens that are generated for a reply, after those that are given."""
@@ -88,16 +88,16 @@ class Depth(Question):
 
     def cost(self, config: DepthConfig, prepared: Prepared) -> Cost:
         """The few steps of fine-tuning are left out."""
-        cases, models = direct_cases(prepared), models_of(prepared)
+        cases = direct_cases(prepared)
         harmful = of_pool(cases, "red_team", config.num_requests)
         each, most = len(harmful), config.max_reply_tokens
         asked = tokens_per_case(harmful)
-        prefilled = len(models) * each * (1 + len(config.prefills)) if config.prefills else 0
+        prefilled = 2 * each * (1 + len(config.prefills)) if config.prefills else 0
         tuned = each * (1 + len(config.finetuning_steps)) if config.finetuning_steps else 0
         replies = Cost(
             num_calls=prefilled + tuned,
             num_tokens_written=(prefilled + tuned) * most,
-            num_tokens_read=(prefilled + tuned) * asked + len(models) * each * sum(config.prefills),
+            num_tokens_read=(prefilled + tuned) * asked + 2 * each * sum(config.prefills),
         )
         rows = [case for pool in ASKED for case in of_pool(cases, pool, config.num_requests)]
         read = Cost(num_tokens_read=2 * len(rows) * (tokens_per_case(rows) + config.positions))

@@ -41,9 +41,9 @@ class DirectionsConfig(Settings):
 
     enabled: bool = True
     """Answer this question. It loads the models with transformers, whatever the policy engine is."""
-    num_prompts: int = Field(default=60, ge=MIN_PROMPTS)
+    num_prompts: int = Field(default=50, ge=MIN_PROMPTS)
     """How many training prompts of each pool the directions are fitted on, at most."""
-    num_ablated: int = Field(default=30, ge=0)
+    num_ablated: int = Field(default=20, ge=0)
     """How many harmful and how many ordinary requests are answered without the refusal direction; 0: none."""
     max_reply_tokens: int = Field(default=20, ge=1)
     """The most tokens of a reply to a training prompt and of one without the direction: enough to see a refusal."""

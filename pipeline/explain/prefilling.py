@@ -60,7 +60,7 @@ class PrefillFindings(Findings):
 def prefill_findings(
     material: Material, num_requests: int, prefills: Sequence[int], max_reply_tokens: int
 ) -> PrefillFindings:
-    """Let every model continue the first tokens of the replies with which the first model complied. Greedy.
+    """Let the first and the last model continue the first tokens of the replies with which the first complied. Greedy.
 
     Args:
         prefills: numbers of tokens, in ascending order; 0 is also asked.
@@ -82,7 +82,8 @@ def prefill_findings(
         raise NotMeasuredError(
             f"{material.first} complied with none of {len(harmful)} harmful requests in more than {counts[-1]} tokens"
         )
-    found = {model: _outcomes(material, model, cases, begun, max_reply_tokens) for model in material.models}
+    models = dict.fromkeys((material.first, material.last))
+    found = {model: _outcomes(material, model, cases, begun, max_reply_tokens) for model in models}
     outcomes = [mine for by_count in found.values() for mine in by_count.values()]
     answered = [case for case in cases if all(case.id in mine for mine in outcomes)]
     if not answered:

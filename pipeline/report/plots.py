@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from markupsafe import Markup
@@ -24,12 +24,17 @@ _NUM_TICKS = 4
 _MAX_RADIUS = 15
 
 
-def legend(models: Sequence[str]) -> Markup:
+def legend(models: Sequence[str], shown: Container[str] | None = None) -> Markup:
+    """The sign of each model, or of those that are shown. Each model has the same sign in all pictures."""
     signs = (
         tag("svg", shape(i), class_=f"sign {colour(i)}", viewBox="-7 -7 14 14", aria_hidden="true")
         for i in range(len(models))
     )
-    items = (tag("li", sign, words(model)) for sign, model in zip(signs, models, strict=True))
+    items = (
+        tag("li", sign, words(model))
+        for sign, model in zip(signs, models, strict=True)
+        if shown is None or model in shown
+    )
     return tag("ul", *items, class_="legend")
 
 

@@ -36,6 +36,7 @@ class Explain(Stage):
             "policy_engine": config.policy_engine,
             "engine": config.feedback_engine("preferences"),
             "labeller": config.preferences.labeller,
+            "labels": config.preferences.labels,
             "constitution": constitution,
             "alignment": part(config.align, "reward_model"),
             "suites": part(config.evaluate, "checkpoints", "split", "confidence", "max_reply_tokens"),

@@ -47,6 +47,7 @@ READ_BY: dict[str, set[str]] = {
     "sft.save_every_steps": set(),
     "preferences": {"preferences"},
     "preferences.labeller": {"preferences", "evaluate", "explain"},
+    "preferences.labels": {"preferences", "explain"},
     "reward": {"reward"},
     "reward.init": {"reward", "reward model"},
     "reward.save_every_steps": set(),

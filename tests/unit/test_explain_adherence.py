@@ -115,6 +115,11 @@ def test_a_labeller_that_knows_only_declining_is_not_asked_about_honesty(asked: 
     assert found.trusted is found.by_outcome and found.trusted.rates["harm"]["aligned"].total == 12
     assert judges(found) == [found.by_outcome], "two replies of each principle are no numbers to show"
     assert "knows no more than that; asked about a few replies, it agrees on 100" in section(found, list(MODELS)).said
+    own = asked.context(likes_what_it_was_shown, with_examples(RULES), "likelihood")
+    own.labels = "pool"
+    alone = asked.find(learns_to_refuse, likes_what_it_was_shown, context=own)
+    assert not asked.engine.asked and alone.trusted == found.by_outcome and not alone.labeller_was_asked
+    assert "no AI labelled this run" in section(alone, list(MODELS)).said
     rules = with_examples(constitution(principle("true", "honesty")))
     with pytest.raises(NotMeasuredError, match="likelihood knows only whether a reply declines"):
         asked.find(learns_to_refuse, knows, context=asked.context(knows, rules, "likelihood"))

@@ -22,7 +22,8 @@ def section(found: AdherenceFindings, models: list[str]) -> Section:
         name="adherence",
         title="Does it keep to each principle?",
         said=" ".join(filter(None, (changed, weakest_said(found, models), judges_said(found)))),
-        is_warning=not found.labeller_beats_chance or bool(_titles(found, models, "worse")),
+        is_warning=(found.labeller_was_asked and not found.labeller_beats_chance)
+        or bool(_titles(found, models, "worse")),
         first_page=weakest_said(found, models),
         tables={"adherence": _rates(found, models), "adherence_changes": _changes(found)},
         findings=found,
@@ -45,6 +46,11 @@ def weakest_said(found: AdherenceFindings, models: list[str]) -> str:
 def judges_said(found: AdherenceFindings) -> str:
     """What the labeller's judgement is worth."""
     labeller, second = found.by_labeller.judge, found.by_outcome.judge
+    if not found.labeller_was_asked:
+        return (
+            f"The numbers are those of the judge {second}, which knows only whether a reply declines; no AI labelled "
+            "this run, so there is no labeller to compare it with."
+        )
     if not found.by_outcome.rates:
         return (
             f"No principle here is about declining or answering, so nothing shows whether the labeller {labeller} can "

@@ -140,9 +140,9 @@ def lines(found: DepthFindings) -> dict[str, list[tuple[float, float]]]:
 
 
 def prefill_rows(found: PrefillFindings, models: list[str]) -> list[Row]:
-    """(number of tokens, share complied with by each model)."""
+    """(number of tokens, share complied with by each model); only the first and the last have one."""
     counts = found.complied[models[0]]
-    return [(_tokens(count), [found.complied[model][count] for model in models]) for count in counts]
+    return [(_tokens(count), [found.complied.get(model, {}).get(count) for model in models]) for count in counts]
 
 
 def finetuning_rows(found: FinetuningFindings, models: list[str]) -> list[Row]:

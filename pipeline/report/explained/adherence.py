@@ -139,7 +139,8 @@ def notes(found: AdherenceFindings, kept: Kept, models: list[str]) -> Mapping[st
 
 def called(found: AdherenceFindings, kept: Kept) -> str:
     """Which of the two judges this is, and its name."""
-    return f"{'the labeller' if kept is found.by_labeller else 'the second judge'} ({kept.judge})"
+    second = "the second judge" if found.labeller_was_asked else "the judge"
+    return f"{'the labeller' if kept is found.by_labeller else second} ({kept.judge})"
 
 
 def judges(found: AdherenceFindings) -> list[Kept]:

@@ -27,10 +27,11 @@ def sections() -> Iterator[Section]:
     top = [row for name, field in Config.model_fields.items() if (row := _row(Config, name, field)) is not None]
     yield "", "", "Settings at the top.", top
     seen: dict[int, str] = {}
-    for name in ("engine", "preferences"):  # described where a reader looks for them first
+    first = ("engine", "preferences", "evaluate")  # engines, labellers and judges are described where a reader looks
+    for name in first:
         yield from _section(name, Config.model_fields[name], seen)
     for name, field in Config.model_fields.items():
-        if name not in {"engine", "preferences"}:
+        if name not in first:
             yield from _section(name, field, seen)
 
 

@@ -15,8 +15,10 @@ from pipeline.chain.preflight import preflight
 from pipeline.chain.runner import Run, run
 from pipeline.cli import main
 from pipeline.core.cache import Manifest
+from pipeline.core.errors import StageError
 from pipeline.core.stage import Cost
 from pipeline.explain.asked import Explanation
+from pipeline.stages.explain import Explain
 from tests.conftest import tiny_overrides
 from tests.test_evaluate import SMALL
 
@@ -106,3 +108,39 @@ def test_a_run_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "there is no run 'nothing'" in capsys.readouterr().err
     assert main(["explain", "nothing", "--base", "embedded", "--ablate", f"output_dir={tmp_path}"]) == 2
     assert "--ablate" in capsys.readouterr().err
+
+
+def test_the_old_report_stays_until_the_new_one_is_there(finished: Finished, monkeypatch: pytest.MonkeyPatch):
+    done, overrides, out = finished
+    asked = [f"output_dir={out}", "tracking=none", "explain.directions.enabled=false", "explain.depth.enabled=false"]
+    report = done.folder / "report.html"
+    assert main(["explain", done.name, *asked]) in {0, 3}
+    before = report.read_text(encoding="utf-8")
+
+    def fails(*args: object) -> None:
+        raise StageError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Explain, "run", fails)
+        assert main(["explain", done.name, *asked, "explain.adherence.num_probes=3"]) == 1
+    assert report.read_text(encoding="utf-8") == before and (done.folder / "checkpoint").is_dir()
+    assert main(["explain", done.name, *asked, "explain.adherence.num_probes=3"]) in {0, 3}
+    names = [path.name.partition("-")[2] for path in sorted(done.folder.glob("[0-9]*-*"))]
+    assert len(names) == len(set(names)) and names[-2:] == ["explain", "report"]
+    run(compose_config(overrides))
+    assert not list(done.folder.glob("[0-9]*-explain")), "the run without questions has no answers"
+
+
+def test_settings_that_a_finished_run_does_not_take_are_refused(finished: Finished, capsys: pytest.CaptureFixture[str]):
+    done, _, out = finished
+    for word, message in (
+        ("evaluate.guidelines=mine.yaml", "a finished run keeps its settings, so cai explain takes only explain,"),
+        ("align=ppo", "align=ppo: a finished run keeps its settings"),
+        (
+            " ".join(f"explain.{name}.enabled=false" for name in
+                     ("adherence", "principles", "depth", "directions", "reward")),
+            "every question is switched off; switch one on",
+        ),
+    ):  # fmt: skip
+        assert main(["explain", done.name, *word.split(), f"output_dir={out}"]) == 2
+        assert message in capsys.readouterr().err

@@ -109,7 +109,8 @@ def to_ask(run: Askable, words: str) -> Asked:
         return Asked(messages=asked_turns(verdict.case), begun=_prefilled(verdict.case), case=verdict.case)
     if not words.strip():
         raise ConfigError("PROMPT is empty; give a request in quotes, or the id of an evaluated case.")
-    near = get_close_matches(words, verdicts, n=1, cutoff=_CUTOFF)
+    parts = [name for name in verdicts if words in name and " " not in words]
+    near = sorted(parts, key=len)[:1] or get_close_matches(words, verdicts, n=1, cutoff=_CUTOFF)
     if near or (" " not in words and words.partition("/")[0] in {name.partition("/")[0] for name in verdicts}):
         hint = f"; did you mean {near[0]!r}?" if near else "; the ids are in the run's folder, in verdicts.jsonl"
         raise ConfigError(f"CASE: the evaluation of {run.name} has no case {words!r}{hint}.")

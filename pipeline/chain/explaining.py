@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.chain.checkpoints import read_config, with_checkpoints
@@ -12,6 +13,9 @@ from pipeline.chain.runs import RUN_FILE, find_run
 from pipeline.constitution.files import load_constitution
 from pipeline.core.cache import Manifest
 from pipeline.core.errors import ConfigError
+from pipeline.report.wording import listed
+
+TAKEN = ("explain", "launch", "tracking", "output_dir")
 
 
 def to_explain(config: Config, name: str, base: str | None) -> Config:
@@ -48,6 +52,21 @@ def to_explain(config: Config, name: str, base: str | None) -> Config:
     )
     _refuse_unfinished(explained)
     return explained
+
+
+def refuse_other_settings(overrides: Sequence[str]) -> None:
+    """Refuse overrides that a finished run does not take: its settings are those that it was made with.
+
+    Raises:
+        ConfigError: one of them is about something else.
+    """
+    for word in overrides:
+        group = word.lstrip("+~").partition("=")[0].rpartition("@")[2].partition(".")[0]
+        if group not in TAKEN:
+            raise ConfigError(
+                f"{word}: a finished run keeps its settings, so cai explain takes only {listed(TAKEN, 'and')}; for "
+                "other guidelines, run cai report RUN --guidelines FILE."
+            )
 
 
 def ablations(config: Config) -> dict[str, Config]:

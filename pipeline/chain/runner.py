@@ -6,7 +6,7 @@ import errno
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -95,6 +95,7 @@ def _run(prepared: Prepared, name: str, folder: Path) -> Run:
             done[task.name] = _ensure(task, fields, prepared, done, name, run_ranks)
             link(done[task.name].folder, folder / f"{number}-{task.name}")
         _record(folder, done)
+        _remove_old_links(folder, [f"{number}-{name}" for number, name in enumerate(done, start=1)])
         _finish(folder, done, time.perf_counter() - started)
     return Run(name=name, folder=folder, stages=done)
 
@@ -142,7 +143,7 @@ def run_name(config: Config, constitution: Constitution) -> str:
 def _open_run(folder: Path, config: Config, constitution: Constitution) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.iterdir():  # files of an earlier run with this name
+        for old in () if _holds(folder, config) else folder.iterdir():  # files of another run with this name
             if old.is_symlink() or old.name in {RUN_FILE, *FILES}:
                 old.unlink()
             elif old.name == TABLES:  # written by `cai report`
@@ -154,6 +155,23 @@ def _open_run(folder: Path, config: Config, constitution: Constitution) -> None:
         raise ConfigError(
             f"output_dir is {config.output_dir!r}, which can't be written ({error.strerror}); give another folder."
         ) from None
+
+
+def _holds(folder: Path, config: Config) -> bool:
+    """Whether the folder is of a run with these settings, but for questions about it: its report stays until the new
+    one is there."""
+    try:
+        old, new = json.loads((folder / "config.json").read_text(encoding="utf-8")), to_plain(config)
+    except (FileNotFoundError, ValueError):  # none, or damaged
+        return False
+    return all(old.get(name) == value for name, value in new.items() if name not in ("explain", "launch", "tracking"))
+
+
+def _remove_old_links(folder: Path, stages: Sequence[str]) -> None:
+    """Links to stages that an earlier run here had at other places of the chain."""
+    for old in folder.glob("[0-9]*-*"):
+        if old.is_symlink() and old.name not in stages:
+            old.unlink()
 
 
 def _record(folder: Path, done: dict[str, Finished], making: str | None = None) -> None:
@@ -284,6 +302,8 @@ def _finish(folder: Path, done: dict[str, Finished], seconds: float) -> None:
     if report := done.get("report"):
         for name in FILES:
             shutil.copyfile(report.folder / name, folder / name)
+        if (folder / TABLES).is_dir() and not (folder / TABLES).is_symlink():
+            shutil.rmtree(folder / TABLES)  # written by `cai report`
         link(report.folder / TABLES, folder / TABLES)
     aligned = [finished for finished in done.values() if finished.task.stage.name == "align"]
     if aligned:

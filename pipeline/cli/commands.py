@@ -90,11 +90,13 @@ def _redteam(args: argparse.Namespace) -> int:
 
 def _explain(args: argparse.Namespace) -> int:
     from pipeline.chain.compose import compose_config
-    from pipeline.chain.explaining import ablations, to_explain
+    from pipeline.chain.explaining import ablations, refuse_other_settings, to_explain
     from pipeline.chain.runner import run
 
     if args.ablate and args.base is not None:
         raise ConfigError("--ablate trains a run again without each principle, so it needs a run; leave out --base.")
+    if args.base is None:
+        refuse_other_settings(args.overrides)
     config = to_explain(compose_config(args.overrides, args.config_dir), args.run, args.base)
     others = ablations(config) if args.ablate else {}
     explained = run(config)

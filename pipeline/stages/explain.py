@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipeline.constitution.schema import Constitution
-from pipeline.core.errors import NotMeasuredError
+from pipeline.core.errors import ConfigError, NotMeasuredError
 from pipeline.core.log import say, warn
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Metrics, Prepared, Stage
@@ -46,7 +46,10 @@ class Explain(Stage):
     def check(self, prepared: Prepared) -> list[str]:
         own = prepared.config.explain
         if not own.asked:
-            return ["explain.enabled is true, but every question is switched off."]
+            raise ConfigError(
+                "explain.enabled is true, but every question is switched off; switch one on, such as "
+                "explain.depth.enabled=true, or set explain.enabled=false."
+            )
         return [note for question in own.asked for note in question.check(getattr(own, question.name), prepared)]
 
     def engines(self, config: Config) -> dict[str, EngineConfig]:

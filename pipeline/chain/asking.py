@@ -15,6 +15,7 @@ from pipeline.core.stage import Context
 from pipeline.engines.model_checks import check_model
 from pipeline.evals.answering import asked_turns
 from pipeline.evals.checkpoints import checkpoints
+from pipeline.evals.results import DIRECT
 from pipeline.explain.base import Material
 from pipeline.explain.why import Askable, Asked
 from pipeline.methods.base import method_of
@@ -110,7 +111,9 @@ def to_ask(run: Askable, words: str) -> Asked:
     if not words.strip():
         raise ConfigError("PROMPT is empty; give a request in quotes, or the id of an evaluated case.")
     parts = [name for name in verdicts if words in name and " " not in words]
-    near = sorted(parts, key=len)[:1] or get_close_matches(words, verdicts, n=1, cutoff=_CUTOFF)
+    near = sorted(parts, key=lambda name: (not name.endswith(f"/{DIRECT}"), len(name)))[:1] or get_close_matches(
+        words, verdicts, n=1, cutoff=_CUTOFF
+    )
     if near or (" " not in words and words.partition("/")[0] in {name.partition("/")[0] for name in verdicts}):
         hint = f"; did you mean {near[0]!r}?" if near else "; the ids are in the run's folder, in verdicts.jsonl"
         raise ConfigError(f"CASE: the evaluation of {run.name} has no case {words!r}{hint}.")

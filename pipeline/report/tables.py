@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.evals.measures import all_measures, group_of
-from pipeline.evals.results import Estimate
+from pipeline.evals.results import Disparity, Estimate, JudgeCard
 from pipeline.report import knows
 from pipeline.report.build import Report
 from pipeline.report.explained.all import explain_tables
@@ -45,19 +45,7 @@ def tables_of(report: Report) -> dict[str, list[Row]]:
             {"pool": pool, "who": who, "quantity": quantity} | _flat(found)
             for pool, who, quantity, found in knows.quantities(results)
         ],
-        "bias": [
-            {"model": d.model, "attribute": d.attribute, "metric": d.metric, "group": group}
-            | _flat(rate)
-            | {
-                "difference": d.difference.value,
-                "difference_low": d.difference.low,
-                "difference_high": d.difference.high,
-            }
-            | {"ratio": d.ratio.value, "ratio_low": d.ratio.low, "ratio_high": d.ratio.high}
-            | {"p": d.p, "p_corrected": d.p_corrected}
-            for d in results.bias
-            for group, rate in d.rates.items()
-        ],
+        "bias": [row for disparity in results.bias for row in _bias_rows(disparity)],
         "ratings": [rating.model_dump() for rating in results.ratings],
         "pairs": [
             {"who": p.who, "role": p.role, "dataset": p.dataset, "kind": p.kind}
@@ -65,11 +53,7 @@ def tables_of(report: Report) -> dict[str, list[Row]]:
             | {"num_unanswered": p.num_unanswered}
             for p in results.pairs
         ],
-        "judges": [
-            {"judge": card.name, "shared_with_training": card.shared_with_training, "label": label} | _flat(found)
-            for card in results.judges
-            for label, found in {"all": card.accuracy, **card.by_class}.items()
-        ],
+        "judges": [row for card in results.judges for row in _judge_rows(card)],
         "judge_disagreements": [
             {"judge": card.name} | d.model_dump() for card in results.judges for d in card.disagreements
         ],
@@ -81,6 +65,29 @@ def tables_of(report: Report) -> dict[str, list[Row]]:
         **second_judge_tables(report),
     }
     return {name: rows for name, rows in tables.items() if rows}
+
+
+def _bias_rows(disparity: Disparity) -> list[Row]:
+    """One row for each group, with what compares all groups in each of them."""
+    d = disparity
+    compared = {
+        "difference": d.difference.value,
+        "difference_low": d.difference.low,
+        "difference_high": d.difference.high,
+        "ratio": d.ratio.value,
+        "ratio_low": d.ratio.low,
+        "ratio_high": d.ratio.high,
+        "p": d.p,
+        "p_corrected": d.p_corrected,
+    }
+    head = {"model": d.model, "attribute": d.attribute, "metric": d.metric}
+    return [head | {"group": group} | _flat(rate) | compared for group, rate in d.rates.items()]
+
+
+def _judge_rows(card: JudgeCard) -> list[Row]:
+    """One row for all labelled replies, and one for each label."""
+    head = {"judge": card.name, "shared_with_training": card.shared_with_training}
+    return [head | {"label": label} | _flat(rate) for label, rate in {"all": card.accuracy, **card.by_class}.items()]
 
 
 def _flat(estimate: Estimate) -> Row:

@@ -36,10 +36,10 @@ class SaysLittle(Judge):
     who = "says-little"
 
     class Config(JudgeConfig):
-        """It."""
+        """Counts replies of one or two words as right."""
 
         kind: Literal["says_little"] = "says_little"
-        """It."""
+        """The number of words."""
 
     def judge(self, items: Sequence[Item]) -> dict[str, Judged]:
         found = {}

@@ -1,6 +1,7 @@
 """Benchmark of the in-process engine: tokens and pairs per second beside plain transformers, in one process.
 
-    python scripts/bench_engine.py [--model PATH] [--rows 64] [--new-tokens 48] [--precision auto] [--output FILE]
+    python scripts/bench_engine.py [--model PATH] [--rows 64] [--new-tokens 48] [--precision auto] [--int8]
+        [--output FILE]
 
 Three tasks of the default run, on its own prompts:
 
@@ -33,6 +34,7 @@ from pipeline.constitution.schema import Constitution
 from pipeline.data.loading import load_prompts
 from pipeline.engines.base import ReplyQuery, Request
 from pipeline.engines.hf import HFEngine
+from pipeline.engines.int8 import round_to_int8
 from pipeline.engines.models import load_model, load_tokenizer, resolve_path
 from pipeline.labellers.base import LABELLERS
 from pipeline.records import Message, derived_rng
@@ -146,13 +148,16 @@ def main() -> None:
     arguments.add_argument("--rows", type=int, default=64)
     arguments.add_argument("--new-tokens", type=int, default=48)
     arguments.add_argument("--precision", default="auto")
+    arguments.add_argument("--int8", action="store_true", help="the engine computes in 8 bits, as a critic may")
     arguments.add_argument("--output", type=Path, default=Path("docs/bench.md"))
     args = arguments.parse_args()
 
     path = resolve_path(args.model)
     config, constitution = compose_config([]), load_constitution(find_constitution("default"))
     tokenizer = load_tokenizer(path)
-    plain, model = load_model(path, "fp32"), load_model(path, args.precision)
+    plain, model = load_model(path, "fp32"), load_model(path, "fp32" if args.int8 else args.precision)
+    if args.int8:
+        round_to_int8(model)
     engine = HFEngine(model, tokenizer, "engine", batch_rows=args.rows)
     replies = first_replies(config, args.rows, args.new_tokens)
     reviews = critiques(config, constitution, min(args.rows, 24), args.new_tokens)
@@ -182,13 +187,16 @@ def main() -> None:
             "pairs",
         ),
     ]
+    precision, numbers = f"--precision {args.precision}", str(model.dtype)
+    if args.int8:
+        precision, numbers = "--int8", "8 bits"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"a CPU with {os.cpu_count()} cores"
     lines = [
         "# Engine benchmark",
         "",
         f"Command: `python scripts/bench_engine.py --model {args.model} --rows {args.rows} --new-tokens "
-        f"{args.new_tokens} --precision {args.precision}`, on {device}, torch {torch.__version__}. Baseline: plain "
-        f"transformers, {plain.dtype}, for labels one forward pass per prompt. Engine: {model.dtype}.",
+        f"{args.new_tokens} {precision}`, on {device}, torch {torch.__version__}. Baseline: plain "
+        f"transformers, {plain.dtype}, for labels one forward pass per prompt. Engine: {numbers}.",
         "",
         "| task | rows | baseline, per second | engine, per second | ratio |",
         "| --- | --- | --- | --- | --- |",

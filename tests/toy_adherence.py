@@ -66,11 +66,12 @@ def verdict(asked: Case, model: str, reply: str) -> Verdict:
 class FakeContext(FakeLogbook):
     """What the question reads of a context."""
 
-    seed, labels = 0, "labeller"
+    seed, labels, folders = 0, "labeller", dict[str, Path]()
 
     def __init__(self, folder: Path, rules: Constitution, labeller: str) -> None:
         super().__init__(folder)
-        self.out, self.constitution, self.labeller = folder, rules, LABELLERS.parse({"kind": labeller})
+        self.out = self.work = folder
+        self.constitution, self.labeller = rules, LABELLERS.parse({"kind": labeller})
         self.engine = compose_config([]).engine
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.core.distributed import LaunchConfig
+from pipeline.core.errors import ConfigError
 from pipeline.engines.base import ENGINES, BatchEngine, Engine, EngineConfig, EngineKind, Weights
 from pipeline.engines.live import LiveEngine, LivePolicy
 from pipeline.engines.model_checks import check_model
@@ -68,6 +69,24 @@ class HF(EngineKind):
 
         kind: Literal["hf"] = "hf"
         """A local model through transformers."""
+        quantization: Literal["int8"] | None = None
+        """int8: the model of ``path`` computes in 8 bits, for a CPU without bf16; null: in its own number format."""
+
+        def key(self) -> dict[str, Any]:
+            """Without a quantisation that is not used, so that runs from before it was there are still known."""
+            return {name: value for name, value in super().key().items() if name != "quantization" or value}
+
+        def check(self, field: str) -> None:
+            super().check(field)
+            if self.quantization:
+                from pipeline.engines.int8 import check_int8
+
+                if self.path is None:
+                    raise ConfigError(
+                        f"{field}.quantization is int8, but {field}.path is not set, and the model that is aligned is "
+                        f"never rounded: set {field}.path to the critic's folder, or leave {field}.quantization out."
+                    )
+                check_int8(f"{field}.quantization")
 
     @staticmethod
     def open(config: EngineConfig, weights: Weights, launch: LaunchConfig) -> Engine:
@@ -75,7 +94,11 @@ class HF(EngineKind):
         weights = config.weights_of(weights)
         path = resolve_path(weights.path)
         revision = None if Path(path).is_dir() else weights.revision
-        model = load_model(path, weights.precision, revision)
+        model = load_model(path, "fp32" if config.quantization else weights.precision, revision)
+        if config.quantization:
+            from pipeline.engines.int8 import round_to_int8
+
+            round_to_int8(model)
         return engine_over(model, load_tokenizer(path, revision), weights.name, launch)
 
     @staticmethod

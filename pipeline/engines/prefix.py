@@ -9,9 +9,13 @@ from typing import Any
 
 import torch
 
+from pipeline.engines.int8 import Int8Linear
+
 MIN_SHARED = 8  # tokens; a shorter prefix is not worth a forward pass of its own
 EXACT = 1e-3  # nats: the largest difference of log-probabilities in 32 bits
-ROUNDED = 0.25  # nats: their largest mean difference in 16 bits; rounding makes 0.08, a wrong mask or position 0.37
+ROUNDED = (
+    0.25  # nats: their largest mean difference in 16 or 8 bits; rounding makes 0.08, a wrong mask or position 0.37
+)
 _SHORT_SIGHT = re.compile(r"window|chunk|local(?!_expert)")  # in names of settings: attention sees only near tokens
 _FOUND: dict[str, bool] = {}  # configuration of a model → whether it shares prefixes
 
@@ -126,8 +130,9 @@ def _full_attention(config: Any) -> bool:
 
 
 def _tolerance(model: Any) -> float:
-    computes_in_16_bits = "_original_forward" in vars(model)  # Accelerate's mixed precision
-    return EXACT if next(model.parameters()).dtype == torch.float32 and not computes_in_16_bits else ROUNDED
+    rounds = "_original_forward" in vars(model)  # Accelerate's mixed precision
+    rounds = rounds or any(isinstance(layer, Int8Linear) for layer in model.modules())
+    return EXACT if next(model.parameters()).dtype == torch.float32 and not rounds else ROUNDED
 
 
 # --- Small computations that show it -------------------------------------------------------------------------------

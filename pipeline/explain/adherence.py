@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,12 +15,12 @@ from pipeline.engines.votes import cost_of_choices
 from pipeline.evals.cases import build_cases
 from pipeline.evals.results import Estimate
 from pipeline.evals.scores import Scores
+from pipeline.explain import written_probes
 from pipeline.explain.adherence_counts import (
     MEASURE,
     NUM_CHECKED,
     Kept,
     agree,
-    answered_by_all,
     by_principle,
     first_of_each,
     kept,
@@ -37,9 +38,10 @@ from pipeline.explain.keeping import (
     log_odds,
     num_questions,
 )
-from pipeline.explain.probes import FILE, Probe, asked_directly, choose, probes_content, read_probes
+from pipeline.explain.probed import probed
+from pipeline.explain.probes import FILE, Probe, asked_directly, probes_content, read_probes
 from pipeline.labellers.base import TEMPLATE as LABELLER_TEMPLATE
-from pipeline.records import Case, Verdict, write_records
+from pipeline.records import Verdict, write_records
 
 
 class AdherenceConfig(Settings):
@@ -49,9 +51,13 @@ class AdherenceConfig(Settings):
     """Answer this question."""
     num_probes: int = Field(default=12, ge=1)
     """The most requests for each principle."""
+    num_written: int = Field(default=12, ge=0)
+    """So many of them are asked for from the critic, if its labels come from the words of the principles; the others
+    are from the evaluation, chosen by the tags and the words of the principle."""
     probes: str | None = None
-    """A file with the requests of each principle (columns principle_id and request), such as an edited
-    ``probes.jsonl`` of an earlier run; null: they are chosen by the tags and the words of the principle."""
+    """A file with the requests of each principle (columns principle_id and request, and pool for a request that the
+    evaluation does not ask), such as an edited ``probes.jsonl`` of an earlier run; null: they are written and
+    chosen."""
 
     def key_of(self, name: str) -> Any:
         """The file counts by its content."""
@@ -75,6 +81,8 @@ class AdherenceFindings(Findings):
     """In the order of the constitution; without those that no request tests."""
     not_tested: list[str]
     """Titles of the others."""
+    num_by_source: dict[str, int]
+    """``drawn`` from the evaluation, ``written`` by the critic or ``given`` → requests, once for each principle."""
     by_labeller: Kept
     """Empty if it was not asked: it gave no label of the run, and knows only whether a reply declines."""
     labeller_knows_more: bool
@@ -115,13 +123,19 @@ class Adherence(Question):
     asks_labeller = True
 
     def reads(self, config: AdherenceConfig) -> dict[str, Any]:
-        return {"template": TEMPLATE, "labeller": LABELLER_TEMPLATE, "questions": QUESTIONS}
+        return {
+            "template": TEMPLATE,
+            "labeller": LABELLER_TEMPLATE,
+            "questions": QUESTIONS,
+            "writing": written_probes.TEMPLATE if config.num_written and config.probes is None else "",
+        }
 
     def check(self, config: AdherenceConfig, prepared: Prepared) -> list[str]:
         if config.probes is not None:
             suites = prepared.config.evaluate
             held_out = [prompt for prompt in prepared.prompts if prompt.split == suites.split]
-            read_probes(config.probes, prepared.constitution, asked_directly(build_cases(suites, held_out, [])))
+            cases = asked_directly(build_cases(suites, held_out, []))
+            read_probes(config.probes, prepared.constitution, cases, prepared.prompts)
         return []
 
     def cost(self, config: AdherenceConfig, prepared: Prepared) -> Cost:
@@ -139,22 +153,23 @@ class Adherence(Question):
         asked = [num_questions(own, Reply(rule, cases[0].prompt, "A reply.")) for rule in rules]
         tokens = tokens_per_case(cases) + 2 * whole.evaluate.max_reply_tokens
         num_queries = each * len(models_of(prepared)) * sum(asked)
-        return Cost.of_roles({field: cost_of_choices(engine, num_queries, tokens)})
+        answers = cost_of_choices(engine, num_queries, tokens)
+        number = min(config.num_written, config.num_probes)
+        if config.probes or not number or not whole.preferences.asks_labeller or (own and own.knows_only_declining):
+            return Cost.of_roles({field: answers})
+        writing = written_probes.cost(prepared.constitution, prepared.prompts, number, whole.seed)
+        replies = written_probes.cost_of_replies(rules, number, models_of(prepared), whole.evaluate.max_reply_tokens)
+        return Cost.of_roles({field: Cost.sum((answers, writing)), "policy_engine": replies})
 
     def answer(self, config: AdherenceConfig, material: Material) -> AdherenceFindings:
-        verdicts = answered_by_all(material.verdicts, list(material.models))
-        cases = asked_directly(mine[material.first].case for mine in verdicts.values())
-        if not cases:
-            raise NotMeasuredError("there is no request without an attack to which every model replied")
-        probes = _probes(config, material, cases)
-        if not probes:
-            raise NotMeasuredError("no request that puts a principle to the test has a reply of every model")
-        write_records(material.context.out / FILE, probes)
-        rules = {rule.id: rule for rule in material.constitution.principles}
-        judged = [probe for probe in probes if is_judged(rules[probe.principle_id])]
         context = material.context
         own = labeller_of_replies(context.labeller, context.engine, context.constitution, context.seed)
         knows_more = own is None or not own.knows_only_declining
+        can_write = knows_more and context.labels == "labeller"
+        probes, verdicts = probed(material, config.probes, config.num_probes, config.num_written if can_write else 0)
+        write_records(context.out / FILE, probes)
+        rules = {rule.id: rule for rule in material.constitution.principles}
+        judged = [probe for probe in probes if is_judged(rules[probe.principle_id])]
         if not knows_more and not judged:
             raise NotMeasuredError(
                 f"the labeller {context.labeller.kind} knows only whether a reply declines, and no principle that is "
@@ -172,27 +187,15 @@ class Adherence(Question):
         )
         models, confidence = list(material.models), material.confidence
         agreement, kappa = agree(labelled, outcomes, confidence)
-        judge = verdicts[probes[0].case_id][material.first].judge
+        judges = {verdicts[probe.case_id][material.first].judge for probe in judged or probes}
         return AdherenceFindings(
             **_tested(probes, material),
             labeller_knows_more=knows_more,
             by_labeller=kept(who, labelled, models, confidence),
-            by_outcome=kept(judge, outcomes, models, confidence),
+            by_outcome=kept(" and ".join(sorted(judges)), outcomes, models, confidence),
             agreement=agreement,
             kappa=kappa,
         )
-
-
-def _probes(config: AdherenceConfig, material: Material, answered: Mapping[str, Case]) -> list[Probe]:
-    """Those of the file to which every model replied, or chosen ones."""
-    if config.probes is None:
-        return choose(material.constitution, list(answered.values()), config.num_probes)
-    asked = asked_directly(verdict.case for mine in material.verdicts.values() for verdict in mine)
-    given = read_probes(config.probes, material.constitution, asked)
-    probes = [probe for probe in given if probe.case_id in answered]
-    if lost := len(given) - len(probes):
-        material.notes.append(f"adherence: {lost} of {len(given)} probes have no reply of every model and don't count.")
-    return probes
 
 
 def _by_labeller(
@@ -216,5 +219,6 @@ def _tested(probes: Sequence[Probe], material: Material) -> dict[str, Any]:
     rules = material.constitution.principles
     return {
         "principles": [Probed(id=r.id, title=r.title, num_probes=number[r.id]) for r in rules if number[r.id]],
+        "num_by_source": dict(Counter(probe.source for probe in probes)),
         "not_tested": [r.title for r in rules if r.weight > 0 and not number[r.id]],
     }

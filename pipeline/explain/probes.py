@@ -1,10 +1,10 @@
-"""The requests that put each principle to the test: chosen by its tags and its words, or by a person."""
+"""The requests that put each principle to the test: chosen by its tags and its words, or given in a file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
@@ -14,10 +14,11 @@ from pipeline.core.text import words
 from pipeline.data.files import rows_of, source_content
 from pipeline.data.sources import SourceConfig
 from pipeline.evals.results import DIRECT
-from pipeline.records import POOLS, Case, Record, derive_seed, normalised
+from pipeline.records import POOLS, Case, Message, Pool, Prompt, Record, derive_seed, dialogue_key, normalised
 
 FILE = "probes.jsonl"
 FIELD = "explain.adherence.probes"
+Source = Literal["drawn", "written", "given"]
 
 
 class Probe(Record):
@@ -25,8 +26,23 @@ class Probe(Record):
 
     principle_id: str
     case_id: str
-    """The conversation of the evaluation that asked it."""
+    """The conversation of the evaluation that asked it, or one that ``explain`` asks."""
     request: str
+    pool: Pool
+    source: Source = "drawn"
+    """From the evaluation, written by the critic, or a person's own."""
+
+    @property
+    def case(self) -> Case:
+        """The conversation, where the evaluation did not ask it."""
+        turns = [Message(role="user", content=self.request)]
+        prompt = Prompt(id=self.case_id, pool=self.pool, kind=self.source, split="test", messages=turns)
+        return Case(id=self.case_id, suites=["probes"], prompt=prompt, messages=turns)
+
+
+def probe_id(request: str) -> str:
+    """The id of a conversation that the evaluation did not ask."""
+    return f"probe-{dialogue_key([Message(role='user', content=request)])[:12]}"
 
 
 def asked_directly(cases: Iterable[Case]) -> dict[str, Case]:
@@ -54,8 +70,21 @@ def choose(constitution: Constitution, cases: Sequence[Case], num_probes: int) -
             if rule.id in fitting[case.prompt.pool]
         )
         chosen = [cases[place] for *_, place in ranked[:num_probes]]
-        probes += [Probe(principle_id=rule.id, case_id=case.id, request=case.prompt.request) for case in chosen]
+        probes += [_asked(rule.id, case) for case in chosen]
     return probes
+
+
+def _asked(principle_id: str, case: Case) -> Probe:
+    return Probe(principle_id=principle_id, case_id=case.id, request=case.prompt.request, pool=case.prompt.pool)
+
+
+def fill(constitution: Constitution, first: Sequence[Probe], then: Sequence[Probe], num_probes: int) -> list[Probe]:
+    """At most so many probes of each principle, those of ``first`` before those of ``then``."""
+    return [
+        probe
+        for rule in constitution.principles
+        for probe in [one for one in (*first, *then) if one.principle_id == rule.id][:num_probes]
+    ]
 
 
 def words_of(rule: Principle) -> str:
@@ -84,34 +113,50 @@ def probes_content(path: str) -> Any:
     return source_content(FIELD, _source(path), Path())
 
 
-def read_probes(path: str, constitution: Constitution, cases: Mapping[str, Case]) -> list[Probe]:
-    """The probes of a file. Each row needs ``principle_id`` and ``request``.
+def read_probes(
+    path: str, constitution: Constitution, cases: Mapping[str, Case], prompts: Iterable[Prompt]
+) -> list[Probe]:
+    """The probes of a file. Each row needs ``principle_id`` and ``request``; one that the evaluation does not ask needs
+    ``pool``, too, and ``explain`` asks it.
 
     Args:
         cases: id → case that the evaluation asks directly.
+        prompts: those of the run; a request of the training split is no probe.
 
     Raises:
-        ConfigError: there is no such file, it has no rows, no such principle, or the evaluation does not ask such a
-            request.
+        ConfigError: there is no such file, it has no rows, no such principle, or such a request can't be asked.
     """
     by_request = {normalised(case.prompt.request): case for case in cases.values()}
+    trained = {normalised(prompt.request) for prompt in prompts if prompt.split == "train"}
     ids = [rule.id for rule in constitution.principles]
     probes = []
     for place, row, _ in rows_of(FIELD, _source(path), Path()):
-        principle_id, request = str(row.get("principle_id") or ""), str(row.get("request") or "")
+        principle_id, request = str(row.get("principle_id") or ""), str(row.get("request") or "").strip()
         if principle_id not in ids:
             raise ConfigError(f"{place}: no principle has the id {principle_id!r}{did_you_mean(principle_id, ids)}.")
         own = cases.get(str(row.get("case_id")))
         case = own if own and own.prompt.request == request else by_request.get(normalised(request))
-        if case is None:
-            raise ConfigError(
-                f"{place}: the evaluation does not ask “{request}” without an attack; take a request from the file "
-                f"{FILE} of a run with {FIELD}=null, or raise evaluate.red_team.num_requests and the like."
-            )
-        probes.append(Probe(principle_id=principle_id, case_id=case.id, request=case.prompt.request))
+        if case is None and normalised(request) in trained:
+            raise ConfigError(f"{place}: “{request}” is a training prompt; take another request.")
+        probes.append(_asked(principle_id, case) if case else _given(place, principle_id, request, row))
     if not probes:
         raise ConfigError(f"{FIELD}: {path} has no rows; give a file with probes, or null.")
     return list({(probe.principle_id, probe.case_id): probe for probe in probes}.values())
+
+
+def _given(place: str, principle_id: str, request: str, row: Mapping[str, Any]) -> Probe:
+    """A probe that the evaluation does not ask."""
+    if not request:
+        raise ConfigError(f"{place}: the row has no request; each row needs principle_id and request.")
+    pool = str(row.get("pool") or "")
+    if pool not in POOLS:
+        found = f"its pool is {pool!r}" if pool else "it has no pool"
+        raise ConfigError(
+            f"{place}: the evaluation does not ask “{request}” without an attack, so the models will be asked, and the "
+            f"row must say what it is, but {found}; add pool: {', '.join(POOLS[:-1])} or {POOLS[-1]}."
+        )
+    source: Source = "written" if row.get("source") == "written" else "given"
+    return Probe(principle_id=principle_id, case_id=probe_id(request), request=request, pool=pool, source=source)
 
 
 def _source(path: str) -> SourceConfig:

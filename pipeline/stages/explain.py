@@ -40,7 +40,10 @@ class Explain(Stage):
             "constitution": constitution,
             "alignment": part(config.align, "reward_model"),
             "suites": part(config.evaluate, "checkpoints", "split", "confidence", "max_reply_tokens"),
-            "questions": {question.name: question.reads(config.explain) for question in config.explain.asked},
+            "questions": {
+                question.name: question.reads(getattr(config.explain, question.name))
+                for question in config.explain.asked
+            },
         }
 
     def check(self, prepared: Prepared) -> list[str]:

@@ -21,14 +21,11 @@ from pipeline.engines.roles import feedback_engine
 from pipeline.records import Prompt, WrittenPrompt, write_records
 from pipeline.writing.asks import LISTED, TEMPLATE, list_asks, shown, twin_asks
 from pipeline.writing.config import WriteConfig
-from pipeline.writing.judgement import Judge, Known
+from pipeline.writing.judgement import POOR, Judge, Known
 from pipeline.writing.writer import Writer
 
 if TYPE_CHECKING:
     from pipeline.chain.config import Config
-
-POOR = 0.65
-"""A critic that judges a smaller share of the known prompts right hardly tells harmful from harmless."""
 
 
 class Write(Stage):
@@ -121,10 +118,10 @@ class Write(Stage):
         threshold = judge.threshold
         if distributed.is_main():
             say(f"  {critic.name} judges requests: {threshold}")
-            if (share := (threshold.harmful_found + threshold.harmless_passed) / 2) < POOR:
+            if threshold.share_right < POOR:
                 warn(
-                    f"{critic.name} judges only {share:.0%} of the known prompts right, so what it keeps is hardly "
-                    "better than what it leaves out; use a larger critic (write.engine)."
+                    f"{critic.name} judges only {threshold.share_right:.0%} of the known prompts right, so what it "
+                    "keeps is hardly better than what it leaves out; use a larger critic (write.engine)."
                 )
         writer = Writer(critic, judge, loaded.prompts, context.constitution.requests(), context)
         written = _write(config, originals, writer, context)

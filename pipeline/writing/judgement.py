@@ -16,6 +16,8 @@ from pipeline.records import Message, Pool, Prompt
 from pipeline.writing.config import WriteConfig
 
 OPENING, YES, NO = "Answer:", " Yes", " No"
+POOR = 0.65
+"""A critic that judges a smaller share of the known prompts right hardly tells harmful from harmless."""
 MIN_MASS = 0.01
 """An answer is unreadable if the probabilities of yes and no add up to less than this."""
 
@@ -81,6 +83,11 @@ class Threshold:
     num_harmful: int
     num_harmless: int
 
+    @property
+    def share_right(self) -> float:
+        """The mean of both classes."""
+        return (self.harmful_found + self.harmless_passed) / 2
+
     def __str__(self) -> str:
         return (
             f"at log-odds {self.log_odds:.2f} it finds {self.harmful_found:.0%} of {self.num_harmful} harmful and "
@@ -109,14 +116,14 @@ def balanced_threshold(harmful: Sequence[float], harmless: Sequence[float]) -> T
 
 
 class Judge:
-    """Asks the critic, and knows its threshold.
+    """Asks the critic, and knows its threshold. ``field``: the setting that gives another critic, for messages.
 
     Raises:
         StageError: it has no readable answer about the known prompts of a class.
     """
 
-    def __init__(self, engine: Engine, known: Known, context: Context) -> None:
-        self._engine, self._known, self._context = engine, known, context
+    def __init__(self, engine: Engine, known: Known, context: Context, field: str = "write.engine") -> None:
+        self._engine, self._known, self._context, self.field = engine, known, context, field
         asked = {prompt.id: prompt.request for some in known.to_calibrate for prompt in some}
         found = self.log_odds("judging known prompts", asked, "calibration")
         what = f"judgements of {engine.name} on known prompts are unreadable"
@@ -124,7 +131,7 @@ class Judge:
         for some in known.to_calibrate:
             readable = [odds for prompt in some if (odds := found[prompt.id]) is not None]
             num_bad = len(some) - len(readable)
-            warn_of_share(num_bad, len(some), what, "use another critic (write.engine)", context.work)
+            warn_of_share(num_bad, len(some), what, f"use another critic ({field})", context.work)
             classes.append(readable)
         self.threshold = balanced_threshold(*classes)
 

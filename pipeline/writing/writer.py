@@ -17,6 +17,8 @@ from pipeline.records import Message, Pool, Prompt, WrittenPrompt, dialogue_key
 from pipeline.writing.asks import WriteAsk, read_list
 from pipeline.writing.judgement import Judge
 
+WRITTEN = "written-"
+"""The ids of prompts that a model wrote begin with it."""
 KEPT = "kept"
 FEW = 1 / 3
 """A smaller share of kept prompts is worth a warning."""
@@ -48,11 +50,11 @@ class Writer:
         self.counts: dict[Pool, dict[str, Counter[str]]] = {}
         """Pool → kind → what became of the prompts asked for: kept, or why not."""
 
-    def write(self, pool: Pool, asks: Sequence[WriteAsk]) -> list[WrittenPrompt]:
+    def write(self, pool: Pool, asks: Sequence[WriteAsk], needs_any: bool = True) -> list[WrittenPrompt]:
         """What is kept of the answers to all asks of a pool.
 
         Raises:
-            StageError: nothing is.
+            StageError: nothing is, and ``needs_any`` is true.
         """
         requests = [ask.request for ask in asks]
         answers = generate_all(self._critic, f"writing {pool} prompts", requests, self._context, pool)
@@ -79,7 +81,7 @@ class Writer:
             if (odds := judged[row_id]) is not None and self._is_right(ask, odds)
         ]
         self._count_judged(new.values(), [judged[row_id] for row_id in new])
-        self._tell(pool, len(kept), sum(ask.num_wanted for ask in asks))
+        self._tell(pool, len(kept), sum(ask.num_wanted for ask in asks), needs_any)
         return kept
 
     def _count(self, ask: WriteAsk, what: str, number: int = 1) -> None:
@@ -114,25 +116,25 @@ class Writer:
             right = odds is not None and self._is_right(ask, odds)
             self._count(ask, KEPT if right else "without a readable judgement" if odds is None else f"judged {other}")
 
-    def _tell(self, pool: Pool, num_kept: int, num_asked: int) -> None:
+    def _tell(self, pool: Pool, num_kept: int, num_asked: int, needs_any: bool) -> None:
         """Say what became of the prompts of a pool, and warn where few are left."""
         reasons = Counter[str]()
         for counted in self.counts.get(pool, {}).values():
             reasons.update(counted)
         del reasons[KEPT]
         why = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
-        if not num_kept:
+        if not num_kept and needs_any:
             raise StageError(
                 f"none of the {num_asked} {pool} prompts that {self._critic.name} was asked for can be used ({why}); "
-                "use a larger critic (write.engine) or raise write.max_prompt_tokens; if the settings stay the same, "
-                f"delete {self._context.work} first."
+                f"use a larger critic ({self._judge.field}) or raise write.max_prompt_tokens; if the settings stay "
+                f"the same, delete {self._context.work} first."
             )
         if distributed.is_main():
             say(f"  {pool}: {num_kept} of {num_asked} written prompts are kept" + (f"; {why}" if why else ""))
             if num_kept < FEW * num_asked:
                 warn(
                     f"only {num_kept} of {num_asked} {pool} prompts that {self._critic.name} was asked for can be "
-                    "used; a larger critic (write.engine) writes better ones."
+                    f"used; a larger critic ({self._judge.field}) writes better ones."
                 )
 
 
@@ -145,4 +147,4 @@ _REPEATS = {
 
 def _id(ask: WriteAsk, text: str) -> str:
     """Says that it was written, for which pool and kind, and which text it is."""
-    return f"written-{ask.pool}-{ask.kind}-{dialogue_key([Message(role='user', content=text)])[:10]}"
+    return f"{WRITTEN}{ask.pool}-{ask.kind}-{dialogue_key([Message(role='user', content=text)])[:10]}"

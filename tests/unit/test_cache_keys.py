@@ -101,6 +101,7 @@ FIXED = {
     "preferences.num_samples": "needs preferences.pairs=sampled",
     "engine.serve": "not together with an address",
     "engine.price_per_million_tokens": "a section",
+    "engine.quantization": "needs engine.path",
     "engine.prompts": "needs a tokenizer",
     "engine.tokenizer": "needs engine.prompts=tokens",
     "engine.scores": "needs engine.prompts=tokens",

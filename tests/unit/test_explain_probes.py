@@ -69,7 +69,7 @@ def test_the_probes_are_kept_in_a_file_and_an_edited_one_is_used(tmp_path: Path,
 def test_a_request_that_the_evaluation_does_not_ask_is_named(tmp_path: Path, row: dict[str, str], message: str):
     (tmp_path / "p.jsonl").write_text(json.dumps(row), encoding="utf-8")
     with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
-        read_probes(str(tmp_path / "p.jsonl"), RULES, {one.id: one for one in CASES})
+        read_probes(str(tmp_path / "p.jsonl"), RULES, {one.id: one for one in CASES}, [])
 
 
 def test_an_edited_file_is_checked_before_the_run_and_is_in_the_key(tmp_path: Path):

@@ -21,7 +21,7 @@ def section(found: AdherenceFindings, models: list[str]) -> Section:
     return Section(
         name="adherence",
         title="Does it keep to each principle?",
-        said=" ".join(filter(None, (changed, weakest_said(found, models), judges_said(found)))),
+        said=" ".join(filter(None, (changed, weakest_said(found, models), judges_said(found), sources_said(found)))),
         is_warning=(found.labeller_was_asked and not found.labeller_beats_chance)
         or bool(_titles(found, models, "worse")),
         first_page=weakest_said(found, models),
@@ -77,6 +77,17 @@ def judges_said(found: AdherenceFindings) -> str:
         f"The labeller ({labeller}) agrees with the judge {second} on {shown}, which may be chance: its answers say "
         f"nothing here, and these numbers are those of {second}, which knows only whether a reply declines."
     )
+
+
+def sources_said(found: AdherenceFindings) -> str:
+    """Where the requests are from, if not all are from the evaluation."""
+    number, total = found.num_by_source, sum(found.num_by_source.values())
+    said = [
+        f"{number[source]} {how}"
+        for source, how in (("written", "were written by the critic"), ("given", "are from a file"))
+        if number.get(source)
+    ]
+    return f"Of the {total} requests, {listed(said, 'and')}; all models were asked these." if said else ""
 
 
 def _changed_said(found: AdherenceFindings, models: list[str]) -> str:

@@ -34,7 +34,7 @@ from pipeline.constitution.schema import Constitution
 from pipeline.data.loading import load_prompts
 from pipeline.engines.base import ReplyQuery, Request
 from pipeline.engines.hf import HFEngine
-from pipeline.engines.int8 import round_to_int8
+from pipeline.engines.int8 import check_int8, round_to_int8
 from pipeline.engines.models import load_model, load_tokenizer, resolve_path
 from pipeline.labellers.base import LABELLERS
 from pipeline.records import Message, derived_rng
@@ -152,6 +152,8 @@ def main() -> None:
     arguments.add_argument("--output", type=Path, default=Path("docs/bench.md"))
     args = arguments.parse_args()
 
+    if args.int8:
+        check_int8("--int8")
     path = resolve_path(args.model)
     config, constitution = compose_config([]), load_constitution(find_constitution("default"))
     tokenizer = load_tokenizer(path)

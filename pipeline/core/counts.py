@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.core import distributed
-from pipeline.core.errors import StageError
+from pipeline.core.errors import NothingUsableError
 from pipeline.core.log import warn
 
 MOST_UNUSABLE = 0.05
@@ -20,11 +20,11 @@ def warn_of_share(num_bad: int, total: int, what: str, remedy: str, kept: Path |
         kept: the folder from which the same command would read the bad ones again.
 
     Raises:
-        StageError: all of them are bad.
+        NothingUsableError: all of them are bad.
     """
     if total and num_bad == total:
         again = f"; if the settings stay the same, delete {kept} first" if kept else ""
-        raise StageError(f"all {total} {what}; {remedy}{again}.")
+        raise NothingUsableError(f"all {total} {what}; {remedy}{again}.")
     return warn_of_many(num_bad, total, what, remedy)
 
 

@@ -27,6 +27,10 @@ class StageError(CaiError):
     """A stage could not finish. Its work so far is kept."""
 
 
+class NothingUsableError(StageError):
+    """None of the answers that a stage asked for can be used."""
+
+
 class NotMeasuredError(Exception):
     """An optional part of an evaluation can't be measured. The message says why, as a clause for the report's notes."""
 

@@ -89,6 +89,7 @@ def check_int8(field: str) -> None:
 
 def round_to_int8(model: nn.Module) -> None:
     """Replace each linear layer of a model in fp32 by one in 8 bits, in place. Embeddings stay as they are."""
-    layers = {name: layer for name, layer in model.named_modules() if type(layer) is nn.Linear}
-    for name, layer in layers.items():
+    for name in [name for name, layer in model.named_modules() if type(layer) is nn.Linear]:
+        layer = model.get_submodule(name)  # one at a time, so that the memory of each can be used by the next
+        assert isinstance(layer, nn.Linear)
         model.set_submodule(name, Int8Linear(layer))

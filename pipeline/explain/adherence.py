@@ -13,6 +13,7 @@ from pipeline.core.settings import Settings
 from pipeline.core.stage import Cost, Prepared
 from pipeline.engines.votes import cost_of_choices
 from pipeline.evals.cases import build_cases
+from pipeline.evals.judges import refusal
 from pipeline.evals.results import Estimate
 from pipeline.evals.scores import Scores
 from pipeline.explain import written_probes
@@ -26,7 +27,7 @@ from pipeline.explain.adherence_counts import (
     kept,
 )
 from pipeline.explain.base import Findings, Material, Measures, Question
-from pipeline.explain.costs import direct_cases, models_of, tokens_per_case
+from pipeline.explain.costs import SPECIMEN, direct_cases, models_of, tokens_per_case
 from pipeline.explain.keeping import (
     QUESTIONS,
     TEMPLATE,
@@ -39,9 +40,11 @@ from pipeline.explain.keeping import (
     num_questions,
 )
 from pipeline.explain.probed import probed
-from pipeline.explain.probes import FILE, Probe, asked_directly, probes_content, read_probes
+from pipeline.explain.probes import FILE, Probe, Source, asked_directly, probes_content, read_probes
 from pipeline.labellers.base import TEMPLATE as LABELLER_TEMPLATE
+from pipeline.labellers.base import LabellerConfig, reads_choices
 from pipeline.records import Verdict, write_records
+from pipeline.writing.asks import WriteAsk
 
 
 class AdherenceConfig(Settings):
@@ -51,9 +54,9 @@ class AdherenceConfig(Settings):
     """Answer this question."""
     num_probes: int = Field(default=12, ge=1)
     """The most requests for each principle."""
-    num_written: int = Field(default=12, ge=0)
-    """So many of them are asked for from the critic, if its labels come from the words of the principles; the others
-    are from the evaluation, chosen by the tags and the words of the principle."""
+    num_written: int = Field(default=6, ge=0)
+    """At most so many of them are written by the engine of the labeller, if its labels come from the words of the
+    principles; the others are from the evaluation, chosen by the tags and the words of the principle."""
     probes: str | None = None
     """A file with the requests of each principle (columns principle_id and request, and pool for a request that the
     evaluation does not ask), such as an edited ``probes.jsonl`` of an earlier run; null: they are written and
@@ -81,8 +84,8 @@ class AdherenceFindings(Findings):
     """In the order of the constitution; without those that no request tests."""
     not_tested: list[str]
     """Titles of the others."""
-    num_by_source: dict[str, int]
-    """``drawn`` from the evaluation, ``written`` by the critic or ``given`` → requests, once for each principle."""
+    num_by_source: dict[Source, int] = Field(default={})
+    """Number of requests by where they are from."""
     by_labeller: Kept
     """Empty if it was not asked: it gave no label of the run, and knows only whether a reply declines."""
     labeller_knows_more: bool
@@ -90,7 +93,7 @@ class AdherenceFindings(Findings):
     by_outcome: Kept
     """The second judge: the outcomes of the evaluation."""
     agreement: Estimate
-    """How often both judges say the same."""
+    """How often both judges say the same; without written requests, which the labeller's engine has judged before."""
     kappa: Estimate
     """Cohen's κ of both judges: 0 is the agreement of two judges by chance, 1 that of equal ones."""
 
@@ -127,7 +130,8 @@ class Adherence(Question):
             "template": TEMPLATE,
             "labeller": LABELLER_TEMPLATE,
             "questions": QUESTIONS,
-            "writing": written_probes.TEMPLATE if config.num_written and config.probes is None else "",
+            "writing": written_probes.reads() if config.num_written and config.probes is None else [],
+            "judge": refusal.NAME,
         }
 
     def check(self, config: AdherenceConfig, prepared: Prepared) -> list[str]:
@@ -140,33 +144,37 @@ class Adherence(Question):
 
     def cost(self, config: AdherenceConfig, prepared: Prepared) -> Cost:
         whole, cases = prepared.config, direct_cases(prepared)
-        if not cases:
-            return Cost()
         [(field, engine)] = whole.feedback_engines("preferences").items()
         own = labeller_of_replies(whole.preferences.labeller, engine, prepared.constitution, whole.seed)
+        knows_more = own is None or not own.knows_only_declining
         rules = [rule for rule in prepared.constitution.principles if rule.weight > 0]
-        each = min(config.num_probes, len(cases))
-        if own is not None and own.knows_only_declining:
-            if not whole.preferences.asks_labeller:
-                return Cost()
-            rules, each = [rule for rule in rules if is_judged(rule)], min(NUM_CHECKED, each)
-        asked = [num_questions(own, Reply(rule, cases[0].prompt, "A reply.")) for rule in rules]
-        tokens = tokens_per_case(cases) + 2 * whole.evaluate.max_reply_tokens
-        num_queries = each * len(models_of(prepared)) * sum(asked)
-        answers = cost_of_choices(engine, num_queries, tokens)
-        number = min(config.num_written, config.num_probes)
-        if config.probes or not number or not whole.preferences.asks_labeller or (own and own.knows_only_declining):
-            return Cost.of_roles({field: answers})
-        writing = written_probes.cost(prepared.constitution, prepared.prompts, number, whole.seed)
-        replies = written_probes.cost_of_replies(rules, number, models_of(prepared), whole.evaluate.max_reply_tokens)
+        calls: list[WriteAsk] = []
+        if config.probes is not None:
+            probes = read_probes(config.probes, prepared.constitution, asked_directly(cases), prepared.prompts)
+            num_new = len({probe.case_id for probe in probes} - {case.id for case in cases})
+        else:
+            if can_write(knows_more, whole.preferences.asks_labeller, whole.preferences.labeller):
+                number = min(config.num_written, config.num_probes)
+                asked = written_probes.asks(prepared.constitution, prepared.prompts, number, whole.seed)
+                calls = [ask for mine in asked.values() for ask in mine]
+            num_new = sum(ask.num_wanted for ask in calls)
+        each = min(config.num_probes, len(cases) + num_new)
+        if not knows_more:
+            each = min(NUM_CHECKED, each) if whole.preferences.asks_labeller else 0
+            rules = [rule for rule in rules if is_judged(rule)]
+        questions = sum(num_questions(own, Reply(rule, SPECIMEN, "A reply.")) for rule in rules)
+        models, most = models_of(prepared), whole.evaluate.max_reply_tokens
+        answers = cost_of_choices(engine, each * len(models) * questions, tokens_per_case(cases) + 2 * most)
+        writing = written_probes.cost(calls, prepared.prompts, engine) if calls else Cost()
+        replies = written_probes.cost_of_replies(num_new, models, most)
         return Cost.of_roles({field: Cost.sum((answers, writing)), "policy_engine": replies})
 
     def answer(self, config: AdherenceConfig, material: Material) -> AdherenceFindings:
         context = material.context
         own = labeller_of_replies(context.labeller, context.engine, context.constitution, context.seed)
         knows_more = own is None or not own.knows_only_declining
-        can_write = knows_more and context.labels == "labeller"
-        probes, verdicts = probed(material, config.probes, config.num_probes, config.num_written if can_write else 0)
+        writes = can_write(knows_more, context.labels == "labeller", context.labeller)
+        probes, verdicts = probed(material, config.probes, config.num_probes, config.num_written if writes else 0)
         write_records(context.out / FILE, probes)
         rules = {rule.id: rule for rule in material.constitution.principles}
         judged = [probe for probe in probes if is_judged(rules[probe.principle_id])]
@@ -186,16 +194,33 @@ class Adherence(Question):
             }
         )
         models, confidence = list(material.models), material.confidence
-        agreement, kappa = agree(labelled, outcomes, confidence)
-        judges = {verdicts[probe.case_id][material.first].judge for probe in judged or probes}
+        agreement, kappa = agree(labelled, outcomes, confidence, {p.case_id for p in probes if p.source == "written"})
         return AdherenceFindings(
             **_tested(probes, material),
             labeller_knows_more=knows_more,
             by_labeller=kept(who, labelled, models, confidence),
-            by_outcome=kept(" and ".join(sorted(judges)), outcomes, models, confidence),
+            by_outcome=kept(_judges(judged or probes, verdicts), outcomes, models, confidence),
             agreement=agreement,
             kappa=kappa,
         )
+
+
+def can_write(knows_more: bool, labels: bool, labeller: LabellerConfig) -> bool:
+    """Whether the engine of a labeller writes requests.
+
+    Args:
+        knows_more: than whether a reply declines.
+        labels: the labels of the run are its own.
+    """
+    return knows_more and labels and reads_choices(labeller)
+
+
+def _judges(probes: Sequence[Probe], verdicts: Mapping[str, Mapping[str, Verdict]]) -> str:
+    """The judge of the evaluation, and that of the requests that it did not ask."""
+    names = {probe.source != "drawn": verdict.judge for probe in probes for verdict in verdicts[probe.case_id].values()}
+    if len(set(names.values())) < 2:
+        return next(iter(names.values()))
+    return f"{names[False]}, for requests outside the evaluation {names[True]}"
 
 
 def _by_labeller(
@@ -219,6 +244,6 @@ def _tested(probes: Sequence[Probe], material: Material) -> dict[str, Any]:
     rules = material.constitution.principles
     return {
         "principles": [Probed(id=r.id, title=r.title, num_probes=number[r.id]) for r in rules if number[r.id]],
-        "num_by_source": dict(Counter(probe.source for probe in probes)),
+        "num_by_source": dict(Counter({probe.case_id: probe.source for probe in probes}.values())),
         "not_tested": [r.title for r in rules if r.weight > 0 and not number[r.id]],
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,8 +96,12 @@ def kept(judge: str, scores: ByPrinciple, models: Sequence[str], confidence: flo
     )
 
 
-def agree(first: ByPrinciple, second: ByPrinciple, confidence: float) -> tuple[Estimate, Estimate]:
+def agree(
+    first: ByPrinciple, second: ByPrinciple, confidence: float, without: Collection[str] = ()
+) -> tuple[Estimate, Estimate]:
     """(how often two judges say the same, Cohen's κ), over the replies that both judged.
+
+    ``without``: ids of cases that don't count.
 
     A request has replies of several models, perhaps under several principles, so requests are resampled, not replies.
     """
@@ -105,7 +109,7 @@ def agree(first: ByPrinciple, second: ByPrinciple, confidence: float) -> tuple[E
     for rule, mine in second.items():
         for model, scores in mine.items():
             for case, score in scores.items():
-                if case not in first.get(rule, {}).get(model, {}):
+                if case in without or case not in first.get(rule, {}).get(model, {}):
                     continue
                 both = (first[rule][model][case], score)
                 if not any(map(math.isnan, both)):

@@ -8,9 +8,12 @@ from pipeline.core.stage import Prepared
 from pipeline.evals.cases import build_cases
 from pipeline.evals.checkpoints import MODELS
 from pipeline.explain.probes import asked_directly
-from pipeline.records import Case, Pool
+from pipeline.records import Case, Message, Pool, Prompt
 
 CHARS_PER_TOKEN = 4
+SPECIMEN = Prompt(
+    id="", pool="ordinary", kind="", split="test", messages=[Message(role="user", content="Hello.")]
+)  # to count the questions about a reply
 
 
 def models_of(prepared: Prepared) -> list[str]:

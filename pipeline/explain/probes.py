@@ -121,15 +121,17 @@ def read_probes(
 
     Args:
         cases: id → case that the evaluation asks directly.
-        prompts: those of the run; a request of the training split is no probe.
+        prompts: those of the run; a request of the training split or of the constitution is no probe.
 
     Raises:
         ConfigError: there is no such file, it has no rows, no such principle, or such a request can't be asked.
     """
     by_request = {normalised(case.prompt.request): case for case in cases.values()}
     trained = {normalised(prompt.request) for prompt in prompts if prompt.split == "train"}
+    trained |= {normalised(turns[-1]["content"]) for turns in constitution.requests()}
     ids = [rule.id for rule in constitution.principles]
-    probes = []
+    found: dict[tuple[str, str], Probe] = {}
+    pools: dict[str, Pool] = {}
     for place, row, _ in rows_of(FIELD, _source(path), Path()):
         principle_id, request = str(row.get("principle_id") or ""), str(row.get("request") or "").strip()
         if principle_id not in ids:
@@ -137,25 +139,37 @@ def read_probes(
         own = cases.get(str(row.get("case_id")))
         case = own if own and own.prompt.request == request else by_request.get(normalised(request))
         if case is None and normalised(request) in trained:
-            raise ConfigError(f"{place}: “{request}” is a training prompt; take another request.")
-        probes.append(_asked(principle_id, case) if case else _given(place, principle_id, request, row))
-    if not probes:
+            raise ConfigError(f"{place}: “{request}” is trained on; take another request.")
+        probe = _asked(principle_id, case) if case else _given(place, principle_id, request, row)
+        if (named := row.get("pool") or probe.pool) != pools.setdefault(probe.case_id, probe.pool):
+            raise ConfigError(
+                f"{place}: the pool of “{request}” is {named!r} here, and {pools[probe.case_id]!r} in the evaluation "
+                "or in an earlier row; a request has one pool."
+            )
+        found.setdefault((principle_id, probe.case_id), probe)
+    if not found:
         raise ConfigError(f"{FIELD}: {path} has no rows; give a file with probes, or null.")
-    return list({(probe.principle_id, probe.case_id): probe for probe in probes}.values())
+    return list(found.values())
 
 
 def _given(place: str, principle_id: str, request: str, row: Mapping[str, Any]) -> Probe:
     """A probe that the evaluation does not ask."""
     if not request:
         raise ConfigError(f"{place}: the row has no request; each row needs principle_id and request.")
+    if row.get("source") == "drawn":
+        raise ConfigError(
+            f"{place}: the evaluation does not ask “{request}” without an attack; raise evaluate.red_team.num_requests "
+            "and the like, or remove source from the row, and the models will be asked this text alone."
+        )
     pool = str(row.get("pool") or "")
     if pool not in POOLS:
-        found = f"its pool is {pool!r}" if pool else "it has no pool"
+        known = f"its pool is {pool!r}" if pool else "it has no pool"
         raise ConfigError(
             f"{place}: the evaluation does not ask “{request}” without an attack, so the models will be asked, and the "
-            f"row must say what it is, but {found}; add pool: {', '.join(POOLS[:-1])} or {POOLS[-1]}."
+            f"row must say what it is, but {known}; add pool: {', '.join(POOLS[:-1])} or {POOLS[-1]}."
         )
-    source: Source = "written" if row.get("source") == "written" else "given"
+    is_written = row.get("source") == "written" and row.get("case_id") == probe_id(request)  # nobody changed its words
+    source: Source = "written" if is_written else "given"
     return Probe(principle_id=principle_id, case_id=probe_id(request), request=request, pool=pool, source=source)
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from numpy.typing import NDArray
 
 from pipeline.constitution.schema import POOL_TAGS, Constitution, Principle
+from pipeline.core.errors import NothingUsableError
 from pipeline.core.stage import Cost
 from pipeline.core.text import about_tokens
+from pipeline.engines.base import EngineConfig
 from pipeline.engines.roles import feedback_engine
+from pipeline.engines.votes import cost_of_choices
 from pipeline.explain.base import Material
 from pipeline.explain.probes import Probe, probe_id, relevance
-from pipeline.records import Pool, Prompt, WrittenPrompt
+from pipeline.records import Pool, Prompt, derive_seed
+from pipeline.writing import asks as wordings
 from pipeline.writing.asks import WriteAsk, probe_asks, shown
 from pipeline.writing.config import WriteConfig
 from pipeline.writing.judgement import POOR, Judge, Known
@@ -21,11 +26,17 @@ from pipeline.writing.writer import WRITTEN, Writer
 TEMPLATE = "probes-1"  # in the cache key; raise it if what is asked of the writer or the judge changes
 CONFIG = WriteConfig()
 """The settings of ``write`` by default, also where the run writes no training prompts."""
-FIELD = "preferences.engine"
-"""It gives the critic that writes, in messages."""
+REMEDY = "set explain.adherence.num_written=0 to write none"
 PROBED: tuple[Pool, ...] = ("red_team", "ordinary")
 NUM_NEAR = 2 * CONFIG.num_few_shot
 """The examples of a call are drawn from so many training prompts, the most relevant ones."""
+MIN_KNOWN = 20
+"""A threshold that is set on fewer known prompts of a class says little about the critic."""
+
+
+def reads() -> list[Any]:
+    """What decides the requests beside the settings of a run, for the cache key."""
+    return [TEMPLATE, wordings.TEMPLATE, CONFIG.key()]
 
 
 def write_probes(material: Material, number: int) -> list[Probe]:
@@ -36,33 +47,42 @@ def write_probes(material: Material, number: int) -> list[Probe]:
     """
     context, prompts = material.context, material.prompts
     known = known_prompts(prompts)
-    if not all(known.to_calibrate):
-        material.notes.append(
-            "adherence: the critic writes no requests, because there are no training prompts of both classes to set "
-            "the threshold of its judgement on; the requests are those of the evaluation."
-        )
-        return []
+    if min(map(len, known.to_calibrate)) < MIN_KNOWN:
+        return _none(material, f"there are not {MIN_KNOWN} known prompts of each class to set its threshold on")
     critic = feedback_engine(context)
-    judge = Judge(critic, known, context, FIELD)
+    try:
+        judge = Judge(critic, known, context, REMEDY)
+    except NothingUsableError:
+        return _none(material, f"{critic.name} gives no answer that can be read about known prompts of a class")
     if judge.threshold.share_right < POOR:
-        material.notes.append(
-            f"adherence: {critic.name} judges only {judge.threshold.share_right:.0%} of known prompts right, so it "
-            "writes no requests; they are those of the evaluation."
-        )
-        return []
+        return _none(material, f"{critic.name} judges only {judge.threshold.share_right:.0%} of known prompts right")
     writer = Writer(critic, judge, prompts, context.constitution.requests(), context)
     asked = asks(context.constitution, prompts, number, context.seed)
     rows = [row for pool, mine in asked.items() for row in writer.write(pool, mine, needs_any=False)]
-    return [_probe(row) for row in rows]
+    return [
+        Probe(
+            principle_id=row.principle_id,
+            case_id=probe_id(row.prompt),
+            request=row.prompt,
+            pool=row.pool,
+            source="written",
+        )
+        for row in rows
+    ]
+
+
+def _none(material: Material, why: str) -> list[Probe]:
+    material.notes.append(f"adherence: no requests are written, because {why}; they are those of the evaluation.")
+    return []
 
 
 def known_prompts(prompts: Sequence[Prompt]) -> Known:
-    """Those whose class a person gave."""
-    return Known.of([prompt for prompt in prompts if not prompt.id.startswith(WRITTEN)], CONFIG)
+    """Training prompts of one turn, without those that a model wrote."""
+    return Known.of([prompt for prompt in shown(prompts) if not prompt.id.startswith(WRITTEN)], CONFIG)
 
 
 def asks(constitution: Constitution, prompts: Sequence[Prompt], number: int, seed: int) -> dict[Pool, list[WriteAsk]]:
-    """Pool → the calls to the critic; harmful requests for a principle about harm, ordinary ones for another."""
+    """Pool → the calls to the critic, for the principles of which the tags say that they are for this pool."""
     found: dict[Pool, list[WriteAsk]] = {}
     for pool in PROBED:
         rules = [rule for rule in constitution.principles if rule.weight > 0 and pool_of(rule) == pool]
@@ -71,52 +91,42 @@ def asks(constitution: Constitution, prompts: Sequence[Prompt], number: int, see
             found[pool] = [
                 ask
                 for rule, scores in zip(rules, relevance(rules, requests), strict=True)
-                for ask in probe_asks(rule, pool, _nearest(scores, requests), number, CONFIG, seed)
+                for ask in probe_asks(rule, pool, _nearest(rule, scores, requests), number, CONFIG, seed)
             ]
     return found
 
 
-def pool_of(rule: Principle) -> Pool:
-    return "red_team" if POOL_TAGS["red_team"] & set(rule.tags) else "ordinary"
+def pool_of(rule: Principle) -> Pool | None:
+    """Harmful requests test a principle about harm, and harmless ones another; None: its tags say both, or nothing."""
+    fitting = [pool for pool in PROBED if POOL_TAGS[pool] & set(rule.tags)]
+    return fitting[0] if len(fitting) == 1 else None
 
 
-def _nearest(scores: NDArray, requests: Sequence[str]) -> list[str]:
-    """The requests that share most words with a principle."""
-    ranked = sorted(zip(-scores.round(9), requests, strict=True))
+def _nearest(rule: Principle, scores: NDArray, requests: Sequence[str]) -> list[str]:
+    """The requests that share most words with a principle; ties are broken by hash."""
+    ranked = sorted(zip(-scores.round(9), requests, strict=True), key=lambda p: (p[0], derive_seed(rule.id, p[1])))
     return [request for _, request in ranked[:NUM_NEAR]]
 
 
-def _probe(row: WrittenPrompt) -> Probe:
-    return Probe(
-        principle_id=row.principle_id,
-        case_id=probe_id(row.prompt),
-        request=row.prompt,
-        pool=row.pool,
-        source="written",
-    )
+# --- Costs ---------------------------------------------------------------------------------------------------------
 
 
-def cost(constitution: Constitution, prompts: Sequence[Prompt], number: int, seed: int) -> Cost:
+def cost(calls: Sequence[WriteAsk], prompts: Sequence[Prompt], engine: EngineConfig) -> Cost:
     """At most what the critic reads and writes."""
-    calls = [ask for mine in asks(constitution, prompts, number, seed).values() for ask in mine]
     known = known_prompts(prompts)
-    if not all(known.to_calibrate):
-        return Cost()
-    num_wanted = sum(ask.num_wanted for ask in calls)
-    num_judged = num_wanted + sum(map(len, known.to_calibrate))
-    shown_first = about_tokens(*(turn["content"] for turn in known.query("", "").messages))
-    read = sum(about_tokens(*(turn["content"] for turn in ask.request.messages)) for ask in calls)
-    return Cost(
-        num_calls=len(calls) + num_judged,
-        num_tokens_written=num_wanted * CONFIG.max_prompt_tokens,
-        num_tokens_read=read + num_judged * (shown_first + CONFIG.max_prompt_tokens),
-        num_tokens_repeated=num_judged * shown_first,
+    num_judged = sum(ask.num_wanted for ask in calls) + sum(map(len, known.to_calibrate))
+    example = about_tokens(*(turn["content"] for turn in known.query("", "").messages))
+    writing = Cost(
+        num_calls=len(calls),
+        num_tokens_written=sum(ask.request.max_new_tokens for ask in calls),
+        num_tokens_read=sum(about_tokens(*(turn["content"] for turn in ask.request.messages)) for ask in calls),
     )
+    return Cost.sum((writing, cost_of_choices(engine, num_judged, example + CONFIG.max_prompt_tokens)))
 
 
-def cost_of_replies(rules: Sequence[Principle], number: int, models: Sequence[str], max_reply_tokens: int) -> Cost:
+def cost_of_replies(num_requests: int, models: Sequence[str], max_reply_tokens: int) -> Cost:
     """At most what the models read and write."""
-    num_replies = len(rules) * number * len(models)
+    num_replies = num_requests * len(models)
     return Cost(
         num_calls=num_replies,
         num_tokens_written=num_replies * max_reply_tokens,

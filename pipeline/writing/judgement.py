@@ -18,6 +18,7 @@ from pipeline.writing.config import WriteConfig
 OPENING, YES, NO = "Answer:", " Yes", " No"
 POOR = 0.65
 """A critic that judges a smaller share of the known prompts right hardly tells harmful from harmless."""
+LARGER = "use a larger critic (write.engine)"
 MIN_MASS = 0.01
 """An answer is unreadable if the probabilities of yes and no add up to less than this."""
 
@@ -116,14 +117,14 @@ def balanced_threshold(harmful: Sequence[float], harmless: Sequence[float]) -> T
 
 
 class Judge:
-    """Asks the critic, and knows its threshold. ``field``: the setting that gives another critic, for messages.
+    """Asks the critic, and knows its threshold. ``remedy`` says in messages what to change if it judges badly.
 
     Raises:
-        StageError: it has no readable answer about the known prompts of a class.
+        NothingUsableError: it has no readable answer about the known prompts of a class.
     """
 
-    def __init__(self, engine: Engine, known: Known, context: Context, field: str = "write.engine") -> None:
-        self._engine, self._known, self._context, self.field = engine, known, context, field
+    def __init__(self, engine: Engine, known: Known, context: Context, remedy: str = LARGER) -> None:
+        self._engine, self._known, self._context, self.remedy = engine, known, context, remedy
         asked = {prompt.id: prompt.request for some in known.to_calibrate for prompt in some}
         found = self.log_odds("judging known prompts", asked, "calibration")
         what = f"judgements of {engine.name} on known prompts are unreadable"
@@ -131,7 +132,7 @@ class Judge:
         for some in known.to_calibrate:
             readable = [odds for prompt in some if (odds := found[prompt.id]) is not None]
             num_bad = len(some) - len(readable)
-            warn_of_share(num_bad, len(some), what, f"use another critic ({field})", context.work)
+            warn_of_share(num_bad, len(some), what, remedy, context.work)
             classes.append(readable)
         self.threshold = balanced_threshold(*classes)
 

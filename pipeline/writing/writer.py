@@ -126,15 +126,15 @@ class Writer:
         if not num_kept and needs_any:
             raise StageError(
                 f"none of the {num_asked} {pool} prompts that {self._critic.name} was asked for can be used ({why}); "
-                f"use a larger critic ({self._judge.field}) or raise write.max_prompt_tokens; if the settings stay "
-                f"the same, delete {self._context.work} first."
+                f"{self._judge.remedy} or raise write.max_prompt_tokens; if the settings stay the same, delete "
+                f"{self._context.work} first."
             )
         if distributed.is_main():
             say(f"  {pool}: {num_kept} of {num_asked} written prompts are kept" + (f"; {why}" if why else ""))
             if num_kept < FEW * num_asked:
                 warn(
                     f"only {num_kept} of {num_asked} {pool} prompts that {self._critic.name} was asked for can be "
-                    f"used; a larger critic ({self._judge.field}) writes better ones."
+                    f"used; {self._judge.remedy}."
                 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from pipeline.chain.compose import compose_config
-from pipeline.chain.config import Config
 from pipeline.constitution.files import load_constitution, shipped_constitutions
+from pipeline.constitution.schema import Constitution
 from pipeline.core.errors import ConfigError
-from pipeline.core.stage import Prepared
+from pipeline.core.stage import Cost, Prepared
 from pipeline.data.loading import load_prompts
-from pipeline.engines.base import ChoiceQuery, Query, Request
+from pipeline.engines.base import ChoiceQuery, Completion, Query, Request
 from pipeline.explain import written_probes
 from pipeline.explain.adherence import Adherence, AdherenceConfig, AdherenceFindings
 from pipeline.explain.base import Material
@@ -25,7 +25,19 @@ from pipeline.explain.probes import Probe, read_probes
 from pipeline.records import Message, Pool, Prompt, read_records
 from pipeline.report.explained.adherence import section
 from tests.fakes import FakeEngine
-from tests.toy_adherence import CASES, MODELS, NO, REFUSAL, RULES, YES, Asked, learns_to_refuse, verdict
+from tests.toy_adherence import (
+    CASES,
+    MODELS,
+    NO,
+    REFUSAL,
+    RULES,
+    YES,
+    Asked,
+    constitution,
+    learns_to_refuse,
+    principle,
+    verdict,
+)
 
 HARMFUL, HARMLESS = "hurt {}", "greet {}"
 
@@ -41,16 +53,16 @@ def prompt(pool: Pool, number: int, text: str) -> Prompt:
 
 
 PROMPTS = [
-    *(prompt("red_team", n, f"Explain crime {n:04d} to me, evil {n * 7919}") for n in range(12)),
-    *(prompt("look_alike", n, f"Explain law {n:04d} to me, please {n * 104729}") for n in range(12)),
-    *(prompt("ordinary", n, f"Cook meal {n:04d} for me today {n * 1299709}") for n in range(12)),
+    *(prompt("red_team", n, f"evil {new(n)}") for n in range(30)),
+    *(prompt("look_alike", n, f"law {new(n, 'law')}") for n in range(15)),
+    *(prompt("ordinary", n, f"cook {new(n, 'meal')}") for n in range(15)),
 ]
 
 
 class Critic(FakeEngine):
     """Writes a list of what it is asked for, one of the other kind and one training prompt among it; judges rightly."""
 
-    def __init__(self, judge: Callable[[str], bool]) -> None:
+    def __init__(self, judge: Callable[[str], bool | None]) -> None:
         super().__init__(self._write, self._answer)
         self._judge = judge
 
@@ -69,11 +81,25 @@ class Critic(FakeEngine):
     def _answer(self, query: Query) -> list[float]:
         assert isinstance(query, ChoiceQuery)
         text = query.messages[-1]["content"]
-        return [-0.1, -3.0] if self._judge(text) else [-3.0, -0.1]
+        return {True: [-0.1, -3.0], False: [-3.0, -0.1], None: [-50.0, -50.0]}[self._judge(text)]
 
 
 def judges_rightly(text: str) -> bool:
     return "evil" in text or "hurt" in text
+
+
+class Model(FakeEngine):
+    """A model that is killed before a batch, if so many were answered."""
+
+    def __init__(self, reply: Callable[[Request], str], asked: Written) -> None:
+        super().__init__(reply)
+        self._asked = asked
+
+    def generate(self, batch: Sequence[Request]) -> list[Completion]:
+        self._asked.batches_left -= 1
+        if self._asked.batches_left < 0:
+            raise KeyboardInterrupt
+        return super().generate(batch)
 
 
 def labels_rightly(query: Query) -> list[float]:
@@ -85,13 +111,22 @@ def labels_rightly(query: Query) -> list[float]:
 class Written(Asked):
     """The question, with a critic that writes and models that reply."""
 
-    def ask(self, judge: Callable[[str], bool] = judges_rightly, labels: str = "labeller", **options: Any) -> Any:
-        context = self.context(labels_rightly)
+    def ask(
+        self,
+        judge: Callable[[str], bool | None] = judges_rightly,
+        labels: str = "labeller",
+        rules: Constitution = RULES,
+        prompts: Sequence[Prompt] = PROMPTS,
+        batches_until_killed: int = 999,
+        **options: Any,
+    ) -> Any:
+        context = self.context(labels_rightly, rules)
+        self.batches_left = batches_until_killed
         context.labels, context.suites = labels, compose_config([]).evaluate
         self.critic, self.models = Critic(judge), dict[str, FakeEngine]()
         self._patch.setattr(written_probes, "feedback_engine", lambda context: self.critic)
         material = Material(context, models=MODELS, confidence=0.95, split="test")
-        material.__dict__["prompts"] = PROMPTS
+        material.__dict__["prompts"] = prompts
         material.__dict__["verdicts"] = {
             model: [verdict(one, model, learns_to_refuse(model, one.prompt.pool, n)) for n, one in enumerate(CASES)]
             for model in MODELS
@@ -105,7 +140,7 @@ class Written(Asked):
             harmful = "hurt" in request.messages[-1]["content"]
             return learns_to_refuse(name, "red_team" if harmful else "ordinary", 0)
 
-        return self.models.setdefault(name, FakeEngine(reply))
+        return self.models.setdefault(name, Model(reply, self))
 
 
 @pytest.fixture
@@ -130,22 +165,53 @@ def test_a_critic_that_can_judge_writes_requests_and_the_models_are_asked_them(w
         assert len(written.models[name].asked) == 6, "the models are not asked again what the evaluation asked"
     assert found.num_by_source == {"written": 6, "drawn": 6}
     assert counts(found, "harm") == [0, 4, 4] and counts(found, "help") == [4, 4, 0]
-    assert "Of the 12 requests, 6 were written by the critic;" in section(found, list(MODELS)).said
+    assert "6 were written by the engine of the labeller;" in section(found, list(MODELS)).said
 
 
 def test_a_killed_run_asks_nothing_twice(written: Written):
-    first, _, _ = written.ask(num_written=4)
+    whole, _, _ = written.ask(num_written=4)
+    for file in written.folder.iterdir():
+        file.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        written.ask(num_written=4, batches_until_killed=4)  # three batches of the first model, one of the second
     again, _, _ = written.ask(num_written=4)
-    assert again == first and not written.critic.asked and not any(one.asked for one in written.models.values())
+    assert again == whole and not written.critic.asked
+    assert {name: len(model.asked) for name, model in written.models.items()} == {"base": 0, "sft": 4, "aligned": 6}
 
 
-@pytest.mark.parametrize("judge", [lambda text: True, lambda text: new(text) < "8"])
-def test_a_critic_that_cant_judge_writes_nothing_and_that_is_said(written: Written, judge: Callable[[str], bool]):
+def test_written_requests_dont_show_what_the_labeller_is_worth(written: Written):
+    """Its engine has judged them before."""
+    found, _, _ = written.ask(num_written=4)
+    assert found.agreement.total == 2 * 2 * len(MODELS), "two drawn requests for each of two principles"
+
+
+@pytest.mark.parametrize(
+    ("judge", "why"),
+    [
+        (lambda text: True, "fake judges only"),
+        (lambda text: new(text) < "8", "fake judges only"),
+        (lambda text: None if "evil" in text else False, "fake gives no answer that can be read"),
+    ],
+)
+def test_a_critic_that_cant_judge_writes_nothing_and_that_is_said(
+    written: Written, judge: Callable[[str], bool | None], why: str
+):
     found, material, probes = written.ask(judge)
     assert {probe.source for probe in probes} == {"drawn"} and not written.models
     [note] = material.notes
-    assert "fake judges only" in note and "so it writes no requests; they are those of the evaluation" in note
+    assert why in note and note.endswith("they are those of the evaluation.")
     assert "written" not in section(found, list(MODELS)).said
+
+
+def test_few_known_prompts_show_nothing_about_a_critic(written: Written):
+    _, material, _ = written.ask(prompts=PROMPTS[11:])
+    assert "there are not 20 known prompts of each class" in material.notes[0] and not written.critic.asked
+
+
+def test_where_tags_dont_say_what_tests_a_principle_its_requests_are_drawn(written: Written):
+    rules = constitution(principle("harm", "harmlessness", "style"), principle("help"), principle("true", "honesty"))
+    _, _, probes = written.ask(rules=rules, num_written=4)
+    assert {probe.principle_id for probe in probes if probe.source == "written"} == {"true"}
 
 
 def test_where_no_ai_labelled_nothing_is_written(written: Written):
@@ -156,14 +222,20 @@ def test_where_no_ai_labelled_nothing_is_written(written: Written):
 def test_a_file_may_hold_requests_of_ones_own(written: Written, tmp_path: Path):
     rows = [
         {"principle_id": "harm", "request": HARMFUL.format("Z"), "pool": "red_team"},
-        {"principle_id": "help", "request": HARMLESS.format("Z"), "pool": "look_alike", "source": "written"},
+        {
+            "principle_id": "help",
+            "request": HARMLESS.format("Z"),
+            "pool": "look_alike",
+            "source": "written",
+            "case_id": "edited",
+        },
         {"principle_id": "help", "request": CASES[2].prompt.request},
     ]
     file = tmp_path / "own.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     found, _, probes = written.ask(probes=str(file))
     assert [(probe.source, probe.pool) for probe in probes] == [
-        ("given", "red_team"), ("written", "look_alike"), ("drawn", "ordinary")]  # fmt: skip
+        ("given", "red_team"), ("given", "look_alike"), ("drawn", "ordinary")]  # fmt: skip
     assert counts(found, "harm") == [0, 1, 1] and counts(found, "help") == [2, 2, 0]
     assert not written.critic.asked
 
@@ -176,7 +248,12 @@ def test_a_file_may_hold_requests_of_ones_own(written: Written, tmp_path: Path):
             "does not ask “New one?”.*it has no pool; add pool: red_team, ordinary or look_alike",
         ),
         ({"request": "New one?", "pool": "bad"}, "its pool is 'bad'; add pool"),
-        ({"request": PROMPTS[0].request, "pool": "red_team"}, "is a training prompt; take another request"),
+        ({"request": PROMPTS[0].request, "pool": "red_team"}, "is trained on; take another request"),
+        ({"request": "And then?", "pool": "red_team", "source": "drawn"}, "remove source from the row, and the models"),
+        (
+            {"request": CASES[0].prompt.request, "pool": "ordinary"},
+            "is 'ordinary' here, and 'red_team' in the evaluation",
+        ),
         ({"pool": "red_team"}, "the row has no request"),
     ],
 )
@@ -187,27 +264,40 @@ def test_a_row_that_cant_be_asked_is_named(tmp_path: Path, row: dict[str, str], 
         read_probes(str(file), RULES, {one.id: one for one in CASES}, PROMPTS)
 
 
+def test_a_request_has_one_pool(tmp_path: Path):
+    rows = [{"principle_id": rule, "request": "New?", "pool": pool} for rule, pool in
+            (("harm", "red_team"), ("help", "ordinary"))]  # fmt: skip
+    file = tmp_path / "p.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    with pytest.raises(ConfigError, match="'ordinary' here, and 'red_team' in the evaluation or in an earlier row"):
+        read_probes(str(file), RULES, {}, [])
+
+
 def test_the_writer_is_shown_training_requests_near_to_the_principle():
-    constitution = load_constitution(shipped_constitutions()["default"])
+    rules = load_constitution(shipped_constitutions()["default"])
     prompts = load_prompts(compose_config([]).data).prompts
     training = {prompt.request for prompt in prompts if prompt.split == "train"}
-    asked = written_probes.asks(constitution, prompts, 8, seed=0)
-    assert {ask.principle_id for mine in asked.values() for ask in mine} == {r.id for r in constitution.principles}
+    asked = written_probes.asks(rules, prompts, 8, seed=0)
+    assert {ask.principle_id for mine in asked.values() for ask in mine} == {rule.id for rule in rules.principles}
     [theft, _] = [ask for ask in asked["red_team"] if ask.principle_id == "no-theft"]
     examples = theft.request.messages[2]["content"]
     assert {line.split(". ", 1)[1] for line in examples.split("\n")} <= training
     assert "steal" in examples or "theft" in examples or "lock" in examples
 
 
-def test_the_plan_counts_what_is_written_only_where_the_critic_labels():
-    def cost(config: Config):
-        constitution = load_constitution(shipped_constitutions()["default"])
-        prompts = load_prompts(config.data).prompts
-        prepared = Prepared(config=config, constitution=constitution, prompts=prompts, stages=("explain",))
+def test_the_plan_counts_what_is_written_and_what_a_file_adds(tmp_path: Path):
+    def cost(*settings: str) -> Cost:
+        config = compose_config(list(settings))
+        rules, prompts = load_constitution(shipped_constitutions()["default"]), load_prompts(config.data).prompts
+        prepared = Prepared(config=config, constitution=rules, prompts=prompts, stages=("explain",))
         return Adherence().cost(config.explain.adherence, prepared)
 
-    settings = ["recipe=feedback", "explain.adherence.num_written"]
-    with_written, without = (cost(compose_config([settings[0], f"{settings[1]}={n}"])) for n in (12, 0))
-    assert "policy_engine" in with_written.roles and "policy_engine" not in without.roles
-    assert with_written.num_tokens_written > without.num_tokens_written == 0
-    assert "policy_engine" not in cost(compose_config([])).roles
+    key = "explain.adherence.num_written"
+    with_written, without = (cost("recipe=feedback", f"{key}={number}") for number in (6, 0))
+    num_rules = 20
+    assert with_written.roles["policy_engine"].num_calls == 3 * 6 * num_rules
+    assert without.roles["policy_engine"].num_calls == without.num_tokens_written == 0 < with_written.num_tokens_written
+    assert cost(f"{key}=6").roles["policy_engine"].num_calls == 0, "no AI labels the default run"
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"principle_id": "no-fraud", "request": "New one?", "pool": "red_team"}', encoding="utf-8")
+    assert cost(f"explain.adherence.probes={file}").roles["policy_engine"].num_calls == 3

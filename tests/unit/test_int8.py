@@ -12,8 +12,10 @@ from torch import nn
 from pipeline.chain.compose import compose_config
 from pipeline.core.distributed import LaunchConfig
 from pipeline.core.errors import ConfigError
+from pipeline.engines import prefix
 from pipeline.engines.base import ENGINES, ChoiceQuery, Request, Weights, open_engine
-from pipeline.engines.int8 import KERNELS, TOKEN_STEPS, Int8Linear, block_size, hadamard, rotated
+from pipeline.engines.int8 import KERNELS, TOKEN_STEPS, Int8Linear, block_size, hadamard, rotated, round_to_int8
+from pipeline.engines.models import load_model
 from pipeline.records import Message
 
 pytestmark = pytest.mark.skipif(
@@ -73,7 +75,7 @@ def test_zeros_stay_zeros_and_shapes_are_kept():
     assert torch.equal(rounded(torch.zeros(2, 7, 32)), torch.zeros(2, 7, 16))
 
 
-def test_a_critic_in_8_bits_answers_nearly_as_before_and_shares_prefixes(random_model: Path):
+def test_a_critic_in_8_bits_answers_nearly_as_before(random_model: Path):
     def opened(**options: object) -> Any:
         config = ENGINES.parse({"kind": "hf", "path": str(random_model), **options})
         weights = Weights(path=str(random_model), precision="fp32", name="base")
@@ -85,9 +87,17 @@ def test_a_critic_in_8_bits_answers_nearly_as_before_and_shares_prefixes(random_
     [[before], [after]] = [engine.score([query]) for engine in (plain, rounded)]
     assert before.logprobs != after.logprobs
     assert after.logprobs == pytest.approx(before.logprobs, rel=0.1)
-    assert rounded._share_prefix
     ask = Request(id="r", messages=says, seed=0, max_new_tokens=3, temperature=0.0)
     assert rounded.generate([ask])[0].text == plain.generate([ask])[0].text != ""
+
+
+def test_rounding_is_no_reason_to_compute_a_prefix_for_each_row(random_model: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(prefix, "_continued_error", lambda model: 0.1)
+    monkeypatch.setattr(prefix, "_FOUND", {})
+    model = load_model(str(random_model), "fp32")
+    assert not prefix.shares_prefixes(model), "in 32 bits, this is a mistake"
+    round_to_int8(model)
+    assert prefix.shares_prefixes(model)
 
 
 def test_where_it_cant_be_used_a_sentence_says_what_to_do(random_model: Path, monkeypatch: pytest.MonkeyPatch):

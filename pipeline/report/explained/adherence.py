@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.evals.results import Change, Estimate
 from pipeline.explain.adherence import AdherenceFindings
 from pipeline.explain.adherence_counts import Kept
+from pipeline.explain.probes import Source
 from pipeline.report.explained.section import Section, Table
 from pipeline.report.wording import difference, interval, listed, percent, value, words, written
 
@@ -82,12 +83,21 @@ def judges_said(found: AdherenceFindings) -> str:
 def sources_said(found: AdherenceFindings) -> str:
     """Where the requests are from, if not all are from the evaluation."""
     number, total = found.num_by_source, sum(found.num_by_source.values())
-    said = [
-        f"{number[source]} {how}"
-        for source, how in (("written", "were written by the critic"), ("given", "are from a file"))
-        if number.get(source)
-    ]
-    return f"Of the {total} requests, {listed(said, 'and')}; all models were asked these." if said else ""
+    whence: dict[Source, str] = {"written": "were written by the engine of the labeller", "given": "are from a file"}
+    said = [f"{number[source]} {how}" for source, how in whence.items() if source in number]
+    if not said:
+        return ""
+    return f"Of the {total} requests, {listed(said, 'and')}; the models were asked these after the evaluation."
+
+
+def chosen_said(found: AdherenceFindings) -> str:
+    """How the requests of the evaluation were chosen, for the caption; empty if there are none."""
+    if found.num_by_source and "drawn" not in found.num_by_source:
+        return ""
+    return (
+        " Those of the evaluation are of the pools for which the principle is used: first those whose kind is one of "
+        "its tags, then those that share most words with it."
+    )
 
 
 def _changed_said(found: AdherenceFindings, models: list[str]) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.chain import launch, machines
-from pipeline.chain.checkpoints import slug
+from pipeline.chain.checkpoints import read_config, slug
 from pipeline.chain.config import Config, to_plain
 from pipeline.chain.order import (
     CHAIN,
@@ -35,7 +35,7 @@ from pipeline.constitution.paper import deviations_from_paper
 from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
 from pipeline.core.cache import WORK, Manifest, cache_key, commit, hash_files, link, write_text_atomically
-from pipeline.core.errors import CaiError, ConfigError, StageError
+from pipeline.core.errors import ArtifactError, CaiError, ConfigError, StageError
 from pipeline.core.locks import locked
 from pipeline.core.log import duration, logged_to, say, warn
 from pipeline.core.memory import free_memory
@@ -161,8 +161,8 @@ def _holds(folder: Path, config: Config) -> bool:
     """Whether the folder is of a run with these settings, but for questions about it: its report stays until the new
     one is there."""
     try:
-        old, new = json.loads((folder / "config.json").read_text(encoding="utf-8")), to_plain(config)
-    except (FileNotFoundError, ValueError):  # none, or damaged
+        old, new = to_plain(read_config(folder)), to_plain(config)  # settings that are newer than the run: by default
+    except ArtifactError:  # none, damaged, or of another version
         return False
     return all(old.get(name) == value for name, value in new.items() if name not in ("explain", "launch", "tracking"))
 

@@ -11,7 +11,7 @@ import pytest
 from pipeline.chain.checkpoints import with_checkpoints
 from pipeline.chain.compose import compose_config
 from pipeline.chain.config import to_plain
-from pipeline.chain.runner import _explained
+from pipeline.chain.runner import _explained, _holds
 from pipeline.chain.runs import status
 from pipeline.core.cache import MANIFEST, Manifest, link
 from pipeline.core.errors import ConfigError, StageError
@@ -86,3 +86,13 @@ def test_a_mistyped_run_is_named_with_the_nearest_run(tmp_path: Path):
         with_checkpoints(config, "plain-speech", "plain_speech")
     with pytest.raises(ConfigError, match=r"^CHECKPOINT: there is no model folder \./gone; give a folder"):
         with_checkpoints(config, "./gone", None)
+
+
+def test_a_run_from_before_a_setting_was_there_is_known_and_keeps_its_report(tmp_path: Path):
+    config = compose_config([])
+    plain = to_plain(config)
+    del plain["engine"]["quantization"]
+    (tmp_path / "config.json").write_text(json.dumps(plain), encoding="utf-8")
+    assert _holds(tmp_path, config) and not _holds(tmp_path, compose_config(["seed=1"]))
+    (tmp_path / "config.json").write_text("{", encoding="utf-8")
+    assert not _holds(tmp_path, config)

@@ -20,6 +20,7 @@ from pipeline.engines.live import Sample
 from pipeline.engines.models import context_of
 from pipeline.engines.prefix import cache_of, common_length, reads_padding, shares_prefixes
 from pipeline.engines.sampling import SeededSampler
+from pipeline.records import Message
 
 SCORED_ROWS = 16  # at most so many replies are scored at once: logits need rows * reply tokens * vocabulary
 MIN_FILL = 0.5  # the length of the shortest ask in a batch is above this share of the longest
@@ -62,6 +63,7 @@ class HFEngine:
         self._chat = self._encoding.chat
         self.text_of = self._encoding.text_of
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self._shown: tuple[list[int], Any] = ([], None)  # the examples of the last batch, and their cache
 
     # --- Batches ---------------------------------------------------------------------------------------------
 
@@ -69,8 +71,9 @@ class HFEngine:
         """Sort by length and cut into batches. The longest come first, so that a lack of memory shows early.
 
         A batch ends where asks become much shorter, to avoid padding. Queries are grouped by the examples before them,
-        so that the prefill of the examples is shared.
+        so that the examples are computed once for all of them.
         """
+        self._shown = ([], None)  # a model in training may have learnt since then
         sizes = {ask.id: self.num_tokens(ask) for ask in asks}
         shown = {ask.id: _examples_of(ask) for ask in asks}
         asked = Counter(shown.values())
@@ -189,7 +192,7 @@ class HFEngine:
         if not batch:
             return []
         rows = [self._encoding.ids(query) for query in batch]
-        logprobs = self._logits(rows, self._prefix_of(rows), 1)[:, -1].float().log_softmax(-1)
+        logprobs = self._logits(rows, self._prefix_of(rows, batch[0]), 1)[:, -1].float().log_softmax(-1)
         return [
             Answer(id=query.id, logprobs=row[self._encoding.choice_ids(query)].tolist())
             for query, row in zip(batch, logprobs, strict=True)
@@ -201,7 +204,8 @@ class HFEngine:
         rows = [self._encoding.ids(query) for query in batch]
         replies = [self._chat.reply_ids(query.reply) for query in batch]
         # The shared prefix must end before the position that predicts the first token of any reply.
-        prefix = self._prefix_of([row[: len(row) - len(reply)] for row, reply in zip(rows, replies, strict=True)])
+        asked = [row[: len(row) - len(reply)] for row, reply in zip(rows, replies, strict=True)]
+        prefix = self._prefix_of(asked, batch[0])
         answers = []
         for start in range(0, len(batch), SCORED_ROWS):
             part = slice(start, start + SCORED_ROWS)
@@ -213,10 +217,28 @@ class HFEngine:
                 answers.append(Answer(id=query.id, logprobs=[float(taken.mean())]))
         return answers
 
-    def _prefix_of(self, rows: list[list[int]]) -> tuple[int, Any]:
-        """How many tokens these rows share, and the key-value cache of these tokens for one row (None: no tokens)."""
-        num_shared = self._num_shared(rows)
+    def _prefix_of(self, rows: list[list[int]], ask: Query) -> tuple[int, Any]:
+        """How many tokens these rows share, and the key-value cache of these tokens for one row (None: no tokens).
+
+        If all rows begin with the examples of ``ask``, it is these, and the batch before may have computed them.
+        """
+        if not self._share_prefix:
+            return 0, None
+        examples = self._tokens_before(ask)
+        if examples and all(len(row) > len(examples) and row[: len(examples)] == examples for row in rows):
+            if self._shown[0] != examples:
+                self._shown = examples, cache_of(self._model, self._tensor([examples]))
+            return len(examples), self._shown[1]
+        num_shared = common_length(rows)
         return num_shared, cache_of(self._model, self._tensor([rows[0][:num_shared]])) if num_shared else None
+
+    def _tokens_before(self, ask: Query) -> list[int]:
+        """The tokens of the examples before a question, whatever is asked; none without examples."""
+        if not _examples_of(ask):
+            return []
+        dialogues = [[*ask.messages[:-1], Message(role="user", content=text)] for text in ("?", "1")]
+        rows = [self._chat.prompt_ids(turns) for turns in dialogues]
+        return rows[0][: common_length(rows)]
 
     def _logits(self, rows: list[list[int]], prefix: tuple[int, Any], num_last: int) -> torch.Tensor:
         """Logits of the last ``num_last`` positions: (rows, num_last, vocabulary). ``prefix``: see ``_prefix_of``."""

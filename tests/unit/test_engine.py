@@ -11,12 +11,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from pipeline.engines import embedded
+from pipeline.engines import embedded, hf
 from pipeline.engines.base import ChoiceQuery, ReplyQuery, Request
 from pipeline.engines.decoding import make_room
 from pipeline.engines.hf import HFEngine
 from pipeline.engines.models import load_model, load_tokenizer
-from pipeline.engines.prefix import reads_padding, shares_prefixes
+from pipeline.engines.prefix import cache_of, reads_padding, shares_prefixes
 from pipeline.engines.sampling import nucleus_sample
 from pipeline.engines.worklist import generate_all, score_all
 from pipeline.records import Message
@@ -276,6 +276,57 @@ def test_queries_that_follow_the_same_examples_are_scored_together(random_model:
     lone = kind(id="lone", messages=[*shown["no"], *shown["yes"], {"role": "user", "content": "x"}], **asked)
     batches = [{ask.id.rstrip("12345") for ask in batch} for batch in scorer.batches([*queries, lone])]
     assert sorted(batches, key=str) == [{"lone"}, {"no"}, {"yes"}]
+
+
+@pytest.mark.parametrize("kind", ["choices", "replies"])
+def test_examples_are_computed_once_for_all_batches(random_model: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
+    computed: list[int] = []
+
+    def counted(model: Any, ids: torch.Tensor, **options: Any) -> Any:
+        computed.append(ids.shape[1])
+        return cache_of(model, ids, **options)
+
+    monkeypatch.setattr(hf, "cache_of", counted)
+    asked = [_after_examples(kind, group, number) for group in "ab" for number in range(8)]
+    shared = engine(random_model, batch_rows=3)
+    batches = shared.batches(asked)
+    found = {answer.id: answer.logprobs for batch in batches for answer in shared.score(batch)}
+    assert len(batches) >= 6 and len(computed) == 2 and min(computed) > 20
+    alone = engine(random_model, batch_rows=1, share_prefix=False)
+    expected = {answer.id: answer.logprobs for query in asked for answer in alone.score([query])}
+    assert {name: pytest.approx(logprobs, abs=1e-4) for name, logprobs in expected.items()} == found
+    mixed = shared.score([asked[0], asked[8]])
+    assert [found[answer.id] for answer in mixed] == [pytest.approx(answer.logprobs, abs=1e-4) for answer in mixed]
+
+
+def test_a_model_that_has_learnt_reads_its_examples_again(random_model: Path):
+    asked = [_after_examples("choices", "a", number) for number in range(4)]
+    model = load_model(str(random_model), "fp32")
+    ours = HFEngine(model, load_tokenizer(str(random_model)), "tiny")
+    before = [answer.logprobs for answer in ours.score(ours.batches(asked)[0])]
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.mul_(1.5)
+    after = [answer.logprobs for answer in ours.score(ours.batches(asked)[0])]
+    fresh = HFEngine(model, load_tokenizer(str(random_model)), "tiny", share_prefix=False)
+    assert after == [pytest.approx(answer.logprobs, abs=1e-4) for answer in fresh.score(fresh.batches(asked)[0])]
+    assert after != before
+
+
+def _after_examples(kind: str, group: str, number: int) -> Any:
+    turns = [
+        (f"{group}: is this a tree?", "Yes"),
+        (f"{group}: and is that a stone?", "No"),
+        (f"What about {number}?", ""),
+    ]
+    messages = [
+        Message(role=role, content=text)
+        for turn in turns
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ][:-1]
+    if kind == "choices":
+        return ChoiceQuery(id=f"{group}{number}", messages=messages, opening="", choices=("Yes", "No"))
+    return ReplyQuery(id=f"{group}{number}", messages=messages, reply=f"It is {number}.")
 
 
 def test_another_machine_may_convert_the_embedded_model_at_the_same_time(

@@ -63,6 +63,7 @@ class HFEngine:
         self._chat = self._encoding.chat
         self.text_of = self._encoding.text_of
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self._groups: set[str] = set()  # keys of the examples that several asks follow
         self._shown: tuple[list[int], Any] = ([], None)  # the examples of the last batch, and their cache
 
     # --- Batches ---------------------------------------------------------------------------------------------
@@ -77,7 +78,8 @@ class HFEngine:
         sizes = {ask.id: self.num_tokens(ask) for ask in asks}
         shown = {ask.id: _examples_of(ask) for ask in asks}
         asked = Counter(shown.values())
-        shown = {ask_id: key if asked[key] >= MIN_ALIKE else "" for ask_id, key in shown.items()}
+        self._groups = {key for key, number in asked.items() if key and number >= MIN_ALIKE}
+        shown = {ask_id: key if key in self._groups else "" for ask_id, key in shown.items()}
         longest: dict[str, int] = {}
         for ask in asks:
             longest[shown[ask.id]] = max(sizes[ask.id], longest.get(shown[ask.id], 0))
@@ -220,7 +222,8 @@ class HFEngine:
     def _prefix_of(self, rows: list[list[int]], ask: Query) -> tuple[int, Any]:
         """How many tokens these rows share, and the key-value cache of these tokens for one row (None: no tokens).
 
-        If all rows begin with the examples of ``ask``, it is these, and the batch before may have computed them.
+        If all rows begin with the examples of ``ask``, which others follow, too, it is these, and the batch before may
+        have computed them. That depends only on what ``batches`` got, so a resumed run gets the same numbers.
         """
         if not self._share_prefix:
             return 0, None
@@ -233,8 +236,8 @@ class HFEngine:
         return num_shared, cache_of(self._model, self._tensor([rows[0][:num_shared]])) if num_shared else None
 
     def _tokens_before(self, ask: Query) -> list[int]:
-        """The tokens of the examples before a question, whatever is asked; none without examples."""
-        if not _examples_of(ask):
+        """The tokens of the examples before a question, whatever is asked; none if no others follow them."""
+        if _examples_of(ask) not in self._groups:
             return []
         dialogues = [[*ask.messages[:-1], Message(role="user", content=text)] for text in ("?", "1")]
         rows = [self._chat.prompt_ids(turns) for turns in dialogues]

@@ -20,6 +20,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,50 @@ def rate(work: Callable[[], int]) -> float:
     return done / (time.perf_counter() - started)
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Task:
+    """What both sides do. ``unit``: what one piece of the returned work counts as, in ``what``."""
+
+    name: str
+    num_rows: int
+    baseline: Callable[[], int]
+    ours: Callable[[], int]
+    what: str = "tokens"
+    unit: float = 1
+
+    def row(self) -> str:
+        before, after = self.unit * rate(self.baseline), self.unit * rate(self.ours)
+        numbers = f"{before:.1f} {self.what} | {after:.1f} {self.what} | {after / before:.1f} ×"
+        return f"| {self.name} | {self.num_rows} | {numbers} |"
+
+
+def tasks_of(plain: Any, tokenizer: Any, engine: HFEngine, num_rows: int, new_tokens: int) -> list[Task]:
+    """The three tasks, after a first pass of both sides for warm-up."""
+    config, constitution = compose_config([]), load_constitution(find_constitution("default"))
+    replies = first_replies(config, num_rows, new_tokens)
+    reviews = critiques(config, constitution, min(num_rows, 24), new_tokens)
+    asked = labels(config, constitution, num_rows)
+    generate(engine, replies[:2]), plain_generate(plain, tokenizer, replies[:2])
+
+    def generated(name: str, asks: Sequence[Request]) -> Task:
+        return Task(name, len(asks), lambda: plain_generate(plain, tokenizer, asks), lambda: generate(engine, asks))
+
+    few = asked[: len(asked) // 4]
+    return [
+        generated("first replies, replies of the evaluation", replies),
+        generated(f"critiques after {NUM_EXAMPLES} examples", reviews),
+        Task(
+            "labels by likelihood",
+            len(asked),
+            lambda: plain_score(plain, tokenizer, few),
+            lambda: score(engine, asked),
+            what="pairs",
+            unit=1 / 4,
+        ),
+    ]
+
+
+def parsed() -> argparse.Namespace:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--model", default="embedded")
     arguments.add_argument("--rows", type=int, default=64)
@@ -150,48 +194,21 @@ def main() -> None:
     arguments.add_argument("--precision", default="auto")
     arguments.add_argument("--int8", action="store_true", help="the engine computes in 8 bits, as a critic may")
     arguments.add_argument("--output", type=Path, default=Path("docs/bench.md"))
-    args = arguments.parse_args()
+    return arguments.parse_args()
 
+
+def main() -> None:
+    args = parsed()
     if args.int8:
         check_int8("--int8")
     path = resolve_path(args.model)
-    config, constitution = compose_config([]), load_constitution(find_constitution("default"))
-    tokenizer = load_tokenizer(path)
-    plain, model = load_model(path, "fp32"), load_model(path, "fp32" if args.int8 else args.precision)
-    if args.int8:
-        round_to_int8(model)
-    engine = HFEngine(model, tokenizer, "engine", batch_rows=args.rows)
-    replies = first_replies(config, args.rows, args.new_tokens)
-    reviews = critiques(config, constitution, min(args.rows, 24), args.new_tokens)
-    asked = labels(config, constitution, args.rows)
-    generate(engine, replies[:2]), plain_generate(plain, tokenizer, replies[:2])
-
-    tasks: list[tuple[str, Callable[[], int], Callable[[], int], float, str]] = [
-        (
-            "first replies, replies of the evaluation",
-            lambda: plain_generate(plain, tokenizer, replies),
-            lambda: generate(engine, replies),
-            1,
-            "tokens",
-        ),
-        (
-            f"critiques after {NUM_EXAMPLES} examples",
-            lambda: plain_generate(plain, tokenizer, reviews),
-            lambda: generate(engine, reviews),
-            1,
-            "tokens",
-        ),
-        (
-            "labels by likelihood",
-            lambda: plain_score(plain, tokenizer, asked[: len(asked) // 4]),
-            lambda: score(engine, asked),
-            1 / 4,
-            "pairs",
-        ),
-    ]
+    tokenizer, plain = load_tokenizer(path), load_model(path, "fp32")
+    model = load_model(path, "fp32" if args.int8 else args.precision)
     precision, numbers = f"--precision {args.precision}", str(model.dtype)
     if args.int8:
+        round_to_int8(model)
         precision, numbers = "--int8", "8 bits"
+    engine = HFEngine(model, tokenizer, "engine", batch_rows=args.rows)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"a CPU with {os.cpu_count()} cores"
     lines = [
         "# Engine benchmark",
@@ -203,10 +220,8 @@ def main() -> None:
         "| task | rows | baseline, per second | engine, per second | ratio |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for name, baseline, ours, unit, what in tasks:
-        before, after = unit * rate(baseline), unit * rate(ours)
-        num_rows = len(reviews) if "critiques" in name else len(asked) if "labels" in name else len(replies)
-        lines.append(f"| {name} | {num_rows} | {before:.1f} {what} | {after:.1f} {what} | {after / before:.1f} × |")
+    for task in tasks_of(plain, tokenizer, engine, args.rows, args.new_tokens):
+        lines.append(task.row())
         print(lines[-1], flush=True)
     args.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
@@ -123,45 +123,38 @@ def tradeoff_asks(
 ) -> Iterator[WriteAsk]:
     """Calls for requests on which two principles may pull apart, after a few of the examples."""
     name = f"{first.id}+{second.id}"
-    for start in range(0, number, config.num_per_call):
-        wanted = min(config.num_per_call, number - start)
-        rng = derived_rng(seed, "write", name, start)
-        shown = rng.sample(list(examples), min(config.num_few_shot, len(examples)))
-        messages = [Message(role="system", content=SYSTEM)]
-        if shown:
-            messages.append(Message(role="user", content=_tradeoff(len(shown), first, second)))
-            messages.append(Message(role="assistant", content=_numbered(shown)))
-        messages.append(Message(role="user", content=f"{_tradeoff(wanted, first, second)} Don't repeat any of yours."))
-        yield WriteAsk(
-            request=_request(f"{name}/{start}", messages, wanted, config, seed),
-            num_wanted=wanted,
-            pool="ordinary",
-            kind=name,
-            manner="",
-        )
+    asked = _asked_after(examples, name, lambda count: _tradeoff(count, first, second), number, config, seed)
+    for request, wanted in asked:
+        yield WriteAsk(request=request, num_wanted=wanted, pool="ordinary", kind=name, manner="")
 
 
 def probe_asks(
     rule: Principle, pool: Pool, examples: Sequence[str], number: int, config: WriteConfig, seed: int
 ) -> Iterator[WriteAsk]:
     """Calls for requests that put a principle to the test, after a few of the examples."""
+    name = f"probes/{rule.id}"
+    asked = _asked_after(examples, name, lambda count: _test(count, pool, rule), number, config, seed)
+    for request, wanted in asked:
+        yield WriteAsk(request=request, num_wanted=wanted, pool=pool, kind=rule.id, manner="", principle_id=rule.id)
+
+
+def _asked_after(
+    examples: Sequence[str], name: str, say: Callable[[int], str], number: int, config: WriteConfig, seed: int
+) -> Iterator[tuple[Request, int]]:
+    """Calls for ``number`` requests in all, each after a few of the examples: (call, requests that it asks for).
+
+    ``say`` words what is asked for, from the number of requests.
+    """
     for start in range(0, number, config.num_per_call):
         wanted = min(config.num_per_call, number - start)
-        rng = derived_rng(seed, "write", "probes", rule.id, start)
+        rng = derived_rng(seed, "write", name, start)
         shown = rng.sample(list(examples), min(config.num_few_shot, len(examples)))
         messages = [Message(role="system", content=SYSTEM)]
         if shown:
-            messages.append(Message(role="user", content=_test(len(shown), pool, rule)))
+            messages.append(Message(role="user", content=say(len(shown))))
             messages.append(Message(role="assistant", content=_numbered(shown)))
-        messages.append(Message(role="user", content=f"{_test(wanted, pool, rule)} Don't repeat any of yours."))
-        yield WriteAsk(
-            request=_request(f"probes/{rule.id}/{start}", messages, wanted, config, seed),
-            num_wanted=wanted,
-            pool=pool,
-            kind=rule.id,
-            manner="",
-            principle_id=rule.id,
-        )
+        messages.append(Message(role="user", content=f"{say(wanted)} Don't repeat any of yours."))
+        yield _request(f"{name}/{start}", messages, wanted, config, seed), wanted
 
 
 def read_list(ask: WriteAsk, completion: Completion) -> list[str]:

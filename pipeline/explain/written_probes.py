@@ -7,27 +7,27 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pipeline.constitution.schema import POOL_TAGS, Constitution, Principle
+from pipeline.constitution.schema import Constitution, Principle
 from pipeline.core.errors import NothingUsableError
 from pipeline.core.stage import Cost
 from pipeline.core.text import about_tokens
-from pipeline.engines.base import EngineConfig
+from pipeline.engines.base import Engine, EngineConfig
 from pipeline.engines.roles import feedback_engine
 from pipeline.engines.votes import cost_of_choices
 from pipeline.explain.base import Material
 from pipeline.explain.probes import Probe, probe_id, relevance
-from pipeline.records import Pool, Prompt, derive_seed
+from pipeline.explain.tested import NUM_KNOWN, NUM_RIVALS, PROBED, find_tested, pool_of
+from pipeline.records import Pool, Prompt, WrittenPrompt, derive_seed
 from pipeline.writing import asks as wordings
 from pipeline.writing.asks import WriteAsk, probe_asks, shown
 from pipeline.writing.config import WriteConfig
 from pipeline.writing.judgement import POOR, Judge, Known
 from pipeline.writing.writer import WRITTEN, Writer
 
-TEMPLATE = "probes-1"  # in the cache key; raise it if what is asked of the writer or the judge changes
+TEMPLATE = "probes-2"  # in the cache key; raise it if what is asked of the writer or the judge changes
 CONFIG = WriteConfig()
 """The settings of ``write`` by default, also where the run writes no training prompts."""
 REMEDY = "set explain.adherence.num_written=0 to write none"
-PROBED: tuple[Pool, ...] = ("red_team", "ordinary")
 NUM_NEAR = 2 * CONFIG.num_few_shot
 """The examples of a call are drawn from so many training prompts, the most relevant ones."""
 MIN_KNOWN = 20
@@ -43,7 +43,8 @@ def write_probes(material: Material, number: int) -> list[Probe]:
     """At most ``number`` requests for each principle that is not turned off; none if the critic can't judge requests.
 
     They are near to no prompt of the run and to no request of the constitution, so they are held out. A request is kept
-    if the critic judges it harmful for a principle about harm, and harmless for another one.
+    if the critic judges it harmful for a principle about harm, and harmless for another one, and finds no other
+    principle more fitting.
     """
     context, prompts = material.context, material.prompts
     known = known_prompts(prompts)
@@ -67,8 +68,30 @@ def write_probes(material: Material, number: int) -> list[Probe]:
             pool=row.pool,
             source="written",
         )
-        for row in rows
+        for row in _that_test_their_principle(rows, material, critic)
     ]
+
+
+def _that_test_their_principle(
+    rows: Sequence[WrittenPrompt], material: Material, critic: Engine
+) -> Sequence[WrittenPrompt]:
+    context = material.context
+    tested = find_tested(rows, context.constitution, material.prompts, critic, context, context.seed)
+    named = f"it finds the principle of {tested.known.count} of {tested.known.total} known prompts"
+    if not tested.knows:
+        material.notes.append(
+            f"adherence: nothing shows that the written requests test their principle; {critic.name} can't tell "
+            f"({named}, guessing would find {tested.chance:.0%})."
+        )
+        return rows
+    left = [row for row in rows if row.id in tested.fitting]
+    if len(left) < len(rows):
+        known = f" ({named})" if tested.known.total else ""
+        material.notes.append(
+            f"adherence: {len(rows) - len(left)} of {len(rows)} written requests are left out, because {critic.name} "
+            f"finds another principle more fitting{known}."
+        )
+    return left
 
 
 def _none(material: Material, why: str) -> list[Probe]:
@@ -96,12 +119,6 @@ def asks(constitution: Constitution, prompts: Sequence[Prompt], number: int, see
     return found
 
 
-def pool_of(rule: Principle) -> Pool | None:
-    """Harmful requests test a principle about harm, and harmless ones another; None: its tags say both, or nothing."""
-    fitting = [pool for pool in PROBED if POOL_TAGS[pool] & set(rule.tags)]
-    return fitting[0] if len(fitting) == 1 else None
-
-
 def _nearest(rule: Principle, scores: NDArray, requests: Sequence[str]) -> list[str]:
     """The requests that share most words with a principle; ties are broken by hash."""
     ranked = sorted(zip(-scores.round(9), requests, strict=True), key=lambda p: (p[0], derive_seed(rule.id, p[1])))
@@ -114,14 +131,18 @@ def _nearest(rule: Principle, scores: NDArray, requests: Sequence[str]) -> list[
 def cost(calls: Sequence[WriteAsk], prompts: Sequence[Prompt], engine: EngineConfig) -> Cost:
     """At most what the critic reads and writes."""
     known = known_prompts(prompts)
-    num_judged = sum(ask.num_wanted for ask in calls) + sum(map(len, known.to_calibrate))
+    num_wanted, num_rules = sum(ask.num_wanted for ask in calls), len({ask.principle_id for ask in calls})
+    num_judged = num_wanted + sum(map(len, known.to_calibrate))
+    num_compared = (1 + NUM_RIVALS) * (num_wanted + NUM_KNOWN * num_rules)
     example = about_tokens(*(turn["content"] for turn in known.query("", "").messages))
     writing = Cost(
         num_calls=len(calls),
         num_tokens_written=sum(ask.request.max_new_tokens for ask in calls),
         num_tokens_read=sum(about_tokens(*(turn["content"] for turn in ask.request.messages)) for ask in calls),
     )
-    return Cost.sum((writing, cost_of_choices(engine, num_judged, example + CONFIG.max_prompt_tokens)))
+    judging = cost_of_choices(engine, num_judged, example + CONFIG.max_prompt_tokens)
+    comparing = cost_of_choices(engine, num_compared, 2 * CONFIG.max_prompt_tokens)
+    return Cost.sum((writing, judging, comparing))
 
 
 def cost_of_replies(num_requests: int, models: Sequence[str], max_reply_tokens: int) -> Cost:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import wrap
@@ -60,27 +61,34 @@ PROMPTS = [
 
 
 class Critic(FakeEngine):
-    """Writes a list of what it is asked for, one of the other kind and one training prompt among it; judges rightly."""
+    """Writes a list of what it is asked for, one of the other kind and one training prompt among it. Its requests name
+    their principle, and it finds the principle that a request names."""
 
     def __init__(self, judge: Callable[[str], bool | None]) -> None:
         super().__init__(self._write, self._answer)
         self._judge = judge
+        self.second_for = ""
+        """The principle that the second request for each principle is about; empty: its own."""
 
     def _write(self, request: Request) -> str:
-        harmful = request.id.startswith("probes/harm/")
+        rule = request.id.split("/")[1]
+        harmful = rule == "harm"
         own, other = (HARMFUL, HARMLESS) if harmful else (HARMLESS, HARMFUL)
         known = PROMPTS[0 if harmful else -1].request
         texts = [
-            own.format(new(request.id)),
-            other.format(new(request.id, "other")),
+            own.format(f"{rule} {new(request.id)}"),
+            other.format(f"{rule} {new(request.id, 'other')}"),
             known,
-            own.format(new(request.seed)),
+            own.format(f"{self.second_for or rule} {new(request.seed)}"),
         ]
         return "\n".join(f"{number}. {text}" for number, text in enumerate(texts, start=1))
 
     def _answer(self, query: Query) -> list[float]:
         assert isinstance(query, ChoiceQuery)
         text = query.messages[-1]["content"]
+        if text.startswith("An AI assistant has this rule"):
+            _, rule, request = re.split("Title of |Somebody asks it: ", text)
+            return YES if f" {rule.split('.')[0]} " in request else NO
         return {True: [-0.1, -3.0], False: [-3.0, -0.1], None: [-50.0, -50.0]}[self._judge(text)]
 
 
@@ -118,12 +126,14 @@ class Written(Asked):
         rules: Constitution = RULES,
         prompts: Sequence[Prompt] = PROMPTS,
         batches_until_killed: int = 999,
+        second_for: str = "",
         **options: Any,
     ) -> Any:
         context = self.context(labels_rightly, rules)
         self.batches_left = batches_until_killed
         context.labels, context.suites = labels, compose_config([]).evaluate
         self.critic, self.models = Critic(judge), dict[str, FakeEngine]()
+        self.critic.second_for = second_for
         self._patch.setattr(written_probes, "feedback_engine", lambda context: self.critic)
         material = Material(context, models=MODELS, confidence=0.95, split="test")
         material.__dict__["prompts"] = prompts
@@ -166,6 +176,19 @@ def test_a_critic_that_can_judge_writes_requests_and_the_models_are_asked_them(w
     assert found.num_by_source == {"written": 6, "drawn": 6}
     assert counts(found, "harm") == [0, 4, 4] and counts(found, "help") == [4, 4, 0]
     assert "6 were written by the engine of the labeller;" in section(found, list(MODELS)).said
+
+
+def test_a_request_that_tests_another_principle_is_left_out(written: Written):
+    _, material, probes = written.ask(num_written=4, second_for="true")
+    assert [probe.principle_id for probe in probes if probe.source == "written"] == [
+        "harm",
+        "harm",
+        "help",
+        "true",
+        "true",
+    ]
+    [note] = material.notes
+    assert "1 of 6 written requests are left out, because fake finds another principle more fitting." in note
 
 
 def test_a_killed_run_asks_nothing_twice(written: Written):

@@ -1,4 +1,4 @@
-"""Signs of degeneration: equal openings, repetition and word salad."""
+"""Properties of a reply's wording: equal openings, repetition, word salad, filler and hard words."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from pipeline.core.text import words
+from pipeline.core.text import sentences, words
 
 OPENING_WORDS = 8
 
@@ -50,3 +50,31 @@ def distinct_ngrams(replies: Sequence[str], size: int = 2) -> float:
     """Distinct-n (Li et al. 2016, arXiv 1510.03055): different n-grams divided by n-grams, over all replies."""
     grams = [tuple(tokens[i : i + size]) for tokens in map(words, replies) for i in range(len(tokens) - size + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
+
+
+# English phrases that could go without any loss: greetings, praise, announcements and closing offers.
+_FILLER = re.compile(
+    r"\b(?:(?:great|good|excellent) question|(?:i'm|i am|i'd be|i would be) (?:so )?(?:happy|glad|here) to help|"
+    r"thank you for (?:asking|reaching|your)|i hope (?:this|that|it) helps|let me know if|feel free to|"
+    r"don't hesitate to|if you have any (?:other |more |further )?questions|"
+    r"it(?:'s| is) (?:also )?(?:important|worth|essential|crucial) (?:to|that|noting)|"
+    r"here (?:are|is) (?:a few|some|a list)|in (?:conclusion|summary)|as an ai\b)"
+)
+_FILLER_FIRST = re.compile(r"\W*(?:certainly|absolutely|of course|sure|hello|hi)\b")
+
+
+def has_filler(reply: str) -> bool:
+    """Whether a reply has one of a few English phrases that say nothing, such as "great question" or "Sure, …"."""
+    text = reply.casefold().replace("’", "'")
+    return bool(_FILLER.search(text) or _FILLER_FIRST.match(text))
+
+
+def lix(reply: str) -> float:
+    """LIX (Björnsson 1968): words per sentence + 100 × the share of words longer than six characters; 0 if empty.
+
+    About 25 is a children's book, 40 a newspaper and 55 a legal text. It is made for languages that write spaces.
+    """
+    mine = words(reply)
+    if not mine:
+        return 0.0
+    return len(mine) / len(sentences(reply)) + 100 * sum(len(word) > 6 for word in mine) / len(mine)

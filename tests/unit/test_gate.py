@@ -149,7 +149,7 @@ def test_all_measures_of_outcomes_follow_from_the_judge_and_no_others():
         for name in ("base", "tuned")
     )
     without_judge = {"boilerplate", "repetitive", "reply_words", "distinct_bigrams", "reference_perplexity"}
-    without_judge |= {"perplexity_ratio", "length_ratio", "preferred", "reward"}
+    without_judge |= {"perplexity_ratio", "length_ratio", "filler", "lix", "preferred", "reward"}
     without_judge |= {name for name in all_measures() if name.startswith(("bbq", "crows"))}
     without_judge |= measure_groups()["explain"].keys()  # another stage measures them
     for first in (base, tuned):

@@ -24,7 +24,7 @@ from pipeline.evals.manners import manner_rates, manners_held_out
 from pipeline.evals.measures import by_model, measured, ratings
 from pipeline.evals.suites.bias import bias_cases
 from pipeline.evals.suites.red_team import RedTeam, attack_cells
-from pipeline.evals.text import commonest_opening, distinct_ngrams, repeats_itself
+from pipeline.evals.text import commonest_opening, distinct_ngrams, has_filler, lix, repeats_itself
 from pipeline.records import Case, Comparison, Message, Outcome, Pool, Prompt, Split, Verdict
 from tests.fakes import FakeEngine
 
@@ -284,6 +284,33 @@ def test_the_length_ratio_by_hand():
         verdicts += [verdict(where, "base", "complied", "w " * i), verdict(where, "rlaif", "complied", "w " * 2 * i)]
     found = measured(by_model(verdicts), 0.95)["rlaif"]["length_ratio"]
     assert (found.value, found.low, found.high, found.total) == (2, 2, 2, 5)
+
+
+def test_lix_by_hand():
+    assert lix("The bank can change it. Your bill goes up.") == 9 / 2, "no word has more than six characters"
+    assert lix("Institutions periodically change rates") == 4 + 100 * 2 / 4
+    assert lix("") == 0
+
+
+@pytest.mark.parametrize("reply", ["Great question! Red wine …", "Sure, blot it.", "Blot it. Let me know if it’s gone.",
+                                   "It's important to note that wine is red.", "Here are some tips:"])  # fmt: skip
+def test_filler_is_found(reply: str):
+    assert has_filler(reply)
+
+
+@pytest.mark.parametrize(
+    "reply", ["Blot it.", "Be sure to blot it.", "Here are the three steps.", "That's a question of taste."]
+)
+def test_what_says_something_is_no_filler(reply: str):
+    assert not has_filler(reply)
+
+
+def test_style_is_measured_on_ordinary_requests_only():
+    asked = [case("helpfulness", "ordinary", 0), case("helpfulness", "ordinary", 1), case("red_team", "red_team", 0)]
+    replies = ["Sure, blot it.", "Blot it.", "Sure, here is how."]
+    found = measured({"base": [verdict(c, "base", "complied", r) for c, r in zip(asked, replies, strict=True)]}, 0.95)
+    assert (found["base"]["filler"].count, found["base"]["filler"].total) == (1, 2)
+    assert found["base"]["lix"].value == 2.5
 
 
 def bbq_row(row_id: str, label: int, ambiguous: bool, negative: bool = True) -> ChoiceRow:

@@ -13,6 +13,7 @@ from pipeline.evals.results import Estimate
 from pipeline.evals.scores import Measure, Scores, estimated
 from pipeline.evals.statistics import bootstrap, resampled
 from pipeline.evals.suites.base import SUITES, RequestsConfig, RequestSuite
+from pipeline.evals.text import has_filler, lix
 from pipeline.records import Prompt, Verdict
 
 
@@ -26,11 +27,12 @@ def _perplexity_ratio(first: Sequence[Verdict], mine: Sequence[Verdict], confide
     return estimated(differences, "perplexity", confidence) if differences and mine is not first else None
 
 
+def _answered(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    return [v for v in verdicts if v.replied and Helpfulness.name in v.case.suites]
+
+
 def _length_ratio(first: Sequence[Verdict], mine: Sequence[Verdict], confidence: float) -> Estimate | None:
-    lengths = [
-        {v.case.id: len(words(v.reply)) for v in verdicts if v.replied and Helpfulness.name in v.case.suites}
-        for verdicts in (first, mine)
-    ]
+    lengths = [{v.case.id: len(words(v.reply)) for v in _answered(verdicts)} for verdicts in (first, mine)]
     common = sorted(lengths[0].keys() & lengths[1].keys())
     before, after = ([length[case] for case in common] for length in lengths)
     if mine is first or not any(before):
@@ -83,6 +85,19 @@ class Helpfulness(RequestSuite):
             better=None,
             unit="mean",
             estimate=_length_ratio,
+        ),
+        "filler": Measure(
+            title="Ordinary requests answered with filler",
+            how="share of replies with an English phrase that says nothing, such as “great question” or “feel free to”",
+            better=None,
+            score=lambda verdicts: {v.case.id: float(has_filler(v.reply)) for v in _answered(verdicts)},
+        ),
+        "lix": Measure(
+            title="Hard words and long sentences (LIX) in replies to ordinary requests",
+            how="mean of words per sentence + 100 × share of words longer than six characters; 25 is easy, 55 hard",
+            better=None,
+            unit="mean",
+            score=lambda verdicts: {v.case.id: lix(v.reply) for v in _answered(verdicts)},
         ),
     }
 

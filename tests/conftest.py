@@ -55,6 +55,7 @@ TINY = [
     "preferences.num_look_alike=2",
     "preferences.max_reply_tokens=16",
     "preferences.num_contrasts=2",
+    "preferences.num_checked=3",
     "reward.num_epochs=1",
     "reward.global_batch_size=2",
     "reward.save_every_steps=1",

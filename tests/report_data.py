@@ -13,6 +13,8 @@ from pipeline.evals import results as r
 from pipeline.evals.calibration import held_out_metrics
 from pipeline.evals.changes import all_changes, cell_changes
 from pipeline.evals.knows_does import asked_of_the_probe, compare
+from pipeline.evals.label_check import METRIC as LABELLER_CHECKED
+from pipeline.evals.label_check import Checked
 from pipeline.evals.made_of import MadeOf, Turned
 from pipeline.evals.manners import manner_rates
 from pipeline.evals.measures import by_model, measured
@@ -335,6 +337,17 @@ def make_made_of() -> MadeOf:
                   labels_that_turn=turned)  # fmt: skip
 
 
+def make_checked() -> Checked:
+    """A labeller that is hardly better than guessing."""
+    by_kind = {
+        "harmless": wilson(12, 16),
+        "helpful": wilson(9, 15),
+        "honest": wilson(7, 14),
+        "look_alike": wilson(8, 15),
+    }
+    return Checked(right=wilson(36, 60), by_kind=by_kind, num_unreadable=0)
+
+
 def make_manifest(stage: str, method: str) -> Manifest:
     seconds = {"critique": 262.0, "sft": 96.0, "preferences": 118.0, "align": 141.0, "evaluate": 156.0}.get(stage, 1.4)
     metrics: dict[str, Any] = {
@@ -344,7 +357,7 @@ def make_manifest(stage: str, method: str) -> Manifest:
     }
     if stage == "preferences":
         metrics = {"num_pairs": 36, "num_parse_failures": 0, "order_flip_rate": 0.31, "entropy_bits_mean": 0.72}
-        metrics |= make_made_of().model_dump()
+        metrics |= make_made_of().model_dump() | {LABELLER_CHECKED: make_checked().model_dump()}
     if method == "ppo":
         metrics = {"reward": make_reward_metrics(), "align": PPO_METRICS}.get(stage, metrics)
     config = {"method": method, "confidence": 0.95, "max_kl": 20.0}

@@ -180,14 +180,14 @@ def measure(
                 warn(str(error))
                 yield LabelAccuracy(**head, pool=pool, wording=wording, error=str(error))
                 continue
-            right = _right(labels, turned)
+            right = right_by_pair(labels, turned)
             chosen.append(right)
             yield LabelAccuracy(
                 **head,
                 pool=pool,
                 wording=wording,
                 accuracy=share_of_right(list(right.values()), confidence),
-                by_kind=_by_kind(filed, right, confidence),
+                by_kind=right_by_kind(filed, right, confidence),
                 num_unanswered=len(pairs) - len(right),
                 order_flips=_order_flips(labels, confidence),
                 wording_flips=_wording_flips(chosen, confidence),
@@ -222,7 +222,7 @@ def _tokens_read(engine: Engine, meter: Meter) -> int:
     return sum(used.num_tokens_read for used in meter.usage.values())
 
 
-def _right(labels: Sequence[Preference], turned: set[str]) -> dict[str, float]:
+def right_by_pair(labels: Sequence[Preference], turned: set[str]) -> dict[str, float]:
     """Pair id → 1 if the label is right, 0 if it is wrong, ½ for a tie."""
     right = {}
     for preference in labels:
@@ -233,7 +233,8 @@ def _right(labels: Sequence[Preference], turned: set[str]) -> dict[str, float]:
     return right
 
 
-def _by_kind(pairs: Sequence[Comparison], right: Mapping[str, float], confidence: float) -> dict[str, Estimate]:
+def right_by_kind(pairs: Sequence[Comparison], right: Mapping[str, float], confidence: float) -> dict[str, Estimate]:
+    """Kind of pair → share of right labels."""
     kinds = sorted({pair.prompt.kind for pair in pairs})
     return {
         kind: share_of_right([right[p.id] for p in pairs if p.prompt.kind == kind and p.id in right], confidence)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.evals.label_check import Checked
 from pipeline.evals.made_of import EXPECTED, HOW, WHAT, MadeOf, Turned, said
 from pipeline.evals.results import Estimate
 from pipeline.report.build import Report
@@ -17,6 +18,12 @@ def made_of(report: Report) -> MadeOf | None:
     """Of the last round. None for a run without labels, and for one of a version that did not measure it."""
     manifest = report.manifests.get(report.newest("preferences"))
     return MadeOf.of_metrics(manifest.metrics) if manifest else None
+
+
+def checked(report: Report) -> Checked | None:
+    """How often the labeller of the last round was right before it labelled; None if that was not measured."""
+    manifest = report.manifests.get(report.newest("preferences"))
+    return Checked.of_metrics(manifest.metrics) if manifest else None
 
 
 def sentence(report: Report) -> str:
@@ -68,7 +75,7 @@ def labellers(report: Report) -> list[str]:
 
 
 def label_tables(report: Report) -> dict[str, list[dict[str, Any]]]:
-    """The table ``labels``: who gave them, and what turns them."""
+    """The table ``labels``: who gave them, what turns them, and how often the labeller was right before."""
     made = made_of(report)
     if made is None:
         return {}
@@ -78,7 +85,10 @@ def label_tables(report: Report) -> dict[str, list[dict[str, Any]]]:
         if number
     ]
     turned = [_row("labels that turn with", name, found.share, found) for name, found in made.labels_that_turn.items()]
-    return {"labels": given + turned}
+    check = checked(report)
+    shares = {"all": check.right, **check.by_kind} if check else {}
+    right = [_row("labeller right on shipped pairs", kind, share) for kind, share in shares.items()]
+    return {"labels": given + turned + right}
 
 
 def _row(what: str, name: str, share: Estimate, turned: Turned | None = None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pipeline.data.drawing import PoolSizes
 from pipeline.engines.base import ENGINES, EngineConfig
 from pipeline.engines.roles import feedback_engine
 from pipeline.evals.label_changes import cost_of_changes, made_of
+from pipeline.evals.label_check import METRIC, check_labeller, cost_of_check
 from pipeline.evals.made_of import CONSTITUTION, POOL
 from pipeline.labellers.base import (
     LABELLERS,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 TOKENS_PER_TURN = 50  # for estimates of tokens read
 MOST_FLIPPED = 0.5  # of the comparisons: as many would depend on the order if letters were drawn
+NUM_CHECKED = 60
 PURPOSE = "labels"  # part of the seed that draws principles
 
 
@@ -68,6 +70,9 @@ class PreferencesConfig(PoolSizes):
     num_probed: int = Field(default=40, ge=0)
     """How many labels are asked for again with the principle's words, the prompt's pool or a reply's length changed, to
     measure what decides them; 0: none. It changes no label."""
+    num_checked: int = Field(default=NUM_CHECKED, ge=0)
+    """On how many shipped pairs, of which people preferred one reply, the labeller is tested before it labels; 0: none.
+    It changes no label."""
     engine: Annotated[SerializeAsAny[EngineConfig] | None, BeforeValidator(ENGINES.parse_optional)] = None
     """The engine of the labeller and of the constitution's rewards; null: that of ``engine``."""
 
@@ -92,8 +97,9 @@ class PreferencesConfig(PoolSizes):
         return self
 
     def key(self) -> dict[str, Any]:
-        """Two samples are not in it: results from before this setting have two, and stay valid."""
-        return {name: value for name, value in super().key().items() if (name, value) != ("num_samples", 2)}
+        """Without settings that have their usual value, and did not exist before: earlier results stay valid."""
+        usual = {"num_samples": 2, "num_checked": NUM_CHECKED if self.asks_labeller else self.num_checked}
+        return {name: value for name, value in super().key().items() if usual.get(name) != value}
 
     @property
     def compares_openings(self) -> bool:
@@ -190,7 +196,8 @@ class Preferences(Stage):
         ]
         tokens = 4 * TOKENS_PER_TURN + longest
         asked = (placeholders, engine, config.labeller, prepared.constitution, seed, PURPOSE, tokens)
-        labeller = Cost.sum([cost(*asked), cost_of_changes(*asked, config.num_probed)])
+        check = cost_of_check(*asked[1:5], tokens, config.num_checked)
+        labeller = Cost.sum([check, cost(*asked), cost_of_changes(*asked, config.num_probed)])
         return Cost.of_roles({"policy_engine": policy, field: labeller})
 
     def memory(self, prepared: Prepared) -> Memory:
@@ -211,7 +218,9 @@ class Preferences(Stage):
         written = sampler.worked_pairs(openings) if config.num_contrasts else []
         sampler.warn_of_losses(len(comparisons) + len(written))
         engine = feedback_engine(context, sampler.release()) if config.asks_labeller else None
-        asked = (config.labeller, context.constitution, context.seed, context, PURPOSE)
+        asks = (config.labeller, context.constitution, context.seed, context)
+        checked = check_labeller(engine, *asks, config.num_checked) if engine and config.num_checked else None
+        asked = (*asks, PURPOSE)
         preferences = label(comparisons, engine, *asked) if engine else [filed(pair, POOL) for pair in comparisons]
         refused, failed = num_refused(context, PURPOSE), num_failed(context, PURPOSE)
         name = engine.name if engine else POOL
@@ -236,6 +245,7 @@ class Preferences(Stage):
             "num_failed_requests": failed,
             **label_statistics(preferences),
             **made.model_dump(),
+            METRIC: checked.model_dump() if checked else None,
         }
 
 

@@ -389,6 +389,8 @@ def test_the_labels_have_a_card_with_what_turns_them():
     )
     html, markdown, card = (render(name, report) for name in ("report.html.j2", "report.md.j2", "card.md.j2"))
     assert f'<p class="warning"><span aria-hidden="true">⚠</span> {sentence}</p>' in html
+    checked = "agreed with people on 60\xa0% [47, 71] of 60 shipped pairs (harmless 75\xa0%, helpful 60\xa0%,"
+    assert checked in html and checked in markdown and "So it may be guessing about such pairs." in html
     assert "96\xa0% of 28; should be: none" in html and 'href="#labels"' in html
     plain = sentence.replace("&#39;", "'")
     assert plain in markdown and plain in card
@@ -396,9 +398,10 @@ def test_the_labels_have_a_card_with_what_turns_them():
     assert "Can't be read then, and don't count: 1. Left out, because nothing can be cut: 2." in markdown
     rows = tables_of(report)["labels"]
     assert [(row["name"], row["count"], row["total"]) for row in rows] == [
-        ("ai", 30, 36), ("constitution", 6, 36), ("words", 1, 28), ("order", 0, 28), ("pool", 27, 28), ("length", 3, 25)
+        ("ai", 30, 36), ("constitution", 6, 36), ("words", 1, 28), ("order", 0, 28), ("pool", 27, 28), ("length", 3, 25),
+        ("all", 36, 60), ("harmless", 12, 16), ("helpful", 9, 15), ("honest", 7, 14), ("look_alike", 8, 15)
     ]  # fmt: skip
-    assert rows[-1]["num_not_changed"] == 2 and len({frozenset(row) for row in rows}) == 1
+    assert rows[5]["num_not_changed"] == 2 and len({frozenset(row) for row in rows}) == 1
 
 
 def test_a_run_that_did_not_measure_its_labels_still_has_a_report():

@@ -1,0 +1,104 @@
+"""Before a labeller labels: how often it agrees with people on the shipped pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.constitution.schema import Constitution
+from pipeline.core import distributed
+from pipeline.core.log import say, warn
+from pipeline.core.stage import Cost
+from pipeline.engines.base import Engine, EngineConfig, chooser
+from pipeline.engines.worklist import Logbook
+from pipeline.evals.accuracy import shuffled
+from pipeline.evals.label_accuracy import right_by_kind, right_by_pair
+from pipeline.evals.results import Estimate
+from pipeline.evals.statistics import share_of_right
+from pipeline.evals.suites.pairs import PairsConfig, read_pairs
+from pipeline.labellers.base import LabellerConfig
+from pipeline.labellers.label import cost, label
+from pipeline.records import Comparison
+
+PURPOSE = "checked"  # names the logs, and is part of the seed that draws principles
+METRIC = "labeller_checked"
+
+
+class Checked(BaseModel):
+    """Part of the metrics of the stage ``preferences``. Ties count half; unreadable answers don't count."""
+
+    model_config = ConfigDict(frozen=True)
+
+    right: Estimate
+    by_kind: dict[str, Estimate]
+    num_unreadable: int
+
+    @classmethod
+    def of_metrics(cls, metrics: Mapping[str, Any]) -> Self | None:
+        """None where no labeller was checked."""
+        found = metrics.get(METRIC)
+        return cls.model_validate(found) if found else None
+
+    @property
+    def may_guess(self) -> bool:
+        """Whether the labeller may be right on half of such pairs, as guessing would be."""
+        return self.right.low is None or self.right.low <= 0.5
+
+    def said(self) -> str:
+        """How often it is right, for a reader who trains no models."""
+        kinds = [f"{kind.replace('_', '-')} {_percent(share)}" for kind, share in self.by_kind.items()]
+        unread = f"; of others, {self.num_unreadable} answers can't be read" if self.num_unreadable else ""
+        if self.right.value is None:
+            return "Before it labelled, the labeller gave no readable answer about the shipped pairs."
+        low, high = (f"{100 * (bound or 0):.0f}" for bound in (self.right.low, self.right.high))
+        return (
+            f"Before it labelled, the labeller agreed with people on {_percent(self.right)} [{low}, {high}] of "
+            f"{self.right.total} shipped pairs ({', '.join(kinds)}{unread})."
+        )
+
+
+def check_labeller(
+    engine: Engine, config: LabellerConfig, constitution: Constitution, seed: int, logbook: Logbook, num_pairs: int
+) -> Checked:
+    """Label so many shipped pairs, and warn if the labeller may be guessing. All ranks must call it."""
+    pairs = _pairs(num_pairs)
+    shown, turned = shuffled(pairs)
+    right = right_by_pair(label(shown, engine, config, constitution, seed, logbook, PURPOSE), turned)
+    checked = Checked(
+        right=share_of_right(list(right.values())),
+        by_kind=right_by_kind(pairs, right, 0.95),
+        num_unreadable=len(pairs) - len(right),
+    )
+    if distributed.is_main():
+        say(f"  {checked.said()}")
+        if checked.may_guess:
+            warn(
+                f"nothing shows that the labeller {config.kind}:{chooser(engine)} does better than guessing on pairs "
+                "about harm, help and honesty. If your constitution is about these, stop here (Ctrl-C) and use a "
+                "larger labeller (engine), or another one (preferences); scripts/label_accuracy.py compares them. "
+                "preferences.num_checked=0 turns this check off."
+            )
+    return checked
+
+
+def cost_of_check(
+    engine: EngineConfig, config: LabellerConfig, constitution: Constitution, seed: int, tokens: int, num_pairs: int
+) -> Cost:
+    """What ``check_labeller`` asks at most.
+
+    Args:
+        tokens: read by one call.
+    """
+    return cost(_pairs(num_pairs), engine, config, constitution, seed, PURPOSE, tokens)
+
+
+def _pairs(num_pairs: int) -> list[Comparison]:
+    return (
+        read_pairs(PairsConfig(source="builtin", num_pairs=num_pairs), "pairs", "pair", "test", []) if num_pairs else []
+    )
+
+
+def _percent(share: Estimate) -> str:
+    return "–" if share.value is None else f"{100 * share.value:.0f}\u00a0%"

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
+from pipeline.chain import runner
 from pipeline.chain.config import Config
 from pipeline.chain.order import CHAIN
 from pipeline.chain.plan import plan
@@ -352,6 +353,23 @@ def test_a_sweep_shares_what_is_the_same_and_ends_in_a_comparison(
     assert len(list(cache.glob("sft-*"))) == 1 and len(list(cache.glob("align-*"))) == 2
     names = [path.name for path in (tmp_path / "outputs" / "runs").iterdir() if path.name != "latest"]
     assert main(["compare", *names, "--output-dir", str(tmp_path / "outputs")]) == 0
+
+
+def test_a_job_of_a_sweep_that_stops_costs_no_other_job(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def stops_once(config: Config) -> Run:
+        if config.align.beta == 0.5:
+            raise StageError("the reward model is no better than length")
+        return run(config)
+
+    monkeypatch.setattr(runner, "run", stops_once)
+    assert main(["run", "-m", *tiny_overrides(tiny_model, tmp_path), "align.beta=0.5,0.1,0.2"]) == 1
+    shown = capsys.readouterr()
+    assert "1 of 3 jobs stopped, the others are done ('align.beta=0.5': the reward model" in shown.err
+    assert (
+        "align.beta=0.1" in shown.out and "align.beta=0.2" in shown.out and "| Harmful requests complied" in shown.out
+    )
 
 
 def test_the_command_line_reports_mistakes_without_a_traceback(capsys: pytest.CaptureFixture[str]):

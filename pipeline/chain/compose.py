@@ -17,11 +17,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pipeline.chain.checkpoints import slug
 from pipeline.chain.config import Config, to_config
 from pipeline.core.errors import ConfigError, did_you_mean, first_line
 from pipeline.core.settings import types_at
 from pipeline.core.text import whole_characters
+from pipeline.engines.models import EMBEDDED, short_name
 
+DEFAULT_MODEL = "smollm2-135m"
+"""The preset of ``model`` by default, which is for the embedded model."""
 _MOVED = {
     "align.ppo": "align, for example align.max_kl instead of align.ppo.max_kl",
     "align.rollout.num_replies": "align.num_replies",
@@ -60,7 +64,19 @@ def compose_raw(overrides: Sequence[str], config_dir: Path | None = None) -> dic
     plain = OmegaConf.to_container(composed)
     assert isinstance(plain, dict)
     _refuse_no_characters(plain, ())
+    _name_another_model(plain, {override.lstrip("+").partition("=")[0] for override in overrides})
     return {str(key): value for key, value in plain.items()}
+
+
+def _name_another_model(plain: dict[str, Any], given: set[str]) -> None:
+    """``model.path=X`` without a preset of X: the name and the layers of the default preset are not those of X."""
+    model = plain.get("model")
+    if not isinstance(model, dict) or model.get("name") != DEFAULT_MODEL or model.get("path") in (EMBEDDED, None):
+        return
+    if "model.name" not in given:
+        model["name"] = slug(short_name(str(model["path"])).rpartition("/")[2]) or DEFAULT_MODEL
+    if "model.lora.upper_share" not in given and isinstance(model.get("lora"), dict):
+        model["lora"].pop("upper_share", None)
 
 
 def _refuse_no_characters(value: Any, path: tuple[str, ...]) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, StageError
 
 if TYPE_CHECKING:
+    from pipeline.chain.runner import Run
     from pipeline.constitution.schema import Principle
 
 GATE_FAILED = 3
@@ -47,15 +48,25 @@ def _run(args: argparse.Namespace) -> int:
     if configs[0].launch.machine_rank == 0:
         for job in prepared:
             reach_engines(job)
-    runs = [run(config) for config in configs]
-    folders = [finished.folder for finished in runs]
-    if configs[0].launch.machine_rank > 0:
-        return 0
-    if all((folder / "report.md").exists() for folder in folders):  # until= can end a run before its report
-        _write_comparison(
-            folders, [" ".join(job) for job in jobs], configs[0].output_dir, configs[0].evaluate.guidelines
-        )
-    return max(exit_code(finished.gate) for finished in runs)
+    labels = [" ".join(job) for job in jobs]
+    runs: dict[str, Run] = {}
+    errors: dict[str, StageError] = {}
+    for job, label, config in zip(jobs, labels, configs, strict=True):
+        try:
+            runs[label] = run(config)
+        except StageError as error:  # the other jobs don't depend on it
+            own = " ".join(override for override in job if any(override not in other for other in jobs))
+            errors[own] = error
+            print(f"job {own!r} stopped: {error}", file=sys.stderr, flush=True)
+    folders = [finished.folder for finished in runs.values()]
+    is_first_machine = configs[0].launch.machine_rank == 0
+    # until= can end a run before its report
+    if is_first_machine and len(folders) > 1 and all((folder / "report.md").exists() for folder in folders):
+        _write_comparison(folders, list(runs), configs[0].output_dir, configs[0].evaluate.guidelines)
+    if errors:
+        stopped = "; ".join(f"{label!r}: {error}" for label, error in errors.items())
+        raise StageError(f"{len(errors)} of {len(jobs)} jobs stopped, the others are done ({stopped})")
+    return max(exit_code(finished.gate) for finished in runs.values()) if is_first_machine else 0
 
 
 def exit_code(gate: str | None) -> int:

@@ -232,14 +232,23 @@ class Constitution(_Part):
         They are the contrasts, and the worked examples of principles that are tagged harmlessness: nothing says of
         another example that its request is harmful.
         """
-        fitting = {p.id for p in self.principles if p.weight > 0 and POOL_TAGS["red_team"] & set(p.tags)}
-        worked = [example for example in self.worked_examples if self.principle_for(example).id in fitting]
-        parts: list[WorkedExample | Contrast] = [*worked, *self.contrasts]
+        parts: list[WorkedExample | Contrast] = [*self._worked(about_harm=True), *self.contrasts]
         return [(part.request, part.revision) for part in _by_tags(parts, tags)[:num_examples]]
 
     def answered(self, tags: Sequence[str], num_examples: int) -> list[tuple[str, str]]:
         """(request, reply) of harmless requests, in the same order."""
         return [(part.request, part.reply) for part in _by_tags(self.good_answers, tags)[:num_examples]]
+
+    def corrected(self, tags: Sequence[str], num_examples: int) -> list[WorkedExample]:
+        """Worked examples of principles about something else than harm, in the same order."""
+        return _by_tags(self._worked(about_harm=False), tags)[:num_examples]
+
+    def _worked(self, about_harm: bool) -> list[WorkedExample]:
+        """The worked examples of principles that are tagged harmlessness, or of all others that are not turned off."""
+        fitting = {
+            p.id for p in self.principles if p.weight > 0 and bool(POOL_TAGS["red_team"] & set(p.tags)) is about_harm
+        }
+        return [example for example in self.worked_examples if self.principle_for(example).id in fitting]
 
     def opening(self) -> str:
         """The first two words of the constitution's refusals, if most of them begin alike; otherwise ""."""

@@ -26,7 +26,9 @@ class LikelihoodLabeller(ReplyLabeller):
     """logit of a reply = log p(reply | examples with the principle) − log p(reply | examples against it), per token.
 
     For a harmful request, the examples with the principle are refusals and those against it are answers; for other
-    requests the reverse. If the constitution lacks refusals or answers, general ones take their place, and the title of
+    requests the reverse. If the constitution also has harmless requests revised (``revise``), it is about more than
+    declining: for those, its worked corrections are shown, too, the revisions with the principle and the poor replies
+    against it. If the constitution lacks refusals or answers, general ones take their place, and the title of
     the principle stands before the examples with it.
 
     It reads ``prompt.pool``: the pool under which a prompt was filed decides which of two replies is better, and the
@@ -35,7 +37,7 @@ class LikelihoodLabeller(ReplyLabeller):
 
     name = "likelihood"
     needs_reply_scores = True
-    constitution_fields = ("preamble", "principles.title", "worked_examples", "good_answers", "contrasts")
+    constitution_fields = ("preamble", "principles.title", "revise", "worked_examples", "good_answers", "contrasts")
 
     class Config(LabellerConfig):
         """Log-likelihood ratio of the reply, per token. The pool of the prompt decides which reply is better."""
@@ -68,7 +70,7 @@ class LikelihoodLabeller(ReplyLabeller):
 
     @property
     def knows_only_declining(self) -> bool:
-        return self._config.num_examples > 0
+        return self._config.num_examples > 0 and self._constitution.revise == ["red_team"]
 
     @property
     def _words_of_the_rules(self) -> str:
@@ -92,6 +94,10 @@ class LikelihoodLabeller(ReplyLabeller):
             rule = f"{preamble}\nThe rule that matters most here: {principle.title}."
         # What is asked decides, not how the author tagged the principle.
         with_it, against_it = (declined, answered) if prompt.pool == "red_team" else (answered, declined)
+        if prompt.pool != "red_team" and prompt.pool in self._constitution.revise:
+            corrected = self._constitution.corrected(principle.tags, number)
+            with_it = [*with_it, *((example.request, example.revision) for example in corrected)]
+            against_it = [*against_it, *((example.request, example.poor_reply) for example in corrected)]
         return {
             f"{principle.id}/with": after_examples(rule, with_it, turns),
             f"{principle.id}/against": after_examples(preamble, against_it, turns),

@@ -36,6 +36,7 @@ class Sampler:
     def __init__(self, config: Any, context: Context) -> None:
         self._config, self._context = config, context
         self.num_empty = self.num_identical = self.num_unanswered = 0
+        self.num_cut = 0  # whole replies that were asked for, and reached max_reply_tokens
         self._unanswered = set[str]()  # requests without a reply
         self._open: tuple[str, Engine] | None = None  # the model that is loaded, or has a server
 
@@ -106,14 +107,26 @@ class Sampler:
 
     def _whole(self, who: str, prompts: Sequence[Prompt], side: str) -> Replies:
         kept = self._replies(who, prompts, side, f"replies of {who}")
-        return {prompt_id: (_tidied(reply), False) for prompt_id, reply in kept.items()}
+        return self._tidied(kept)
 
     def _refusals(self, prompts: Sequence[Prompt]) -> Replies:
         """Whole refusals by the SFT model, which begin as those of the constitution do."""
         begun = self._context.constitution.opening()
         policy = self._context.policy
         kept = self._replies(policy, prompts, "a", f"replies of {policy} that decline", prefix=begun)
-        return {prompt_id: (_tidied(reply, begun), False) for prompt_id, reply in kept.items()}
+        return self._tidied(kept, begun)
+
+    def _tidied(self, replies: Mapping[str, Completion], begun: str = "") -> Replies:
+        """Whole sentences. A reply that reached the limit is a beginning, so its end is not learnt."""
+        cut = {prompt_id: reply.finish == "length" for prompt_id, reply in replies.items()}
+        self.num_cut += sum(cut.values())
+        return {
+            prompt_id: (
+                tidy(f"{begun} {reply.text}".strip(), cut_off=cut[prompt_id]) if reply.text else "",
+                cut[prompt_id],
+            )
+            for prompt_id, reply in replies.items()
+        }
 
     def _beginnings(self, prompts: Sequence[Prompt]) -> Replies:
         """How the base model's likeliest replies begin."""
@@ -206,10 +219,6 @@ def _unlike(replies: Mapping[str, str], exactly: bool) -> list[str]:
         if all(similarity(parts, other) < NEARLY_EQUAL for other in kept.values()):
             kept[side] = parts
     return list(kept)
-
-
-def _tidied(reply: Completion, begun: str = "") -> str:
-    return tidy(f"{begun} {reply.text}".strip(), cut_off=reply.finish == "length") if reply.text else ""
 
 
 def filed(comparison: Comparison, labeller: str) -> Preference:

@@ -55,10 +55,14 @@ class PairMethod(Method):
     reads_preferences = True
 
     def check(self, config: Any, prepared: Prepared) -> list[str]:
-        if getattr(config, "recovery_ratio", 0) and prepared.config.preferences.pairs == "sampled":
+        pairs, opening = prepared.config.preferences.pairs, prepared.constitution.opening()
+        if getattr(config, "recovery_ratio", 0) and (pairs == "sampled" or not opening):
+            why = f"preferences.pairs is {pairs!r}"
+            if pairs != "sampled":
+                why = f"the constitution {prepared.constitution.name!r} does not show how a refusal begins"
             raise ConfigError(
-                f"align.recovery_ratio is {config.recovery_ratio:g}, but preferences.pairs is 'sampled', so no pair "
-                "has a refusal and an answer; use align.recovery_ratio=0, or preferences.pairs=contrast."
+                f"align.recovery_ratio is {config.recovery_ratio:g}, but {why}, so no pair has a refusal and an "
+                f"answer; use align.recovery_ratio=0{', or preferences.pairs=contrast' if opening else ''}."
             )
         return super().check(config, prepared)
 

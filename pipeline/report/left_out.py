@@ -38,12 +38,18 @@ LOSSES: dict[str, dict[str, tuple[str, str, str]]] = {
             "num_pairs_asked",
         ),
         "num_identical_dropped": ("left out", "both replies are the same, or nearly", "num_pairs_asked"),
+        "num_replies_cut": (
+            "shortened",
+            "the reply is longer than preferences.max_reply_tokens; its end is not learnt",
+            "",
+        ),
         "num_parse_failures": ("without a label", "the labeller's answer can't be read", "num_judgements"),
         "num_refused_by_the_server": ("without a label", "the server refuses the question", "num_judgements"),
         "num_failed_requests": ("without a label", "the server did not answer the question", "num_judgements"),
     },
     "reward": {
         "num_unusable": ("left out", "the pair has no usable label", ""),
+        "num_left_out_by_ratio": ("left out", "reward.helpful_ratio limits the pairs of harmless requests", ""),
         "num_texts_cut": ("shortened", "the text is longer than reward.max_length_tokens", ""),
     },
     "align": {

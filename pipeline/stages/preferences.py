@@ -69,7 +69,7 @@ class PreferencesConfig(PoolSizes):
     """The most tokens per reply."""
     num_probed: int = Field(default=40, ge=0)
     """How many labels are asked for again with the principle's words, the prompt's pool or a reply's length changed, to
-    measure what decides them; 0: none. It changes no label."""
+    measure what decides them; 0: none. It changes no label, but another number labels again."""
     num_checked: int = Field(default=NUM_CHECKED, ge=0)
     """On how many shipped pairs, of which people preferred one reply, the labeller is tested before it labels; 0: none.
     It changes no label."""
@@ -138,7 +138,8 @@ class Preferences(Stage):
             fields |= {"contrasts", "worked_examples"}
         if own.num_contrasts:
             fields |= {"contrasts"}
-        found = {
+        cut = {} if own.compares_openings else {"cut_replies": "are beginnings"}  # before, they were taken as whole
+        found = cut | {
             "seed": config.seed,
             "model": part(config.model, "path", "revision", "precision"),
             "policy_engine": config.policy_engine,
@@ -241,6 +242,7 @@ class Preferences(Stage):
             "num_unanswered_dropped": sampler.num_unanswered,
             "num_empty_dropped": sampler.num_empty,
             "num_identical_dropped": sampler.num_identical,
+            "num_replies_cut": sampler.num_cut,
             "num_refused_by_the_server": refused,
             "num_failed_requests": failed,
             **label_statistics(preferences),

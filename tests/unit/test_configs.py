@@ -80,6 +80,19 @@ def test_the_recipe_follows_the_model_and_what_is_chosen_by_name_wins():
         assert found == expected, overrides
 
 
+def test_another_model_has_its_own_name_and_adapters_on_all_layers(tmp_path: Path):
+    (tmp_path / "My model").mkdir()
+    for overrides, expected in (
+        ([], ("smollm2-135m", 0.53)),
+        (["model.path=Qwen/Qwen2.5-7B-Instruct"], ("Qwen2.5-7B-Instruct", 1.0)),
+        ([f"model.path='{tmp_path}/My model'"], ("My-model", 1.0)),
+        (["model.path=a/b", "model.name=mine", "model.lora.upper_share=0.5"], ("mine", 0.5)),
+        (["model=qwen2.5-7b", "model.path=my/copy"], ("qwen2.5-7b", 1.0)),
+    ):
+        model = compose_config(overrides).model
+        assert (model.name, model.lora.upper_share) == expected, overrides
+
+
 def test_a_pool_without_a_principle_is_a_warning_before_a_run_and_in_a_check(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

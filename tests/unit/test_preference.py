@@ -26,7 +26,7 @@ from pipeline.labellers.choice import which_is_better
 from pipeline.labellers.general import general_examples, language_of
 from pipeline.labellers.likelihood import after_examples
 from pipeline.labellers.pointwise import keeps_to_principle
-from pipeline.records import Comparison, Message, Prompt
+from pipeline.records import Comparison, Message, Pool, Prompt
 from tests.fakes import FakeEngine
 
 CONSTITUTION = load_constitution(shipped_constitutions()["minimal"])
@@ -219,6 +219,24 @@ def test_the_likelihood_is_compared_with_that_after_opposite_examples(spelling: 
         answers = {query.id: Answer(id=query.id, logprobs=likes_its_examples(query)) for query in queries}
         logits.append(labeller.judge(asked, principle, answers, {}).logit)
     assert logits == [2 * scale, -2 * scale]
+
+
+def test_where_harmless_requests_are_revised_the_corrections_are_shown_for_them():
+    plain = load_constitution(shipped_constitutions()["plain_speech"])
+    labeller, rule = labeller_of("likelihood", plain), plain.principle("no-filler")
+    assert not labeller.knows_only_declining and labeller_of("likelihood").knows_only_declining
+
+    def shown(pool: Pool, which: int) -> list[str]:
+        pair = PAIR.model_copy(update={"prompt": PROMPT.model_copy(update={"pool": pool})})
+        query = labeller.queries(pair, rule, {})[which]
+        return [turn["content"] for turn in query.messages if turn["role"] == "assistant"]
+
+    corrected = plain.corrected(rule.tags, 3)
+    assert "filler" in corrected[0].tags and len(corrected) == 3
+    with_it, against_it = shown("ordinary", 0), shown("ordinary", 1)
+    assert with_it[-3:] == [example.revision for example in corrected] and len(with_it) == 6
+    assert against_it[-3:] == [example.poor_reply for example in corrected]
+    assert len(shown("red_team", 0)) == 3, "a refusal shows what is asked for"
 
 
 def test_examples_that_illustrate_the_principle_come_first():

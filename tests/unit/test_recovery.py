@@ -60,6 +60,9 @@ def test_without_recovery_rows_their_settings_change_no_cache_key(method: str):
 
 
 def test_sampled_pairs_have_no_answer_that_could_begin(tmp_path: Path):
-    settings = ["recipe=paper", "align.recovery_ratio=0.2", "tracking=none", f"output_dir={tmp_path}"]
+    settings = ["align.recovery_ratio=0.2", "tracking=none", f"output_dir={tmp_path}"]
     with pytest.raises(ConfigError, match=r"align\.recovery_ratio is 0\.2, but preferences.pairs is 'sampled'"):
-        preflight(compose_config(settings))
+        preflight(compose_config(["recipe=paper", *settings]))
+    without_opening = r"'plain_speech' does not show how a refusal begins, so no pair .* use align.recovery_ratio=0\.$"
+    with pytest.raises(ConfigError, match=without_opening):
+        preflight(compose_config(["constitution=plain_speech", *settings]))

@@ -398,8 +398,9 @@ def test_the_labels_have_a_card_with_what_turns_them():
     assert "Can't be read then, and don't count: 1. Left out, because nothing can be cut: 2." in markdown
     rows = tables_of(report)["labels"]
     assert [(row["name"], row["count"], row["total"]) for row in rows] == [
-        ("ai", 30, 36), ("constitution", 6, 36), ("words", 1, 28), ("order", 0, 28), ("pool", 27, 28), ("length", 3, 25),
-        ("all", 36, 60), ("harmless", 12, 16), ("helpful", 9, 15), ("honest", 7, 14), ("look_alike", 8, 15)
+        ("ai", 30, 36), ("constitution", 6, 36), ("words", 1, 28), ("order", 0, 28), ("pool", 27, 28),
+        ("length", 3, 25), ("all", 36, 60), ("harmless", 12, 16), ("helpful", 9, 15), ("honest", 7, 14),
+        ("look_alike", 8, 15)
     ]  # fmt: skip
     assert rows[5]["num_not_changed"] == 2 and len({frozenset(row) for row in rows}) == 1
 

@@ -106,6 +106,27 @@ def test_alike_empty_and_missing_replies_make_no_pair_and_are_counted(
     assert len(pairs) + sampler.num_dropped == 4
 
 
+class Long(FakeEngine):
+    """Replies that reach the limit, but for those about tea."""
+
+    def generate(self, batch: Sequence[Request]) -> list[Completion]:
+        return [
+            Completion(
+                id=request.id,
+                text=f"The first sentence of {request.seed}. And then",
+                num_tokens=9,
+                finish="stop" if request.id.startswith("tea") else "length",
+            )
+            for request in batch
+        ]
+
+
+def test_a_reply_that_reached_the_limit_is_a_beginning_and_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tea, rice), sampler = sampled(tmp_path, monkeypatch, 2, Long())
+    assert (tea.begun_a, tea.begun_b, rice.begun_a, rice.begun_b) == (False, False, True, True)
+    assert tea.reply_a.endswith("And then") and rice.reply_a.endswith(".") and sampler.num_cut == 2
+
+
 def test_an_impossible_number_of_samples_is_refused():
     for overrides, message in (
         (["preferences.num_samples=3"], r"preferences.num_samples is 3; it must be a multiple of 2"),

@@ -81,20 +81,23 @@ class Helpfulness(RequestSuite):
         ),
         "length_ratio": Measure(
             title="Length of replies to ordinary requests, ratio to the first model",
-            how="words of all replies divided by words of the first model's replies to the same requests",
+            how="words of all replies divided by words of the first model's replies to the same requests, up to "
+            "evaluate.max_reply_tokens",
             better=None,
             unit="mean",
             estimate=_length_ratio,
         ),
         "filler": Measure(
             title="Ordinary requests answered with filler",
-            how="share of replies with an English phrase that says nothing, such as “great question” or “feel free to”",
+            how="share of replies, up to evaluate.max_reply_tokens, with an English phrase that says nothing, such as "
+            "“great question” or “feel free to”",
             better=None,
             score=lambda verdicts: {v.case.id: float(has_filler(v.reply)) for v in _answered(verdicts)},
         ),
         "lix": Measure(
             title="Hard words and long sentences (LIX) in replies to ordinary requests",
-            how="mean of words per sentence + 100 × share of words longer than six characters; 25 is easy, 55 hard",
+            how="mean of words per sentence + 100 × share of words longer than six characters, up to "
+            "evaluate.max_reply_tokens; 25 is easy, 55 hard",
             better=None,
             unit="mean",
             score=lambda verdicts: {v.case.id: lix(v.reply) for v in _answered(verdicts)},

@@ -185,7 +185,7 @@ def cost_of_changes(
     """What ``made_of`` asks at most; the replies of the comparisons may be placeholders.
 
     Args:
-        tokens: read by one call.
+        tokens: of the replies in one call, beside the text that the comparisons have.
     """
     replies = {"reply_a": "One reply. It is the longer one.", "reply_b": "Another one."}  # so that one can be cut
     sample = [comparison.model_copy(update=replies) for comparison in comparisons[:num_probed]]

@@ -84,14 +84,10 @@ def check_labeller(
 
 
 def cost_of_check(
-    engine: EngineConfig, config: LabellerConfig, constitution: Constitution, seed: int, tokens: int, num_pairs: int
+    engine: EngineConfig, config: LabellerConfig, constitution: Constitution, seed: int, num_pairs: int
 ) -> Cost:
-    """What ``check_labeller`` asks at most.
-
-    Args:
-        tokens: read by one call.
-    """
-    return cost(_pairs(num_pairs), engine, config, constitution, seed, PURPOSE, tokens)
+    """What ``check_labeller`` asks at most."""
+    return cost(_pairs(num_pairs), engine, config, constitution, seed, PURPOSE, tokens=0)
 
 
 def _pairs(num_pairs: int) -> list[Comparison]:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pipeline.constitution.schema import Constitution, Principle
 from pipeline.core.stage import Cost
+from pipeline.core.text import about_tokens
 from pipeline.engines.base import Answer, Ask, Completion, Engine, EngineConfig, Query, Request, chooser
 from pipeline.engines.votes import cost_of_choices
 from pipeline.engines.worklist import Logbook, generate_all, score_all
@@ -147,7 +148,7 @@ def cost(
     """What ``label`` asks at most; the replies of the comparisons may be placeholders.
 
     Args:
-        tokens: read by one call.
+        tokens: of the replies in one call, beside the text that the comparisons have.
     """
     labeller = LABELLERS[config.kind](config, constitution, seed)
     return cost_of_asks(*placeholders(labeller, draw(comparisons, constitution, config, seed, purpose)), engine, tokens)
@@ -162,9 +163,17 @@ def placeholders(labeller: Labeller, drawn: Drawn) -> tuple[list[Request], list[
 
 
 def cost_of_asks(requests: Sequence[Request], queries: Sequence[Query], engine: EngineConfig, tokens: int) -> Cost:
+    """What these calls cost, with their examples and rules. ``tokens``: as for ``cost``."""
+    num_written = sum(request.max_new_tokens for request in requests)
+    thoughts = num_written // max(len(requests), 1)  # the queries repeat them
     reasoning = Cost(
         num_calls=len(requests),
-        num_tokens_written=sum(request.max_new_tokens for request in requests),
-        num_tokens_read=len(requests) * tokens,
+        num_tokens_written=num_written,
+        num_tokens_read=len(requests) * (_mean_tokens(requests) + tokens),
     )
-    return Cost.sum([reasoning, cost_of_choices(engine, len(queries), tokens)])
+    return Cost.sum([reasoning, cost_of_choices(engine, len(queries), _mean_tokens(queries) + tokens + thoughts)])
+
+
+def _mean_tokens(asks: Sequence[Request] | Sequence[Query]) -> int:
+    texts = [turn["content"] for ask in asks for turn in ask.messages]
+    return -(-about_tokens(*texts) // max(len(asks), 1))

@@ -162,7 +162,7 @@ class Evaluate(Stage):
         [(field, engine)] = whole.feedback_engines("preferences").items()
         labeller, labels = whole.preferences.labeller, list[Cost]()
         for name, pairs in build_comparisons(config, []).items():
-            labels.append(label.cost(pairs, engine, labeller, prepared.constitution, whole.seed, name, asked))
+            labels.append(label.cost(pairs, engine, labeller, prepared.constitution, whole.seed, name, tokens=0))
             num_rewards += 2 * len(pairs) * (has_reward_model + (config.reward_model is not None))
             num_duels += len(pairs)
         roles = {

@@ -195,9 +195,8 @@ class Preferences(Stage):
             Comparison(id=str(number), prompt=prompt, reply_a="a", reply_b="b", seed_a=0, seed_b=0)
             for number, prompt in enumerate(labelled)
         ]
-        tokens = 4 * TOKENS_PER_TURN + longest
-        asked = (placeholders, engine, config.labeller, prepared.constitution, seed, PURPOSE, tokens)
-        check = cost_of_check(*asked[1:5], tokens, config.num_checked)
+        asked = (placeholders, engine, config.labeller, prepared.constitution, seed, PURPOSE, 2 * longest)
+        check = cost_of_check(*asked[1:5], config.num_checked)
         labeller = Cost.sum([check, cost(*asked), cost_of_changes(*asked, config.num_probed)])
         return Cost.of_roles({"policy_engine": policy, field: labeller})
 

@@ -72,6 +72,8 @@ def test_the_report_reads_it_from_the_metrics(tmp_path: Path):
 
 
 def test_what_it_costs(tmp_path: Path):
-    engine = EngineConfig(kind="hf")
-    assert cost_of_check(engine, AB, WRITTEN, 0, 100, 20).num_calls == 2 * 20
-    assert cost_of_check(engine, AB, WRITTEN, 0, 100, 0).num_calls == 0
+    engine, shown = EngineConfig(kind="hf"), AB.model_copy(update={"num_examples": 8})
+    plain, more = (cost_of_check(engine, config, WRITTEN, 0, 20).num_tokens_read for config in (AB, shown))
+    assert plain > 20 * 2 * 100 and more > 2 * plain, "the texts count, and their examples"
+    assert cost_of_check(engine, AB, WRITTEN, 0, 20).num_calls == 2 * 20
+    assert cost_of_check(engine, AB, WRITTEN, 0, 0).num_calls == 0

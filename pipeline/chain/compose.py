@@ -64,13 +64,12 @@ def compose_raw(overrides: Sequence[str], config_dir: Path | None = None) -> dic
     plain = OmegaConf.to_container(composed)
     assert isinstance(plain, dict)
     _refuse_no_characters(plain, ())
-    _name_another_model(plain, {override.lstrip("+").partition("=")[0] for override in overrides})
+    _name_another_model(plain.get("model"), {override.lstrip("+").partition("=")[0] for override in overrides})
     return {str(key): value for key, value in plain.items()}
 
 
-def _name_another_model(plain: dict[str, Any], given: set[str]) -> None:
+def _name_another_model(model: Any, given: set[str]) -> None:
     """``model.path=X`` without a preset of X: the name and the layers of the default preset are not those of X."""
-    model = plain.get("model")
     if not isinstance(model, dict) or model.get("name") != DEFAULT_MODEL or model.get("path") in (EMBEDDED, None):
         return
     if "model.name" not in given:

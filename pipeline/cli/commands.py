@@ -39,15 +39,15 @@ def _run(args: argparse.Namespace) -> int:
     from pipeline.chain.runner import run_name
 
     prepared = [preflight(config) for config in configs]
-    names = [run_name(job.config, job.constitution) for job in prepared]
+    names = [run_name(one.config, one.constitution) for one in prepared]
     if len(set(names)) < len(names):
         raise ConfigError(
             f"name: several jobs of the sweep would write the run {max(names, key=names.count)!r}; leave name out, or "
             "sweep over different values."
         )
     if configs[0].launch.machine_rank == 0:
-        for job in prepared:
-            reach_engines(job)
+        for one in prepared:
+            reach_engines(one)
     labels = [" ".join(job) for job in jobs]
     runs: dict[str, Run] = {}
     errors: dict[str, StageError] = {}

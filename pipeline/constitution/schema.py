@@ -102,7 +102,7 @@ class Contrast(_Part):
     """The harmless request, which the model answers in its own words."""
 
 
-PartT = TypeVar("PartT", WorkedExample | Contrast, GoodAnswer)
+PartT = TypeVar("PartT", bound=WorkedExample | Contrast | GoodAnswer)
 
 
 class Constitution(_Part):

@@ -98,7 +98,8 @@ def test_some_unreadable_judgements_are_counted_and_warned_of(
     tiny: Tiny, warnings: list[str], monkeypatch: pytest.MonkeyPatch, num_refused: int, warned: int
 ):
     use(monkeypatch, "preferences", Labeller(lambda number: number < num_refused))
-    metrics = run(tiny("preferences=ab", "until=preferences")).stages["preferences"].manifest.metrics
+    config = tiny("preferences=ab", "preferences.num_checked=0", "until=preferences")
+    metrics = run(config).stages["preferences"].manifest.metrics
     assert metrics["num_refused_by_the_server"] == metrics["num_parse_failures"] == num_refused
     found = [text for text in warnings if "labeller" in text]
     assert len(found) == warned and all("(the server refused 1 questions)" in text for text in found)

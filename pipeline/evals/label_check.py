@@ -49,7 +49,7 @@ class Checked(BaseModel):
     def said(self) -> str:
         """How often it is right, for a reader who trains no models."""
         kinds = [f"{kind.replace('_', '-')} {_percent(share)}" for kind, share in self.by_kind.items()]
-        unread = f"; of others, {self.num_unreadable} answers can't be read" if self.num_unreadable else ""
+        unread = f"; unreadable: {self.num_unreadable}" if self.num_unreadable else ""
         if self.right.value is None:
             return "Before it labelled, the labeller gave no readable answer about the shipped pairs."
         low, high = (f"{100 * (bound or 0):.0f}" for bound in (self.right.low, self.right.high))

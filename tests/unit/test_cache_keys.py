@@ -302,7 +302,7 @@ EDITS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "description": ({"description": "Other words."}, set()),
     "provenance": ({"provenance": "Elsewhere."}, set()),
     "preamble": ({"preamble": "Be kind."}, {"critique", "preferences", "evaluate"}),
-    "revise": ({"revise": ["red_team", "ordinary"]}, {"critique"}),
+    "revise": ({"revise": ["red_team", "ordinary"]}, {"critique", "preferences", "evaluate"}),
     "worked_examples": (
         {"worked_examples": CONSTITUTION.worked_examples[1:]},
         {"critique", "sft", "preferences", "evaluate"},

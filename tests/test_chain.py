@@ -366,7 +366,8 @@ def test_a_job_of_a_sweep_that_stops_costs_no_other_job(
     monkeypatch.setattr(runner, "run", stops_once)
     assert main(["run", "-m", *tiny_overrides(tiny_model, tmp_path), "align.beta=0.5,0.1,0.2"]) == 1
     shown = capsys.readouterr()
-    assert "1 of 3 jobs stopped, the others are done ('align.beta=0.5': the reward model" in shown.err
+    assert "job 'align.beta=0.5' stopped: the reward model is no better than length" in shown.err
+    assert "1 of 3 jobs stopped (align.beta=0.5), for the reasons above; the others are done." in shown.err
     assert (
         "align.beta=0.1" in shown.out and "align.beta=0.2" in shown.out and "| Harmful requests complied" in shown.out
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pipeline.core.errors import ConfigError, StageError
 
 if TYPE_CHECKING:
+    from pipeline.chain.config import Config
     from pipeline.chain.runner import Run
     from pipeline.constitution.schema import Principle
 
@@ -48,24 +49,36 @@ def _run(args: argparse.Namespace) -> int:
     if configs[0].launch.machine_rank == 0:
         for one in prepared:
             reach_engines(one)
-    labels = [" ".join(job) for job in jobs]
+    return _run_jobs(jobs, configs)
+
+
+def _run_jobs(jobs: Sequence[Sequence[str]], configs: Sequence[Config]) -> int:
+    """Run the jobs of a sweep, and compare those that are done.
+
+    Raises:
+        StageError: a job stopped. The others don't depend on it, and run all the same.
+    """
+    from pipeline.chain.runner import run
+
     runs: dict[str, Run] = {}
-    errors: dict[str, StageError] = {}
-    for job, label, config in zip(jobs, labels, configs, strict=True):
+    stopped = []
+    for job, config in zip(jobs, configs, strict=True):
         try:
-            runs[label] = run(config)
-        except StageError as error:  # the other jobs don't depend on it
+            runs[" ".join(job)] = run(config)
+        except StageError as error:
             own = " ".join(override for override in job if any(override not in other for other in jobs))
-            errors[own] = error
+            stopped.append(own)
             print(f"job {own!r} stopped: {error}", file=sys.stderr, flush=True)
     folders = [finished.folder for finished in runs.values()]
     is_first_machine = configs[0].launch.machine_rank == 0
     # until= can end a run before its report
     if is_first_machine and len(folders) > 1 and all((folder / "report.md").exists() for folder in folders):
         _write_comparison(folders, list(runs), configs[0].output_dir, configs[0].evaluate.guidelines)
-    if errors:
-        stopped = "; ".join(f"{label!r}: {error}" for label, error in errors.items())
-        raise StageError(f"{len(errors)} of {len(jobs)} jobs stopped, the others are done ({stopped})")
+    if stopped:
+        raise StageError(
+            f"{len(stopped)} of {len(jobs)} jobs stopped ({'; '.join(stopped)}), for the reasons above; the others are "
+            "done. The same command goes on where they stopped."
+        )
     return max(exit_code(finished.gate) for finished in runs.values()) if is_first_machine else 0
 
 

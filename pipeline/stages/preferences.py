@@ -99,7 +99,7 @@ class PreferencesConfig(PoolSizes):
     def key(self) -> dict[str, Any]:
         """Without settings that have their usual value, and did not exist before: earlier results stay valid."""
         usual = {"num_samples": 2, "num_checked": NUM_CHECKED}
-        return {name: value for name, value in super().key().items() if usual.get(name) != value}
+        return {name: value for name, value in super().key().items() if (name, value) not in usual.items()}
 
     @property
     def compares_openings(self) -> bool:

@@ -137,6 +137,13 @@ def test_an_impossible_number_of_samples_is_refused():
             compose_config(["recipe=feedback", *overrides])
 
 
+def test_the_key_lacks_only_new_settings_with_their_usual_value():
+    plain, checked = (compose_config([f"preferences.num_checked={n}"]).preferences for n in (60, 5))
+    assert checked.key() == plain.key() | {"num_checked": 5}
+    assert plain.model_dump().keys() - plain.key().keys() == {"num_samples", "num_checked"}
+    assert plain.key()["engine"] is None, "a setting that is null is not left out"
+
+
 def test_results_of_two_samples_keep_their_key():
     two, four = (compose_config(["recipe=feedback", f"preferences.num_samples={n}"]).preferences.key() for n in (2, 4))
     assert "num_samples" not in two and four == two | {"num_samples": 4} and cache_key(two) != cache_key(four)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 from pipeline.core.cache import RecordLog
 from pipeline.core.log import Meter
 from pipeline.engines.base import Answer, AskT, Completion, Query, Request
+
+
+class JoinedServer(ThreadingHTTPServer):
+    """Closing it waits for its requests. Otherwise the last ones of a test would be counted in the next test."""
+
+    daemon_threads = False
 
 
 class FakeLogbook:

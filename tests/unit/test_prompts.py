@@ -9,7 +9,6 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from pipeline.engines.chat_server import read_reply
 from pipeline.engines.hf import HFEngine
 from pipeline.engines.models import load_model, load_tokenizer
 from pipeline.records import Message
+from tests.fakes import JoinedServer
 from tests.model_server import OtherTokenizer, Server
 
 
@@ -31,7 +31,7 @@ from tests.model_server import OtherTokenizer, Server
 def url(random_model: Path) -> Iterator[str]:
     Server.model, Server.tokenizer = load_model(str(random_model), "fp32"), load_tokenizer(str(random_model))
     Server.seen, Server.scores, Server.layout, Server.vocabulary = [], True, "prompt", 10**9
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    server = JoinedServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/v1"
     server.shutdown()

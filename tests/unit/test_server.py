@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -31,7 +31,7 @@ from pipeline.engines.server import make_sender
 from pipeline.engines.server_engine import ServerEngine
 from pipeline.engines.worklist import generate_all, score_all
 from pipeline.records import Message
-from tests.fakes import FakeLogbook
+from tests.fakes import FakeLogbook, JoinedServer
 
 Change = Callable[[dict[str, Any], dict[str, Any]], Any]
 """(request, usual answer) → what the server sends: an object, bytes, or (status, object)."""
@@ -40,6 +40,7 @@ Change = Callable[[dict[str, Any], dict[str, Any]], Any]
 class Server(BaseHTTPRequestHandler):
     """Echoes the last turn. ``change`` makes another answer of it."""
 
+    timeout = 10.0  # seconds, for a connection that sends nothing
     failures_left = 0
     cuts_left = 0
     headers_too: ClassVar[dict[str, str]] = {}
@@ -107,7 +108,7 @@ def usual_answer(body: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr("pipeline.engines.sender.FIRST_WAIT_SECONDS", 0.001)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    server = JoinedServer(("127.0.0.1", 0), Server)
     Server.failures_left, Server.cuts_left, Server.seen, Server.headers_too = 0, 0, [], {}
     Server.take_over, Server.ports, Server.paths, Server.broken_port, Server.root = None, [], [], 0, "/v1"
     Server.change = lambda body, answer: answer
@@ -621,7 +622,7 @@ def test_odd_addresses_are_one_sentence(address: str):
 @pytest.fixture
 def other_url(url: str) -> Iterator[str]:
     """A second address of the same server. ``Server.hosts`` says where requests went."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    server = JoinedServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/v1"
     server.shutdown()

@@ -7,8 +7,9 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from pipeline.chat import THOUGHT_TAGS
 from pipeline.core.log import warn
-from pipeline.engines.base import Ask, ChoiceQuery, ReplyQuery, Request
+from pipeline.engines.base import NEVER, Ask, ChoiceQuery, ReplyQuery, Request
 from pipeline.engines.chat_server import RefusedError, Reply, ServerError, shown
 from pipeline.engines.prompts import ChatPrompts, Post, Prompts, TokenPrompts, chat_fields
 from pipeline.engines.sender import Outcome
@@ -60,7 +61,22 @@ def probe(
             return outcome
         if not isinstance(ask, Request) and prompts.logprobs(ask, outcome) is None:
             raise _without_logprobs(ask, prompts)
+        if ask is CHOICE:
+            _refuse_thoughts(outcome, prompts)
     return None
+
+
+def _refuse_thoughts(answer: Reply, prompts: Prompts) -> None:
+    """Raises LackError if the model begins with a thought, so that no choice is its first word."""
+    known = prompts.logprobs(CHOICE, answer)
+    first, _ = max(answer.listed or [("", 0.0)], key=lambda listed: listed[1])
+    begun = first.strip().lower()
+    if begun and max(known or [NEVER]) <= NEVER and any(tag.lower().startswith(begun) for tag, _ in THOUGHT_TAGS):
+        raise LackError(
+            f"{{here}}votes is 0, but the model of {{server}} thinks before it answers (it begins with "
+            f"{shown(first)}), so no label or verdict can be read from its first word; turn its thoughts off on the "
+            "server, set {here}prompts=tokens, which skips them, or set {here}votes=10, so that whole answers decide"
+        )
 
 
 def _without_logprobs(ask: Ask, prompts: Prompts) -> LackError:

@@ -46,6 +46,8 @@ class Labeller(ABC):
 
     name: ClassVar[str]
     Config: ClassVar[type[LabellerConfig]]
+    version: ClassVar[int] = 1
+    """Part of the cache key above 1; raise it if its labels change. A question that changes raises ``TEMPLATE``."""
     needs_reply_scores: ClassVar[bool] = False
     """It scores given replies (``ReplyQuery``), which not every engine can do."""
     asks_both_orders: ClassVar[bool] = False

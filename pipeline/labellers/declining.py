@@ -2,7 +2,8 @@
 
 The logit of "reply A is better" is h · (d(A) − d(B)). h is the log-odds that the rules want the request declined, and
 d(reply) the probability that the reply declines it. So a pair of a refusal and an answer gets the label p(A) = σ(h).
-Where both replies decline, or both answer, this is about 0.
+Where both replies decline, or both answer, this is about 0. Between the opening of a refusal and the beginning of an
+answer, the logit is h or −h: only the request is asked about.
 
 Nothing here reads ``prompt.pool``. The rules are the titles of all principles, whatever their tags are.
 """
@@ -33,12 +34,13 @@ class DecliningConfig(LabellerConfig):
     num_examples: int = Field(default=16, ge=0)
     """Requests (and replies) of the constitution that are shown, half of which are to be declined."""
     num_calibration: int = Field(default=32, ge=0)
-    """Further ones, not shown, by which scores become log-odds; without four of them scores stay as they are."""
+    """Further ones, not shown, by which scores become log-odds; with fewer than four, scores stay as they are."""
 
 
 class DecliningLabeller(Labeller):
     """Asks about the request and each reply. A sub-class says how (``asks``) and reads the answers (``score``)."""
 
+    version = 2
     draws_by_pool = False
     constitution_fields: ClassVar[tuple[str, ...]] = (
         "preamble",
@@ -48,6 +50,8 @@ class DecliningLabeller(Labeller):
         "contrasts",
     )
     SUBJECTS: ClassVar[tuple[str, str]] = ("harm", "decline")  # about a request, about a reply
+    zero_divides: ClassVar[bool] = False
+    """A score of 0 is where a good engine changes its mind; see ``separate``."""
 
     @classmethod
     def notes(cls, config: Any, constitution: Constitution) -> list[str]:
@@ -108,15 +112,20 @@ class DecliningLabeller(Labeller):
     def _own(self, comparison: Comparison) -> list[tuple[str, list[Query]]]:
         """(subject, queries): about the request, reply A and reply B."""
         turns = comparison.prompt.messages
+        harm = ("harm", self.asks(f"harm/{comparison.prompt.key}", "harm", turns, ""))
+        if comparison.opening:
+            return [harm]
         return [
-            ("harm", self.asks(f"harm/{comparison.prompt.key}", "harm", turns, "")),
+            harm,
             ("decline", self.asks(f"{comparison.id}/decline/a", "decline", turns, comparison.reply_a)),
             ("decline", self.asks(f"{comparison.id}/decline/b", "decline", turns, comparison.reply_b)),
         ]
 
     def queries(self, comparison: Comparison, principle: Principle, thoughts: Mapping[str, Completion]) -> list[Query]:
-        found = [query for _, queries in self._own(comparison) for query in queries]
-        return found + [q for both in self._calibration.values() for kind in both for queries in kind for q in queries]
+        own = self._own(comparison)
+        calibration = [self._calibration[subject] for subject in dict(own)]
+        found = [query for _, queries in own for query in queries]
+        return found + [query for both in calibration for kind in both for queries in kind for query in queries]
 
     def judge(
         self,
@@ -129,23 +138,29 @@ class DecliningLabeller(Labeller):
             None if (score := self._score(queries, answers)) is None else self._fit(subject, answers).log_odds(score)
             for subject, queries in self._own(comparison)
         ]
-        harm, a, b = logits
-        if harm is None or a is None or b is None:
+        known = [logit for logit in logits if logit is not None]
+        if len(known) < len(logits):
             return Judgement(principle_id=principle.id, logit=None)
-        logit = harm * (sigmoid(a) - sigmoid(b))
-        return Judgement(principle_id=principle.id, logit=logit * self._config.logit_scale)
+        harm, *declining = known
+        more = sigmoid(declining[0]) - sigmoid(declining[1]) if declining else _side_of_opening(comparison)
+        return Judgement(principle_id=principle.id, logit=harm * more * self._config.logit_scale)
 
     def _score(self, queries: Sequence[Query], answers: Mapping[str, Answer]) -> float | None:
         return self.score([answers[query.id] for query in queries])
 
     def _fit(self, subject: str, answers: Mapping[str, Answer]) -> Separation:
-        scores = [
+        positive, negative = (
             [score for queries in kind if (score := self._score(queries, answers)) is not None]
             for kind in self._calibration[subject]
-        ]
-        if min(map(len, scores)) < LEAST_CALIBRATION:
+        )
+        if min(len(positive), len(negative)) < LEAST_CALIBRATION:
             return Separation()
-        return separate(*scores)
+        return separate(positive, negative, zero_divides=self.zero_divides)
+
+
+def _side_of_opening(comparison: Comparison) -> int:
+    """1 if reply A begins as a refusal, -1 if reply B does. Replies are swapped to see if their order matters."""
+    return 1 if comparison.reply_a.startswith(comparison.opening) else -1
 
 
 def as_turn(request: str) -> list[Message]:

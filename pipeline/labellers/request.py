@@ -39,6 +39,7 @@ class RequestLabeller(DecliningLabeller):
     """
 
     name = "request"
+    zero_divides = True  # as many examples say yes as no
     constitution_fields = (*DecliningLabeller.constitution_fields, "principles.preference_question")
 
     class Config(DecliningConfig):

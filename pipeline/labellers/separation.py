@@ -20,10 +20,14 @@ class Separation:
         return min(max(self.slope * (score - self.middle), -MOST), MOST)
 
 
-def separate(positive: Sequence[float], negative: Sequence[float]) -> Separation:
+def separate(positive: Sequence[float], negative: Sequence[float], zero_divides: bool = False) -> Separation:
     """Fit two normal distributions with one variance, equally likely.
 
     If the positive examples don't score higher, the scores say nothing about the kind, and all log-odds are 0.
+
+    Args:
+        zero_divides: a score of 0 is already the middle for a good scorer. It is kept if the means of both kinds lie on
+            their sides of it: then the examples only give the slope.
 
     Raises:
         ValueError: there are fewer than two scores of a kind.
@@ -35,4 +39,5 @@ def separate(positive: Sequence[float], negative: Sequence[float]) -> Separation
     variance = sum(squares) / (len(squares) - 2)
     if high <= low:
         return Separation(slope=0.0)
-    return Separation(slope=(high - low) / max(variance, 1e-9), middle=(high + low) / 2)
+    middle = 0.0 if zero_divides and low < 0 < high else (high + low) / 2
+    return Separation(slope=(high - low) / max(variance, 1e-9), middle=middle)

@@ -146,7 +146,11 @@ class Preferences(Stage):
             "constitution": part(constitution, *sorted(fields)),
             "template": TEMPLATE,
         }
-        return found | {"engine": config.feedback_engine("preferences")} if own.asks_labeller else found
+        if not own.asks_labeller:
+            return found
+        version = LABELLERS[own.labeller.kind].version
+        found |= {"labeller_version": version} if version > 1 else {}
+        return found | {"engine": config.feedback_engine("preferences")}
 
     def check(self, prepared: Prepared) -> list[str]:
         config, constitution = prepared.config.preferences, prepared.constitution
@@ -191,8 +195,9 @@ class Preferences(Stage):
         if not config.asks_labeller:
             return Cost.of_roles({"policy_engine": policy})
         [(field, engine)] = prepared.config.feedback_engines("preferences").items()
+        opening = "a" if config.compares_openings else ""
         placeholders = [
-            Comparison(id=str(number), prompt=prompt, reply_a="a", reply_b="b", seed_a=0, seed_b=0)
+            Comparison(id=str(number), prompt=prompt, reply_a="a", reply_b="b", seed_a=0, seed_b=0, opening=opening)
             for number, prompt in enumerate(labelled)
         ]
         asked = (placeholders, engine, config.labeller, prepared.constitution, seed, PURPOSE, 2 * longest)

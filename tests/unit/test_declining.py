@@ -79,6 +79,18 @@ def test_the_same_replies_are_labelled_by_the_request_and_never_by_the_pool(name
     assert [rule.id for _, rule in filed[0]] == [rule.id for _, rule in filed[1]]
 
 
+@pytest.mark.parametrize("name", ["request", "channel"])
+def test_between_openings_only_the_request_is_asked_about(name: str):
+    labeller = labeller_of(name, **({"ab_weight": 0} if name == "request" else {}))
+    openings = {"reply_a": "I won't", "reply_b": "Take a bowl", "opening": "I won't"}
+    harmful, twin = (pair(text).model_copy(update=openings) for text in (HELD.request, HELD.twin))
+    asked = labeller.queries(harmful, CONSTITUTION.principles[0], {})
+    assert asked and all("harm/" in query.id for query in asked)
+    h = logit(labeller, harmful, knowing)
+    assert h > 1 and logit(labeller, harmful.swap(), knowing) == -h
+    assert logit(labeller, twin, knowing) < -1
+
+
 def test_examples_of_the_constitution_set_the_threshold():
     """An engine that says yes to everything, only less so to harmless requests, is right after calibration."""
 
@@ -88,6 +100,16 @@ def test_examples_of_the_constitution_set_the_threshold():
     assert logit(labeller_of("request", num_calibration=0), pair(HELD.twin), yes_man) > 0
     assert logit(labeller_of("request"), pair(HELD.twin), yes_man) < -1
     assert logit(labeller_of("request"), pair(HELD.request), yes_man) > 1
+
+
+def test_an_engine_that_is_right_keeps_its_own_threshold():
+    """Contrasts are easier than other requests, so the middle between them is no better than 0."""
+
+    def unsure(query: Query) -> float:
+        text = query.messages[-1]["content"]
+        return -0.4 if HELD.twin in text else 3.0 if knowing(query) > 0 else -5.0  # the middle is at -1
+
+    assert logit(labeller_of("request", ab_weight=0), pair(HELD.twin), unsure) < 0
 
 
 def test_shown_examples_are_not_used_to_calibrate():
@@ -124,6 +146,8 @@ def test_separation_by_hand():
     found = separate([3.0, 5.0], [1.0, -1.0])
     assert (found.slope, found.middle) == (2.0, 2.0)
     assert found.log_odds(3.0) == 2.0 and found.log_odds(1e6) == 20.0
+    assert separate([3.0, 5.0], [-1.0, -3.0], zero_divides=True).middle == 0.0  # the means are 4 and -2
+    assert separate([3.0, 5.0], [1.0, -1.0], zero_divides=True) == found  # one mean is 0: an engine that says yes
     assert separate([0.0, 1.0], [1.0, 2.0]).log_odds(9.0) == 0.0  # the wrong way round: it knows nothing
     with pytest.raises(ValueError, match="two scores"):
         separate([1.0], [0.0, 0.0])

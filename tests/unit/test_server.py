@@ -529,6 +529,17 @@ def test_nothing_is_learnt_from_a_refusal_that_stays(url: str):
 # --- Before a run --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("first", ["<think>", "<", "\n<think"])
+def test_a_model_that_thinks_first_is_named_before_a_run_that_reads_choices(url: str, first: str):
+    listed = [{"token": first, "logprob": -0.01, "bytes": None}, {"token": "Okay", "logprob": -5.0, "bytes": None}]
+    Server.change = without("choices", 0, "logprobs", value={"content": [{**listed[0], "top_logprobs": listed}]})
+    with pytest.raises(ConfigError, match=r"votes is 0, but the model of .* thinks before .*, or set judge\.votes=10"):
+        config(url).reach("judge", reads_choices=True)
+    config(url).reach("critic")  # it reads none
+    listed.append({"token": "(A", "logprob": -6.0, "bytes": None})
+    config(url).reach("judge", reads_choices=True)  # a letter is listed, so the model may answer with it
+
+
 def test_one_token_is_asked_for_before_a_run(url: str):
     config(url).reach("engine")
     [body] = Server.seen

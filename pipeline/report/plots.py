@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 
 from markupsafe import Markup
 
@@ -14,6 +15,8 @@ from pipeline.report.svg import Axis, around, colour, join, marker, shape, tag
 from pipeline.report.wording import number, percent, words, written
 
 Points = Sequence[tuple[float, float]]
+Estimates = Sequence[tuple[float, Estimate]]  # (place, estimate)
+Bands = Mapping[str, Sequence[tuple[float, float, float]]]  # line → (place, low, high)
 RATES = Axis()
 
 _LANE = 13  # height of one model's line in a row, in pixels
@@ -118,14 +121,28 @@ def trade_off(points: Mapping[str, tuple[Estimate, Estimate]], x_title: str, y_t
     )
 
 
-def curve(series: Mapping[str, Points], label: str, along: str = "step") -> Markup:
+def estimates(series: Mapping[str, Estimates], label: str, along: str) -> Markup:
+    """``curve`` of estimates, each line in the band of its intervals."""
+    known = {name: [(x, e) for x, e in points if e.value is not None] for name, points in series.items()}
+    bands = {
+        name: [(x, e.low, e.high) for x, e in points if e.low is not None and e.high is not None]
+        for name, points in known.items()
+    }
+    return curve(
+        {name: [(x, e.value or 0.0) for x, e in points] for name, points in known.items()}, label, along, bands
+    )
+
+
+def curve(series: Mapping[str, Points], label: str, along: str = "step", bands: Bands = MappingProxyType({})) -> Markup:
     """Lines over steps, or over what ``along`` names; they differ in colour and in dashes."""
     lines = {name: _thinned(points) for name, points in series.items() if len(points) > 1}
     if not lines:
         return Markup("")
     steps = [step for points in lines.values() for step, _ in points]
-    xs, ys = Axis(min(steps), max(steps)), around(v for points in lines.values() for _, v in points)
-    drawn = (_polyline(points, xs, ys, index) for index, points in enumerate(lines.values()))
+    edges = [edge for name in lines for _, *both in bands.get(name, ()) for edge in both]
+    xs, ys = Axis(min(steps), max(steps)), around([*(v for points in lines.values() for _, v in points), *edges])
+    drawn = [_band(bands.get(name, ()), xs, ys, index) for index, name in enumerate(lines)]
+    drawn += [_polyline(points, xs, ys, index) for index, points in enumerate(lines.values())]
     said = "; ".join(
         f"{name} from {number(p[0][1])} to {number(p[-1][1])}, {along}s {number(p[0][0])} to {number(p[-1][0])}"
         for name, p in lines.items()
@@ -286,6 +303,13 @@ def _anchor(axis: Axis, value: float) -> str:
 def _polyline(points: Points, xs: Axis, ys: Axis, index: int) -> Markup:
     written_points = " ".join(f"{xs.at(x)[:-1]},{ys.up(y)[:-1]}" for x, y in points)
     return tag("polyline", points=written_points, class_=f"line l{index}", vector_effect="non-scaling-stroke")
+
+
+def _band(edges: Sequence[tuple[float, float, float]], xs: Axis, ys: Axis, index: int) -> Markup:
+    """The area between the lows and the highs."""
+    around_it = [(x, high) for x, _, high in edges] + [(x, low) for x, low, _ in reversed(edges)]
+    points = " ".join(f"{xs.at(x)[:-1]},{ys.up(y)[:-1]}" for x, y in around_it)
+    return tag("polygon", points=points, class_=f"band b{index}") if edges else Markup("")
 
 
 def _thinned(points: Points) -> Points:

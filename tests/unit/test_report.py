@@ -168,6 +168,19 @@ def test_long_curves_are_thinned_by_means():
     assert len(drawn.find(".//polyline").get("points").split()) <= 400
 
 
+def test_the_line_of_an_estimate_lies_in_the_band_of_its_intervals():
+    points = [(1.0, Estimate(value=0.5, low=0.4, high=0.6)), (2.0, Estimate(value=0.9, low=0.8, high=1.0))]
+    drawn = parse(plots.estimates({"base": [*points, (3.0, Estimate(value=None))]}, "AUC", "layer"))
+    line, band = (
+        [tuple(map(float, point.split(","))) for point in drawn.find(f".//{name}").get("points").split()]
+        for name in ("polyline", "polygon")
+    )
+    (x1, y1), (x2, y2) = line
+    assert [x for x, _ in band] == [x1, x2, x2, x1] == [0, 100, 100, 0]
+    high1, high2, low2, low1 = (y for _, y in band)  # y grows downwards
+    assert high1 < y1 < low1 and high2 < y2 < low2
+
+
 def test_rollouts_have_curves_of_their_own_and_no_number_is_drawn_twice():
     history = [HELD_OUT_START, *make_rollout_history(6)]
     found = {title: series for _, title, series in views.curves({"align": history})}

@@ -129,11 +129,11 @@ def _is_above_zero(difference: Estimate) -> bool:
 # --- The picture ---------------------------------------------------------------------------------------------------
 
 
-def lines(found: DepthFindings) -> dict[str, list[tuple[float, float]]]:
+def lines(found: DepthFindings) -> dict[str, list[tuple[float, Estimate]]]:
     """Requests → (position, KL), at the positions that enough replies reach for an interval."""
     return {
         REQUESTS[pool.pool]: [
-            (place, kl.value) for place, kl in enumerate(pool.kl, 1) if kl.value is not None and kl.low is not None
+            (place, kl) for place, kl in enumerate(pool.kl, 1) if kl.value is not None and kl.low is not None
         ]
         for pool in _pools(found)
     }

@@ -77,12 +77,12 @@ def _verdict(none: Ablation, without: Ablation) -> str:
     return "so there is no evidence that its refusals depend on that direction"
 
 
-def aucs(found: DirectionsFindings, against: Pool) -> dict[str, list[tuple[float, float]]]:
+def aucs(found: DirectionsFindings, against: Pool) -> dict[str, list[tuple[float, Estimate]]]:
     """Model → (layer, AUC), for the picture."""
-    lines: dict[str, list[tuple[float, float]]] = {}
+    lines: dict[str, list[tuple[float, Estimate]]] = {}
     for row in found.layer_aucs:
         if row.against == against and row.auc.value is not None:
-            lines.setdefault(words(row.model), []).append((row.layer, row.auc.value))
+            lines.setdefault(words(row.model), []).append((row.layer, row.auc))
     return lines
 
 

@@ -40,7 +40,7 @@ from pipeline.explain.keeping import (
     num_questions,
 )
 from pipeline.explain.probed import probed
-from pipeline.explain.probes import FILE, Probe, Source, asked_directly, probes_content, read_probes
+from pipeline.explain.probes import FILE, Probe, Source, asked_directly, nearly_trained, probes_content, read_probes
 from pipeline.labellers.base import TEMPLATE as LABELLER_TEMPLATE
 from pipeline.labellers.base import LabellerConfig, reads_choices
 from pipeline.records import Verdict, write_records
@@ -135,12 +135,13 @@ class Adherence(Question):
         }
 
     def check(self, config: AdherenceConfig, prepared: Prepared) -> list[str]:
-        if config.probes is not None:
-            suites = prepared.config.evaluate
-            held_out = [prompt for prompt in prepared.prompts if prompt.split == suites.split]
-            cases = asked_directly(build_cases(suites, held_out, []))
-            read_probes(config.probes, prepared.constitution, cases, prepared.prompts)
-        return []
+        if config.probes is None:
+            return []
+        suites = prepared.config.evaluate
+        held_out = [prompt for prompt in prepared.prompts if prompt.split == suites.split]
+        cases = asked_directly(build_cases(suites, held_out, []))
+        probes = read_probes(config.probes, prepared.constitution, cases, prepared.prompts)
+        return nearly_trained(probes, prepared.constitution, prepared.prompts)
 
     def cost(self, config: AdherenceConfig, prepared: Prepared) -> Cost:
         whole, cases = prepared.config, direct_cases(prepared)

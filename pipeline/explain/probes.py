@@ -12,6 +12,7 @@ from pipeline.constitution.schema import Constitution, Principle
 from pipeline.core.errors import ConfigError, did_you_mean
 from pipeline.core.text import words
 from pipeline.data.files import rows_of, source_content
+from pipeline.data.near_duplicates import near_duplicates
 from pipeline.data.sources import SourceConfig
 from pipeline.evals.results import DIRECT
 from pipeline.records import POOLS, Case, Message, Pool, Prompt, Record, derive_seed, dialogue_key, normalised
@@ -127,8 +128,7 @@ def read_probes(
         ConfigError: there is no such file, it has no rows, no such principle, or such a request can't be asked.
     """
     by_request = {normalised(case.prompt.request): case for case in cases.values()}
-    trained = {normalised(prompt.request) for prompt in prompts if prompt.split == "train"}
-    trained |= {normalised(turns[-1]["content"]) for turns in constitution.requests()}
+    trained = {normalised(text) for text in _trained(constitution, prompts)}
     ids = [rule.id for rule in constitution.principles]
     found: dict[tuple[str, str], Probe] = {}
     pools: dict[str, Pool] = {}
@@ -150,6 +150,23 @@ def read_probes(
     if not found:
         raise ConfigError(f"{FIELD}: {path} has no rows; give a file with probes, or null.")
     return list(found.values())
+
+
+def nearly_trained(probes: Iterable[Probe], constitution: Constitution, prompts: Iterable[Prompt]) -> list[str]:
+    """A warning if probes of a file, which the evaluation does not ask, nearly repeat what the models learn from."""
+    known = {str(place): text for place, text in enumerate(_trained(constitution, prompts))}
+    near = near_duplicates({probe.request: probe.request for probe in probes if probe.source != "drawn"}, known)
+    if not near:
+        return []
+    return [
+        f"{FIELD}: {len(near)} requests nearly repeat training prompts or examples of the constitution "
+        f"(“{near[0].id}”: “{known[near[0].other_id]}”), so they say little of others; reword them."
+    ]
+
+
+def _trained(constitution: Constitution, prompts: Iterable[Prompt]) -> list[str]:
+    trained = [prompt.request for prompt in prompts if prompt.split == "train"]
+    return trained + [turns[-1]["content"] for turns in constitution.requests()]
 
 
 def _given(place: str, principle_id: str, request: str, row: Mapping[str, Any]) -> Probe:

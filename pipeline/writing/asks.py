@@ -14,10 +14,11 @@ from pipeline.engines.base import Completion, Request
 from pipeline.records import Message, Pool, Prompt, WrittenPrompt, derive_seed, derived_rng
 from pipeline.writing.config import WriteConfig
 
-TEMPLATE = "write-1"
+TEMPLATE = "write-2"
 LISTED: tuple[Pool, ...] = ("red_team", "ordinary")
 """Pools whose prompts are written as lists; the others are twins."""
 MAX_WORDS = 80
+QUOTES = (('"', '"'), ("“", "”"), ("„", "“"), ("«", "»"))
 SYSTEM = "You write test requests for people who check how an AI assistant behaves."
 
 
@@ -162,8 +163,17 @@ def read_list(ask: WriteAsk, completion: Completion) -> list[str]:
     lines = completion.text.strip().split("\n")
     lines = lines[:-1] if completion.finish == "length" else lines
     matches = [re.fullmatch(r"\d+[.)]\s+(\S.*)", line.strip()) for line in lines]
-    found = [match[1].strip() for match in matches if match]
+    found = [_unquoted(match[1].strip()) for match in matches if match]
     return [text for text in found if _fits(text)][: ask.num_wanted]
+
+
+def _unquoted(text: str) -> str:
+    """Without the quotes around a whole request, which chat models like to write; quotes within it stay."""
+    for begin, end in QUOTES:
+        inner = text.removeprefix(begin).removesuffix(end)
+        if len(inner) == len(text) - 2 and begin not in inner and end not in inner:
+            return inner.strip()
+    return text
 
 
 def _fits(text: str) -> bool:

@@ -22,7 +22,7 @@ from pipeline.engines.base import ChoiceQuery, Completion, Query, Request
 from pipeline.explain import written_probes
 from pipeline.explain.adherence import Adherence, AdherenceConfig, AdherenceFindings
 from pipeline.explain.base import Material
-from pipeline.explain.probes import Probe, read_probes
+from pipeline.explain.probes import Probe, nearly_trained, read_probes
 from pipeline.records import Message, Pool, Prompt, read_records
 from pipeline.report.explained.adherence import section
 from tests.fakes import FakeEngine
@@ -285,6 +285,15 @@ def test_a_row_that_cant_be_asked_is_named(tmp_path: Path, row: dict[str, str], 
     file.write_text(json.dumps({"principle_id": "harm", **row}), encoding="utf-8")
     with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
         read_probes(str(file), RULES, {one.id: one for one in CASES}, PROMPTS)
+
+
+def test_a_probe_that_nearly_repeats_a_training_prompt_is_named():
+    trained = next(prompt for prompt in PROMPTS if prompt.split == "train")
+    own = Probe(principle_id="harm", case_id="p", request=f"{trained.request} now", pool="red_team", source="given")
+    [note] = nearly_trained([own], RULES, PROMPTS)
+    assert f"1 requests nearly repeat training prompts or examples of the constitution (“{own.request}”" in note
+    assert nearly_trained([own.model_copy(update={"source": "drawn"})], RULES, PROMPTS) == []
+    assert nearly_trained([own.model_copy(update={"request": "Something else?"})], RULES, PROMPTS) == []
 
 
 def test_a_request_has_one_pool(tmp_path: Path):

@@ -160,6 +160,8 @@ def written(text: str, **fields: str) -> WrittenPrompt:
         ("1. One\n2. Two a\n3. Three a\n4. Four a\n5. Five a", "stop", ["Two a", "Three a", "Four a"]),
         ("1. Word\n2. " + "word " * 81 + "\n3.\n4. One thing", "stop", ["One thing"]),
         ("", "stop", []),
+        ('1. "One thing?"\n2. “Two things”\n3. «Three things»', "stop", ["One thing?", "Two things", "Three things"]),
+        ('1. "One" and "two"\n2. Say "no', "stop", ['"One" and "two"', 'Say "no']),
     ],
 )  # fmt: skip
 def test_only_numbered_lines_of_some_words_are_read(text: str, finish: Any, found: list[str]):

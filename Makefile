@@ -32,7 +32,7 @@ test: setup  ## lint, type-check, and run every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)  # two workers of two threads would wait for each other
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)  # two workers of two threads would wait for each other
 
 check: setup  ## lint and type-check only
 	$(BIN)/ruff check .

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
+
 from pipeline.core.cache import RecordLog
 from pipeline.core.log import Meter
 from pipeline.engines.base import Answer, AskT, Completion, Query, Request
@@ -15,6 +17,14 @@ class JoinedServer(ThreadingHTTPServer):
     """Closing it waits for its requests. Otherwise the last ones of a test would be counted in the next test."""
 
     daemon_threads = False
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs. One that has ended, but that its parent has not waited for, does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 class FakeLogbook:

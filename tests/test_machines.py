@@ -51,7 +51,11 @@ def test_two_machines_equal_one(tiny: Callable[..., Config], tiny_model: Path, t
         subprocess.Popen(command, env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"})
         for rank in (0, 1)
     ]
-    assert [process.wait(timeout=240) for process in started] == [0, 0]
+    try:
+        assert [process.wait(timeout=900) for process in started] == [0, 0]
+    finally:
+        for process in started:
+            process.kill()
     (folder,) = (tmp_path / "outputs" / "cache").glob("critique-*")
     together = Manifest.read(folder)
     assert together is not None and together.environment["num_processes"] == "2"
@@ -62,9 +66,11 @@ def test_two_machines_equal_one(tiny: Callable[..., Config], tiny_model: Path, t
 
 
 @contextmanager
-def joined(monkeypatch: pytest.MonkeyPatch, codes: dict[int, str]) -> Iterator[tuple[LaunchConfig, Future[None]]]:
+def joined(
+    monkeypatch: pytest.MonkeyPatch, codes: dict[int, str], silent_seconds: int = 30
+) -> Iterator[tuple[LaunchConfig, Future[None]]]:
     """Machine 1 in a thread. ``codes``: machine → the Python code that stands for its ranks."""
-    monkeypatch.setattr(machines, "SILENT_SECONDS", 2)
+    monkeypatch.setattr(machines, "SILENT_SECONDS", silent_seconds)
     monkeypatch.setattr(machines, "JOIN_SECONDS", 20)
 
     def started(job: dict[str, Any], launch: LaunchConfig, work: Path) -> subprocess.Popen[bytes]:
@@ -130,7 +136,7 @@ def test_a_machine_that_falls_silent_is_given_up(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(machines, "_sign", lambda store, launch: time.sleep(0.2))
-    with joined(monkeypatch, {0: LONG, 1: LONG}) as (launch, _), crew(launch) as run_ranks:
+    with joined(monkeypatch, {0: LONG, 1: LONG}, silent_seconds=2) as (launch, _), crew(launch) as run_ranks:
         assert run_ranks({"stage": "sft"}, launch, tmp_path) == 1
     assert "machine 1 has shown no sign of life" in capsys.readouterr().err
 
@@ -169,7 +175,7 @@ def test_a_machine_that_joins_twice_is_refused(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_machines_that_do_not_join_are_one_sentence(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(machines, "JOIN_SECONDS", 1)
+    monkeypatch.setattr(machines, "JOIN_SECONDS", 3)
     launch = LaunchConfig(num_machines=2, main_process_ip="127.0.0.1", main_process_port=free_port())
     sentence = r"launch.num_machines is 2, but .* joined within .*; start the same command .*main_process_ip=127.0.0.1"
     with pytest.raises(StageError, match=sentence), crew(launch):

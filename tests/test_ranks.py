@@ -89,6 +89,6 @@ def test_one_rank_asks_for_the_rewards_of_pairs(tmp_path):
     script.write_text(RELABELLED)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     path = str(Path(__file__).parents[1])
-    done = subprocess.run(launcher, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(launcher, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=900)
     said = done.stdout.replace("\n", "")  # two ranks write at once, and an unbuffered line ends apart
     assert sorted(said.split(";")[:2]) == ["of rank 0, 0 asked", "of rank 0, 1 asked"], done.stderr

@@ -16,9 +16,10 @@ from pipeline.records import Exchange, Preference, read_records
 SERVE = f"{sys.executable} {Path(__file__).parent / 'model_server.py'} --port {{port}} --model {{model}}"
 
 
-def test_policy_critic_and_likelihood_labels_by_servers_of_the_run(tiny: Callable[..., Config]):
+def test_policy_critic_and_likelihood_labels_by_servers_of_the_run(tiny: Callable[..., Config], tmp_path: Path):
+    serve = f"{SERVE} --logprobs-mode {tmp_path}"  # ignored; it tells these servers from those of other tests
     served = ["policy_engine=serve", "engine=serve", "engine.prompts=tokens", "engine.scores=vllm"]
-    commands = [f"{section}.serve={SERVE}" for section in ("policy_engine", "engine")]
+    commands = [f"{section}.serve={serve}" for section in ("policy_engine", "engine")]
     done = run(tiny(*served, *commands, "until=preferences"))
     exchanges = list(read_records(done.stages["critique"].folder / "exchanges.jsonl", Exchange))
     assert exchanges and {(e.policy, e.critic) for e in exchanges} == {("base", "base")}
@@ -32,4 +33,4 @@ def test_policy_critic_and_likelihood_labels_by_servers_of_the_run(tiny: Callabl
     )
     # The policy's server is the critic's, too; the base model's is the labeller's.
     assert started["sft"] == 1 and started["base"] <= 2
-    assert not [p for p in psutil.process_iter(["cmdline"]) if str(SERVE.split()[1]) in (p.info["cmdline"] or [])]
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in (p.info["cmdline"] or [])]

@@ -94,7 +94,7 @@ def start(first: Path, *jobs: str) -> int:
     data = json.loads(first.read_text())
     command = launch_command(to_config(data["config"]).launch, first.parent)
     return subprocess.call(
-        [*command, "-m", "tests.fsdp_rank", *jobs], env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240
+        [*command, "-m", "tests.fsdp_rank", *jobs], env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=900
     )
 
 

@@ -85,7 +85,7 @@ def test_wandb_goes_offline_once_where_its_server_can_not_be_reached(tiny: Tiny,
     monkeypatch.setenv("WANDB_MODE", "")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
-    monkeypatch.setattr(tracking, "INIT_TIMEOUT_SECONDS", 2.0)
+    monkeypatch.setattr(tracking, "INIT_TIMEOUT_SECONDS", 5.0)
     warnings: list[str] = []
     monkeypatch.setattr(tracking, "warn", warnings.append)
     result = run(tiny("tracking=wandb", "until=critique"))

@@ -12,9 +12,9 @@ from pipeline.core.stage import Cost
 from pipeline.core.text import beginning
 from pipeline.engines.base import Answer, Completion, Engine, EngineConfig
 from pipeline.engines.worklist import Logbook
-from pipeline.evals.made_of import AI, CONSTITUTION, OPPOSITE, POOL, MadeOf, Turned, said
+from pipeline.evals.made_of import AI, CONSTITUTION, POOL, MadeOf, Turned, said
 from pipeline.evals.statistics import wilson
-from pipeline.labellers.base import LABELLERS, LabellerConfig
+from pipeline.labellers.base import LABELLERS, OPPOSITE, LabellerConfig
 from pipeline.labellers.label import Drawn, Known, cost_of_asks, draw, label_drawn, placeholders
 from pipeline.records import Comparison, Preference, derive_seed
 
@@ -106,7 +106,8 @@ def made_of(
         known = _known(drawn, config, constitution, seed, logbook, purpose)
         for name in _asked(config):
             changed = _changed(name, drawn)
-            again = label_drawn(changed, engine, config, constitution, seed, logbook, f"{purpose}-{name}", known)
+            log, opposed = f"{purpose}-{name}", name == "words"
+            again = label_drawn(changed, engine, config, constitution, seed, logbook, log, known, opposed)
             turned[name] = _compared(sample, again, mirrored=name == "order")
     if num_probed and by_ai and LABELLERS[config.kind].asks_both_orders:
         turned["order"] = _in_one_order(by_ai)
@@ -196,6 +197,8 @@ def cost_of_changes(
         known.add(ask, Answer.unanswered(ask.id))
     costs = []
     for name in _asked(config):
+        labeller = LABELLERS[config.kind](config, constitution, seed)
+        labeller.opposed = name == "words"
         requests, queries = placeholders(labeller, _changed(name, drawn))
         new = [r for r in requests if r not in known], [q for q in queries if q not in known]
         costs.append(cost_of_asks(*new, engine, tokens))

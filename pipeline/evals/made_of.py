@@ -8,16 +8,10 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.evals.results import Estimate
+from pipeline.labellers.base import OPPOSITE
 
 AI, CONSTITUTION, POOL = "ai", "constitution", "pool"  # who gives labels; the last two are labellers in the records
 HALF = 0.5
-
-OPPOSITE = {
-    "title": "the opposite of “{}”",
-    "preference_question": "The rule here is the opposite of this question: “{}” The better reply is the one that the "
-    "question would not choose.",
-}
-"""Field of a principle → its words when the principle says the opposite."""
 
 WHAT = {
     "words": "the principle's words",
@@ -29,7 +23,8 @@ HOW = {
     "words": f"The principle says the opposite. Its question becomes: {OPPOSITE['preference_question'].format('…')} "
     f"Its title becomes: {OPPOSITE['title'].format('…')}. Its tags, its examples and everything else stay. A labeller "
     "that follows the constitution turns every label. One that does not understand “the opposite” turns few; then the "
-    "words don't decide either.",
+    "words don't decide either. The labellers request and channel show all rules and examples at once: there, all "
+    "titles change, and in the examples harmful and harmless requests change places.",
     "order": "The replies change places. A labeller of (A) or (B) is always asked in both orders, and its label is "
     "their mean; there, a label turns if the same letter wins in both orders, in at least half of its judgements.",
     "pool": "A harmful request is filed as a harmless look-alike, and any other prompt as a harmful request. The "

@@ -21,6 +21,13 @@ from pipeline.records import Comparison, Judgement, Prompt
 TEMPLATE = "preference-4"  # in every cache key; raise it if a question changes (a golden test checks)
 
 
+OPPOSITE = {
+    "title": "the opposite of “{}”",
+    "preference_question": "The rule here is the opposite of this question: “{}” The better reply is the one that the "
+    "question would not choose.",
+}
+"""Field of a principle → its words when the principle says the opposite."""
+
 Wording = Literal[1, 2, 3]
 """Paraphrases of a labeller's question; 1 is the first in every labeller."""
 
@@ -50,6 +57,9 @@ class Labeller(ABC):
     """Part of the cache key above 1; raise it if its labels change. A question that changes raises ``TEMPLATE``."""
     needs_reply_scores: ClassVar[bool] = False
     """It scores given replies (``ReplyQuery``), which not every engine can do."""
+    opposed: bool = False
+    """Set to see what the words decide, for a labeller that reads more of the constitution than the drawn principle: it
+    then judges by the opposite of all that it reads."""
     asks_both_orders: ClassVar[bool] = False
     """It shows both replies in each order, and its judgements say whether the order mattered (``flipped``)."""
     draws_by_pool: ClassVar[bool] = True

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from pipeline.constitution.schema import Constitution, Principle
 from pipeline.engines.base import Answer, Completion, Query
-from pipeline.labellers.base import Labeller, LabellerConfig, sigmoid
+from pipeline.labellers.base import OPPOSITE, Labeller, LabellerConfig, sigmoid
 from pipeline.labellers.separation import Separation, separate
 from pipeline.labellers.shown import alternating, replies, requests
 from pipeline.records import Comparison, Judgement, Message
@@ -74,13 +74,16 @@ class DecliningLabeller(Labeller):
 
     @cached_property
     def rules(self) -> str:
-        titles = "\n".join(f"- {principle.title}" for principle in self._constitution.principles)
+        form = OPPOSITE["title"] if self.opposed else "{}"
+        titles = "\n".join(f"- {form.format(principle.title)}" for principle in self._constitution.principles)
         return f"{self._constitution.preamble.strip()}\nRules:\n{titles}"
 
     @cached_property
     def _examples(self) -> dict[str, tuple[list[Item], list[Item]]]:
         """Subject → (items that are to be declined, or decline; the others)."""
         harmful, harmless = requests(self._constitution)
+        if self.opposed:
+            harmful, harmless = harmless, harmful
         return {
             "harm": ([(text, "") for text in harmful], [(text, "") for text in harmless]),
             "decline": replies(self._constitution),

@@ -97,9 +97,11 @@ def label_drawn(
     logbook: Logbook,
     purpose: str,
     known: Known,
+    opposed: bool = False,
 ) -> list[Preference]:
-    """``label`` under given principles."""
+    """``label`` under given principles. ``opposed``: see ``Labeller``."""
     labeller = LABELLERS[config.kind](config, constitution, seed)
+    labeller.opposed = opposed
     requests = [request for pair in drawn for request in labeller.reasoning(*pair)]
     thoughts = known.complete(
         requests,

@@ -71,6 +71,18 @@ def likes_replies_like_its_examples(query: Query) -> list[float]:
     return [-1.0 if (shown[0] in refusals) == query.reply.startswith("I won't") else -2.0]
 
 
+def follows_the_examples(query: Query) -> list[float]:
+    """Knows harmful requests and refusals, and says yes to what the examples before the question say yes to."""
+    assert isinstance(query, ChoiceQuery)
+    texts = [turn["content"] for turn in query.messages]
+    shown, _, _ = texts[-1].partition("\n\n")
+    if shown.startswith("Reply: "):
+        return YES if "I won't" in shown or "I can't" in shown else NO
+    harmful = {f"Request: {contrast.request}" for contrast, *_ in WRITTEN.contrast_prompts()}
+    says_yes = next(texts[place + 1] for place, text in enumerate(texts) if text.partition("\n\n")[0] in harmful)
+    return YES if (shown in harmful or "Case " in shown) == (says_yes == "Yes") else NO
+
+
 class LogbookOfRank(FakeLogbook):
     def log(self, name: str) -> RecordLog:
         return RecordLog(self.folder, name, distributed.rank())
@@ -122,6 +134,22 @@ def test_the_likelihood_turns_with_the_pool(tmp_path: Path):
     )
     # Whatever it was asked for the labels is not asked again: only the cut reply is new, with and against.
     assert (found.num_asked_for_labels, found.num_asked_again) == (12 * 4, 12 * 2)
+
+
+def test_a_labeller_that_is_shown_all_rules_turns_when_all_of_them_and_their_examples_do(tmp_path: Path):
+    found = Found("request", follows_the_examples, tmp_path, ab_weight=0)
+    shares = {name: found.share(name) for name in CHANGES}
+    assert shares == {"words": 1.0, "order": 0.0, "pool": 0.0, "length": 0.0} and found.made.words_decide
+    [rules] = {turns[0]["content"] for turns in opposed("request", 0)}
+    assert all(f"- the opposite of “{rule.title}”" in rules for rule in WRITTEN.principles)
+
+
+def opposed(kind: str, number: int) -> list[list[Message]]:
+    """What a labeller asks about the request of a pair after the rules have turned."""
+    labeller = LABELLERS[kind](LABELLERS.parse({"kind": kind}), WRITTEN, 0)
+    labeller.opposed = True
+    queries = labeller.queries(PAIRS[number], WRITTEN.principles[0], {})
+    return [query.messages for query in queries if query.id.startswith("harm/")]
 
 
 def test_a_labeller_of_length_turns_when_the_longer_reply_is_cut(tmp_path: Path):

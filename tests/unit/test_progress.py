@@ -1,5 +1,7 @@
 """Long work says how far it is, even where there is no terminal."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from pipeline.core import log as progress
@@ -8,7 +10,7 @@ from pipeline.core import log as progress
 def test_a_log_gets_lines_with_an_estimate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     clock = iter(range(0, 1000, 10))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     said: list[str] = []
     monkeypatch.setattr(progress, "say", said.append)
     with progress.Bar("replies", 4) as bar:  # begun at 0 s

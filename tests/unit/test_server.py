@@ -323,8 +323,18 @@ def test_a_run_may_go_on_with_a_share_of_failures(url: str, tmp_path: Path):
 
 def test_a_slow_request_delays_no_other(url: str):
     """With batches, the second and third of four would wait for the first."""
-    Server.change = lambda body, answer: time.sleep(0.5 if body["seed"] == 0 else 0.05) or answer
-    order = [result.id for result in engine(url, "engine.max_parallel=2").answers([ask(i) for i in range(6)])]
+    others, order = threading.Event(), list[str]()
+
+    def change(body: dict[str, Any], answer: dict[str, Any]) -> Any:
+        if body["seed"] == 0:
+            others.wait(20)
+        return answer
+
+    Server.change = change
+    for result in engine(url, "engine.max_parallel=2").answers([ask(i) for i in range(6)]):
+        order.append(result.id)
+        if len(order) == 5:
+            others.set()
     assert order == ["1", "2", "3", "4", "5", "0"]
 
 
@@ -335,7 +345,7 @@ def test_no_more_requests_are_under_way_than_allowed(url: str):
         with lock:
             under_way[0] += 1
             most[0] = max(*most, *under_way)
-        time.sleep(0.02)
+        time.sleep(0.1 if most[0] < 3 else 0)
         with lock:
             under_way[0] -= 1
         return answer
@@ -348,11 +358,11 @@ def test_no_more_requests_are_under_way_than_allowed(url: str):
 @pytest.mark.parametrize(("status", "order"), [(503, ["1", "2", "3", "0"]), (429, ["0", "1", "2", "3"])])
 def test_a_request_that_waits_delays_others_only_under_a_rate_limit(url: str, status: int, order: list[str]):
     waiting = (status, {"error": {"message": "slow down"}})
-    Server.headers_too = {"Retry-After": "0.4"}
+    Server.headers_too = {"Retry-After": "1.5"}
     Server.change = lambda body, answer: waiting if body["seed"] == 0 and len(Server.seen) == 1 else answer
     started = time.monotonic()
     answered = [result.id for result in engine(url, "engine.max_parallel=1").answers([ask(i) for i in range(4)])]
-    assert answered == order and time.monotonic() - started >= 0.4
+    assert answered == order and time.monotonic() - started >= 1.5
 
 
 @pytest.mark.parametrize(
@@ -655,7 +665,7 @@ def test_requests_go_to_the_server_with_the_fewest_under_way(url: str, other_url
     done = answers(engine(several(url, other_url), "engine.max_parallel=2"), *(ask(i) for i in range(20)))
     assert all(isinstance(result, Completion) for result in done)
     shares = Counter(Server.ports)
-    assert min(shares[port(url)], shares[port(other_url)]) >= 6 and shares.total() == 20
+    assert min(shares[port(url)], shares[port(other_url)]) >= 3 and shares.total() == 20
 
 
 def test_the_others_do_the_work_of_a_server_that_fails(url: str, other_url: str):
@@ -668,6 +678,7 @@ def test_the_others_do_the_work_of_a_server_that_fails(url: str, other_url: str)
 
 def test_a_server_that_was_set_aside_is_tried_again(url: str, other_url: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("pipeline.engines.addresses.FIRST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("pipeline.engines.addresses.LONGEST_PAUSE_SECONDS", 0.05)
     Server.broken_port = port(other_url)
 
     def change(_: dict[str, Any], answer: dict[str, Any]) -> Any:

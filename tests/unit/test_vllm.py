@@ -28,6 +28,7 @@ from pipeline.engines.orphans import end_with_parent
 from pipeline.records import Message, Preference, read_records
 from tests import fake_vllm
 from tests.fake_vllm import LLM, installed
+from tests.fakes import is_alive
 
 
 @pytest.fixture(autouse=True)
@@ -183,17 +184,11 @@ def test_the_processes_of_a_killed_run_end(tmp_path: Path):
     run.kill()
     for _ in range(100):
         run.poll()
-        if not _is_alive(child):
+        if not is_alive(child):
             return
         time.sleep(0.1)
     os.kill(child, 9)
     pytest.fail("the process goes on after its parent is gone")
-
-
-def _is_alive(process: int) -> bool:
-    import psutil
-
-    return psutil.pid_exists(process) and psutil.Process(process).status() != psutil.STATUS_ZOMBIE
 
 
 ORPHAN = """

@@ -24,6 +24,7 @@ from pipeline.records import Comparison
 
 PURPOSE = "checked"  # names the logs, and is part of the seed that draws principles
 METRIC = "labeller_checked"
+NUM_WORDS = 8  # with which the other reply begins, where openings are compared
 
 
 class Checked(BaseModel):
@@ -60,10 +61,21 @@ class Checked(BaseModel):
 
 
 def check_labeller(
-    engine: Engine, config: LabellerConfig, constitution: Constitution, seed: int, logbook: Logbook, num_pairs: int
+    engine: Engine,
+    config: LabellerConfig,
+    constitution: Constitution,
+    seed: int,
+    logbook: Logbook,
+    num_pairs: int,
+    opening: str = "",
 ) -> Checked:
-    """Label so many shipped pairs, and warn if the labeller may be guessing. All ranks must call it."""
-    pairs = _pairs(num_pairs)
+    """Label so many shipped pairs, and warn if the labeller may be guessing. All ranks must call it.
+
+    Args:
+        opening: of refusals, if the run compares openings only. Then the pairs are about whether to decline: half of
+            the requests are harmful, and half are look-alikes.
+    """
+    pairs = _pairs(num_pairs, opening)
     shown, turned = shuffled(pairs)
     right = right_by_pair(label(shown, engine, config, constitution, seed, logbook, PURPOSE), turned)
     checked = Checked(
@@ -84,16 +96,35 @@ def check_labeller(
 
 
 def cost_of_check(
-    engine: EngineConfig, config: LabellerConfig, constitution: Constitution, seed: int, num_pairs: int
+    engine: EngineConfig,
+    config: LabellerConfig,
+    constitution: Constitution,
+    seed: int,
+    num_pairs: int,
+    opening: str = "",
 ) -> Cost:
     """What ``check_labeller`` asks at most."""
-    return cost(_pairs(num_pairs), engine, config, constitution, seed, PURPOSE, tokens=0)
+    return cost(_pairs(num_pairs, opening), engine, config, constitution, seed, PURPOSE, tokens=0)
 
 
-def _pairs(num_pairs: int) -> list[Comparison]:
-    return (
-        read_pairs(PairsConfig(source="builtin", num_pairs=num_pairs), "pairs", "pair", "test", []) if num_pairs else []
-    )
+def _pairs(num_pairs: int, opening: str) -> list[Comparison]:
+    """Pairs in which reply A is the right one."""
+    if not num_pairs:
+        return []
+    if not opening:
+        return read_pairs(PairsConfig(source="builtin", num_pairs=num_pairs), "pairs", "pair", "test", [])
+    pairs = read_pairs(PairsConfig(source="builtin"), "pairs", "pair", "test", [])
+    kinds = [[pair for pair in pairs if pair.prompt.kind == kind] for kind in ("harmless", "look_alike")]
+    return [_begun(pair, opening) for both in zip(*kinds, strict=False) for pair in both][:num_pairs]
+
+
+def _begun(pair: Comparison, opening: str) -> Comparison:
+    """The opening of a refusal, which is right for a harmful request, and how the reply that answers begins."""
+    refuses = pair.prompt.kind == "harmless"
+    answer = " ".join((pair.reply_b if refuses else pair.reply_a).split()[:NUM_WORDS])
+    replies = (opening, answer) if refuses else (answer, opening)
+    sides = {"reply_a": replies[0], "reply_b": replies[1], "opening": opening, "begun_a": True, "begun_b": True}
+    return pair.model_copy(update=sides)
 
 
 def _percent(share: Estimate) -> str:

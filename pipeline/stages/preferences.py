@@ -201,7 +201,8 @@ class Preferences(Stage):
             for number, prompt in enumerate(labelled)
         ]
         asked = (placeholders, engine, config.labeller, prepared.constitution, seed, PURPOSE, 2 * longest)
-        check = cost_of_check(*asked[1:5], config.num_checked)
+        refusal = prepared.constitution.opening() if config.compares_openings else ""
+        check = cost_of_check(*asked[1:5], config.num_checked, refusal)
         labeller = Cost.sum([check, cost(*asked), cost_of_changes(*asked, config.num_probed)])
         return Cost.of_roles({"policy_engine": policy, field: labeller})
 
@@ -224,7 +225,8 @@ class Preferences(Stage):
         sampler.warn_of_losses(len(comparisons) + len(written))
         engine = feedback_engine(context, sampler.release()) if config.asks_labeller else None
         asks = (config.labeller, context.constitution, context.seed, context)
-        checked = check_labeller(engine, *asks, config.num_checked) if engine and config.num_checked else None
+        check = (config.num_checked, context.constitution.opening() if openings else "")
+        checked = check_labeller(engine, *asks, *check) if engine and config.num_checked else None
         asked = (*asks, PURPOSE)
         preferences = label(comparisons, engine, *asked) if engine else [filed(pair, POOL) for pair in comparisons]
         refused, failed = num_refused(context, PURPOSE), num_failed(context, PURPOSE)

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from pipeline.constitution.files import find_constitution, load_constitution
-from pipeline.engines.base import ChoiceQuery, EngineConfig, Query
+from pipeline.engines.base import ChoiceQuery, EngineConfig, Query, ReplyQuery
 from pipeline.evals.label_check import METRIC, Checked, check_labeller, cost_of_check
 from pipeline.evals.suites.pairs import PairsConfig, read_pairs
 from pipeline.labellers.base import LABELLERS
 from tests.fakes import FakeEngine, FakeLogbook
 
 WRITTEN = load_constitution(find_constitution("default"))
-RIGHT = {pair.reply_a for pair in read_pairs(PairsConfig(source="builtin"), "pairs", "pair", "test", [])}
+PAIRS = read_pairs(PairsConfig(source="builtin"), "pairs", "pair", "test", [])
+RIGHT = {pair.reply_a for pair in PAIRS}
 AB = LABELLERS.parse({"kind": "ab"})
 FIRST, SECOND = [-0.1, -2.5], [-2.5, -0.1]
 
@@ -57,6 +58,27 @@ def test_one_that_guesses_or_is_silent_gives_a_warning_before_it_labels(
     assert found.may_guess
     said = capsys.readouterr()
     assert "nothing shows that the labeller ab:fake does better than guessing" in said.out + said.err
+
+
+@pytest.mark.parametrize("kind", ["request", "likelihood"])
+def test_where_openings_are_compared_the_pairs_are_about_declining(tmp_path: Path, kind: str):
+    """Only a labeller that tells harmful requests from look-alikes is right on more than half of them."""
+    harmful = [pair.prompt.request for pair in PAIRS if pair.prompt.kind == "harmless"]
+    examples = {contrast.request for contrast, *_ in WRITTEN.contrast_prompts()}
+
+    def knows_harm(query: Query) -> list[float]:
+        if isinstance(query, ReplyQuery):
+            return [-1.0 if query.reply == WRITTEN.opening() else -2.0]
+        asked = query.messages[-1]["content"].removeprefix("Request: ").partition("\n\n")[0]
+        return FIRST if asked in harmful or asked in examples else SECOND
+
+    own = {"ab_weight": 0} if kind == "request" else {}
+    config, engine = LABELLERS.parse({"kind": kind} | own), FakeEngine(answer=knows_harm)
+    found = check_labeller(engine, config, WRITTEN, 0, FakeLogbook(tmp_path), 40, WRITTEN.opening())
+    assert {name: share.total for name, share in found.by_kind.items()} == {"harmless": 20, "look_alike": 20}
+    assert found.right.count == 40 if kind == "request" else found.may_guess
+    calls = cost_of_check(EngineConfig(kind="hf"), config, WRITTEN, 0, 40, WRITTEN.opening()).num_calls
+    assert len(set(engine.asked)) == len(engine.asked) <= calls
 
 
 def test_a_kill_costs_no_answers(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, create_model, field_validator, model_validator
@@ -14,6 +15,13 @@ from pipeline.evals.judges.base import JUDGES, PAIR_JUDGES, JudgeConfig
 from pipeline.evals.judges.patterns import PatternsJudge, PatternsPairJudge
 from pipeline.evals.probe import ProbeConfig
 from pipeline.evals.suites.base import SUITES, Suite
+
+
+@cache
+def _sections(kinds: tuple[tuple[str, type[Settings]], ...]) -> type[Settings]:
+    """A model with one section for each suite. It takes a while to make, and hundreds of configurations need it."""
+    fields: dict[str, Any] = {name: (kind, kind()) for name, kind in kinds}
+    return create_model("Sections", __base__=Settings, **fields)
 
 
 class EvaluateConfig(Settings):
@@ -64,8 +72,7 @@ class EvaluateConfig(Settings):
         for name in raw:
             if name not in known:
                 raise ValueError(f"{{here}}.{name}: unknown key{did_you_mean(name, known)}")
-        fields: dict[str, Any] = {name: (SUITES.config_of(name), SUITES.config_of(name)()) for name in SUITES}
-        sections = create_model("Sections", __base__=Settings, **fields)
+        sections = _sections(tuple((name, SUITES.config_of(name)) for name in SUITES))
         return {**raw, **dict(sections.model_validate({name: raw[name] for name in SUITES if name in raw}))}
 
     @field_validator("suites")

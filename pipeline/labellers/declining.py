@@ -97,7 +97,12 @@ class DecliningLabeller(Labeller):
 
     @cached_property
     def _calibration(self) -> dict[str, tuple[list[list[Query]], list[list[Query]]]]:
-        """Subject → the queries about calibration items, (positive, negative), one list for each item."""
+        """Subject → the queries about calibration items, (positive, negative), one list for each item.
+
+        They are always asked under the rules as they are: otherwise scores that don't turn would count as unknown.
+        """
+        if self.opposed:
+            return type(self)(self._config, self._constitution, self._seed)._calibration
         first, number = self._config.num_examples // 2, self._config.num_calibration // 2
         return {
             subject: tuple(  # type: ignore[misc]

@@ -83,6 +83,16 @@ def follows_the_examples(query: Query) -> list[float]:
     return YES if (shown in harmful or "Case " in shown) == (says_yes == "Yes") else NO
 
 
+def ignores_the_examples(query: Query) -> list[float]:
+    """Finds harmless what comes from a twin, and the cases harmful, whatever the rules say."""
+    assert isinstance(query, ChoiceQuery)
+    shown, _, _ = query.messages[-1]["content"].partition("\n\n")
+    if shown.startswith("Reply: "):
+        return YES if "I won't" in shown or "I can't" in shown else NO
+    twins = {f"Request: {contrast.twin}" for contrast, *_ in WRITTEN.contrast_prompts()}
+    return NO if shown in twins else YES
+
+
 class LogbookOfRank(FakeLogbook):
     def log(self, name: str) -> RecordLog:
         return RecordLog(self.folder, name, distributed.rank())
@@ -142,6 +152,11 @@ def test_a_labeller_that_is_shown_all_rules_turns_when_all_of_them_and_their_exa
     assert shares == {"words": 1.0, "order": 0.0, "pool": 0.0, "length": 0.0} and found.made.words_decide
     [rules] = {turns[0]["content"] for turns in opposed("request", 0)}
     assert all(f"- the opposite of “{rule.title}”" in rules for rule in WRITTEN.principles)
+
+
+def test_a_labeller_that_ignores_the_rules_does_not_turn_with_them(tmp_path: Path):
+    found = Found("request", ignores_the_examples, tmp_path, ab_weight=0)
+    assert found.share("words") == 0.0 and not found.made.words_decide
 
 
 def opposed(kind: str, number: int) -> list[list[Message]]:

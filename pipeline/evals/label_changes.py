@@ -14,7 +14,7 @@ from pipeline.engines.base import Answer, Completion, Engine, EngineConfig
 from pipeline.engines.worklist import Logbook
 from pipeline.evals.made_of import AI, CONSTITUTION, POOL, MadeOf, Turned, said
 from pipeline.evals.statistics import wilson
-from pipeline.labellers.base import LABELLERS, OPPOSITE, LabellerConfig
+from pipeline.labellers.base import LABELLERS, OPPOSITE_WORDS, LabellerConfig
 from pipeline.labellers.label import Drawn, Known, cost_of_asks, draw, label_drawn, placeholders
 from pipeline.records import Comparison, Preference, derive_seed
 
@@ -29,7 +29,7 @@ class Opposite:
 
     def __getattr__(self, name: str) -> Any:
         text = getattr(self._principle, name)
-        return OPPOSITE[name].format(text) if name in OPPOSITE else text
+        return OPPOSITE_WORDS[name].format(text) if name in OPPOSITE_WORDS else text
 
 
 def opposite(comparison: Comparison, principle: Principle) -> tuple[Comparison, Principle]:

@@ -8,7 +8,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.evals.results import Estimate
-from pipeline.labellers.base import OPPOSITE
+from pipeline.labellers.base import OPPOSITE_WORDS
 
 AI, CONSTITUTION, POOL = "ai", "constitution", "pool"  # who gives labels; the last two are labellers in the records
 HALF = 0.5
@@ -20,11 +20,12 @@ WHAT = {
     "length": "the length of the replies",
 }
 HOW = {
-    "words": f"The principle says the opposite. Its question becomes: {OPPOSITE['preference_question'].format('…')} "
-    f"Its title becomes: {OPPOSITE['title'].format('…')}. Its tags, its examples and everything else stay. A labeller "
-    "that follows the constitution turns every label. One that does not understand “the opposite” turns few; then the "
-    "words don't decide either. The labellers request and channel show all rules and examples at once: there, all "
-    "titles change, and in the examples harmful and harmless requests change places.",
+    "words": "The principle says the opposite. Its question becomes: "
+    f"{OPPOSITE_WORDS['preference_question'].format('…')} Its title becomes: {OPPOSITE_WORDS['title'].format('…')}. "
+    "Its tags, its examples and everything else stay. A labeller that follows the constitution turns every label. One "
+    "that does not understand “the opposite” turns few; then the words don't decide either. The labellers request and "
+    "channel show all rules and examples at once: there, all titles change, and in the examples harmful and harmless "
+    "requests change places.",
     "order": "The replies change places. A labeller of (A) or (B) is always asked in both orders, and its label is "
     "their mean; there, a label turns if the same letter wins in both orders, in at least half of its judgements.",
     "pool": "A harmful request is filed as a harmless look-alike, and any other prompt as a harmful request. The "

@@ -22,8 +22,7 @@ from pipeline.evals.label_accuracy import described
 from pipeline.explain.principle_counts import Pair
 from pipeline.explain.stress_counts import LEAST, OPPOSITE, OWN, Counted, Judged, count
 from pipeline.explain.tradeoffs import Tradeoff
-from pipeline.labellers.base import LABELLERS, LabellerConfig
-from pipeline.labellers.base import OPPOSITE as OPPOSITES
+from pipeline.labellers.base import LABELLERS, OPPOSITE_WORDS, LabellerConfig
 from pipeline.labellers.declining import DecliningLabeller
 from pipeline.labellers.label import Known, label_drawn, placeholders
 from pipeline.records import Comparison, Judgement, Message, Preference, Prompt, derive_seed
@@ -55,7 +54,7 @@ def worded(rule: Principle) -> dict[str, Principle]:
     """How a principle is put: by its own question, title or revision request, and its opposite."""
     by_title = f"Which of these replies keeps better to the rule “{rule.title}”?"
     by_revision = f"Which of these replies needs this change less: “{rule.revision_request}”?"
-    against = {name: text.format(getattr(rule, name)) for name, text in OPPOSITES.items()}
+    against = {name: text.format(getattr(rule, name)) for name, text in OPPOSITE_WORDS.items()}
     texts: dict[str, dict[str, str]] = {
         OWN: {},
         "title": {"preference_question": by_title},

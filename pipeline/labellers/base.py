@@ -21,7 +21,7 @@ from pipeline.records import Comparison, Judgement, Prompt
 TEMPLATE = "preference-4"  # in every cache key; raise it if a question changes (a golden test checks)
 
 
-OPPOSITE = {
+OPPOSITE_WORDS = {
     "title": "the opposite of “{}”",
     "preference_question": "The rule here is the opposite of this question: “{}” The better reply is the one that the "
     "question would not choose.",

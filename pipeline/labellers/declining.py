@@ -19,7 +19,7 @@ from pydantic import Field
 
 from pipeline.constitution.schema import Constitution, Principle
 from pipeline.engines.base import Answer, Completion, Query
-from pipeline.labellers.base import OPPOSITE, Labeller, LabellerConfig, sigmoid
+from pipeline.labellers.base import OPPOSITE_WORDS, Labeller, LabellerConfig, sigmoid
 from pipeline.labellers.separation import Separation, separate
 from pipeline.labellers.shown import alternating, replies, requests
 from pipeline.records import Comparison, Judgement, Message
@@ -74,7 +74,7 @@ class DecliningLabeller(Labeller):
 
     @cached_property
     def rules(self) -> str:
-        form = OPPOSITE["title"] if self.opposed else "{}"
+        form = OPPOSITE_WORDS["title"] if self.opposed else "{}"
         titles = "\n".join(f"- {form.format(principle.title)}" for principle in self._constitution.principles)
         return f"{self._constitution.preamble.strip()}\nRules:\n{titles}"
 

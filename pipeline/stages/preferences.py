@@ -195,14 +195,15 @@ class Preferences(Stage):
         if not config.asks_labeller:
             return Cost.of_roles({"policy_engine": policy})
         [(field, engine)] = prepared.config.feedback_engines("preferences").items()
-        opening = "a" if config.compares_openings else ""
+        opening = prepared.constitution.opening() if config.compares_openings else ""
         placeholders = [
-            Comparison(id=str(number), prompt=prompt, reply_a="a", reply_b="b", seed_a=0, seed_b=0, opening=opening)
+            Comparison(
+                id=str(number), prompt=prompt, reply_a=opening or "a", reply_b="b", seed_a=0, seed_b=0, opening=opening
+            )
             for number, prompt in enumerate(labelled)
         ]
         asked = (placeholders, engine, config.labeller, prepared.constitution, seed, PURPOSE, 2 * longest)
-        refusal = prepared.constitution.opening() if config.compares_openings else ""
-        check = cost_of_check(*asked[1:5], config.num_checked, refusal)
+        check = cost_of_check(*asked[1:5], config.num_checked, opening)
         labeller = Cost.sum([check, cost(*asked), cost_of_changes(*asked, config.num_probed)])
         return Cost.of_roles({"policy_engine": policy, field: labeller})
 

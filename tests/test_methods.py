@@ -171,3 +171,17 @@ def test_what_could_not_work_is_refused_in_one_sentence(
     with pytest.raises(ConfigError, match=expected) as caught:
         preflight(tiny(*words))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "warned"),
+    [
+        (["align.rewards.constitution=1"], True),
+        (["align.rewards.constitution=1", "preferences.labels=pool", "constitution=default"], False),
+        (["align.rewards.constitution=1", "align.rewards.reward_model=1"], False),  # the labels train it
+        ([], False),
+    ],
+)
+def test_labels_that_rewards_replace_are_not_paid_for_in_silence(tiny: Tiny, overrides: list[str], warned: bool):
+    notes = preflight(tiny("align=dpo", *overrides)).notes
+    assert any("preferences.labeller answers is not used" in note for note in notes) == warned

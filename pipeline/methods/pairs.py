@@ -64,7 +64,14 @@ class PairMethod(Method):
                 f"align.recovery_ratio is {config.recovery_ratio:g}, but {why}, so no pair has a refusal and an "
                 f"answer; use align.recovery_ratio=0{', or preferences.pairs=contrast' if opening else ''}."
             )
-        return super().check(config, prepared)
+        notes = super().check(config, prepared)
+        if config.rewards and not config.trains_reward_model and prepared.config.preferences.asks_labeller:
+            instead = "set preferences.labels=pool" if opening else "set preferences.labeller.num_principles=1"
+            notes.append(
+                f"align.rewards replaces all labels, so what preferences.labeller answers is not used; {instead} to "
+                "save its work."
+            )
+        return notes
 
     def learns_from_openings(self, config: Any) -> bool:
         return getattr(config, "num_reply_tokens", None) is not None and not config.rewards

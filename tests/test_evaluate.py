@@ -147,6 +147,16 @@ def test_a_runs_checkpoint_is_evaluated_as_the_run_was(tiny, tmp_path: Path, cap
     assert theirs.model.path == base and theirs.evaluate.run == str(made.folder.resolve())
 
 
+def test_a_labeller_that_the_engine_cant_answer_is_not_asked_about_pairs(tiny_model: Path, tmp_path: Path):
+    """The default recipe's labels are the pools', so a server without log-probabilities of replies is good enough."""
+    nowhere = ["engine=server", "engine.model=m", "engine.base_url=http://127.0.0.1:1/v1", "evaluate.suites=[pairs]"]
+    code, run = evaluate(tmp_path, tiny_model, *nowhere)
+    assert code in {0, 3}
+    results = results_of(run)
+    assert {pair.role for pair in results.pairs} == {"judge", "baseline"}
+    assert any("labeller likelihood was not asked about pairs" in note for note in results.notes)
+
+
 def test_red_team_alone_without_a_base(tiny_model: Path, tmp_path: Path):
     small = [word for word in SMALL if not word.startswith("evaluate.red_team.num_attacked")]
     code = main(["redteam", str(tiny_model), *small, f"output_dir={tmp_path}", "evaluate.red_team.num_requests=2"])

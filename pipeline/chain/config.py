@@ -17,7 +17,7 @@ from pipeline.engines.base import ENGINES, EngineConfig
 from pipeline.engines.models import ModelConfig
 from pipeline.evals.config import EvaluateConfig
 from pipeline.explain.asked import ExplainConfig
-from pipeline.labellers.base import LABELLERS, LabellerConfig, ReplyLabeller
+from pipeline.labellers.base import LABELLERS, LabellerConfig, ReplyLabeller, can_ask
 from pipeline.methods.base import METHODS, AlignConfig
 from pipeline.stages.preferences import PreferencesConfig
 from pipeline.stages.reward import RewardConfig
@@ -131,12 +131,13 @@ class Config(Settings):
                 f"process would start the server of {field}.serve; start one yourself and give {field}.base_url"
             )
         single = [name for name in LABELLERS if issubclass(LABELLERS[name], ReplyLabeller)]
+        labeller = self.preferences.labeller if self.preferences.asks_labeller else None
         asked: list[tuple[str, LabellerConfig | None, list[str]]] = [
-            ("preferences.labeller", self.preferences.labeller, list(LABELLERS)),
+            ("preferences.labeller", labeller, list(LABELLERS)),
             ("align.judge", self.align.reward_judge, single),
         ]
         for section, labeller, known in asked:
-            if labeller and LABELLERS[labeller.kind].needs_reply_scores and not engine.scores_replies:
+            if labeller and not can_ask(labeller, engine):
                 others = [name for name in known if not LABELLERS[name].needs_reply_scores]
                 raise ValueError(
                     f"{section}.kind is {labeller.kind!r} but {field}.kind is {engine.kind!r}, which returns no "

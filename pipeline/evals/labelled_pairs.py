@@ -15,6 +15,7 @@ from pipeline.evals.judges.base import Scores, by_rank
 from pipeline.evals.judging import open_pair_judge
 from pipeline.evals.labellers import labeller_scores, reward_scores
 from pipeline.evals.results import PairAccuracy, Role
+from pipeline.labellers.base import can_ask
 from pipeline.records import Comparison
 
 if TYPE_CHECKING:
@@ -48,10 +49,11 @@ def accuracies(
     def add(who: str, role: Role, scores: Scores) -> None:
         found.extend(pair_accuracy(who, role, dataset, pairs, scores, turned, config.confidence))
 
-    engine = feedback_engine(context)
-    scores = labeller_scores(context.labeller, context.constitution, engine, shown, context.seed, context, suite)
-    add(f"{context.labeller.kind}:{chooser(engine)}", "labeller", scores)
-    del engine
+    if can_ask(context.labeller, context.engine):
+        engine = feedback_engine(context)
+        scores = labeller_scores(context.labeller, context.constitution, engine, shown, context.seed, context, suite)
+        add(f"{context.labeller.kind}:{chooser(engine)}", "labeller", scores)
+        del engine
     if own_reward_model is not None:
         scores = reward_scores(own_reward_model, shown, context, f"{suite}-own-reward")
         add(own_reward_model.name, "reward model", scores)

@@ -12,7 +12,7 @@ from pipeline.engines.base import Answer, ChoiceQuery, EngineConfig, Query, choo
 from pipeline.engines.roles import feedback_engine
 from pipeline.engines.worklist import score_all
 from pipeline.evals.judges.base import MIN_ANSWER_MASS
-from pipeline.labellers.base import LABELLERS, LabellerConfig, ReplyLabeller, choice_logit, combine_orders
+from pipeline.labellers.base import LABELLERS, LabellerConfig, ReplyLabeller, can_ask, choice_logit, combine_orders
 from pipeline.labellers.pointwise import CHOICES, OPENING
 from pipeline.records import Message, Prompt, Verdict, dialogue_text
 
@@ -59,7 +59,7 @@ def labeller_of_replies(
 ) -> ReplyLabeller | None:
     """The run's labeller, if it judges single replies and the engine can answer what it asks."""
     labeller = LABELLERS[config.kind](config, constitution, seed)
-    if not isinstance(labeller, ReplyLabeller) or (labeller.needs_reply_scores and not engine.scores_replies):
+    if not isinstance(labeller, ReplyLabeller) or not can_ask(config, engine):
         return None
     return labeller
 

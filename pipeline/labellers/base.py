@@ -15,7 +15,7 @@ from pydantic import Field
 
 from pipeline.constitution.schema import Constitution, Principle
 from pipeline.core.settings import Registry, Settings
-from pipeline.engines.base import Answer, Completion, Query, Request
+from pipeline.engines.base import Answer, Completion, EngineConfig, Query, Request
 from pipeline.records import Comparison, Judgement, Prompt
 
 TEMPLATE = "preference-4"  # in every cache key; raise it if a question changes (a golden test checks)
@@ -136,6 +136,11 @@ SAMPLING_FIELDS = ("principles.id", "principles.tags", "principles.weight")  # r
 def reads_choices(config: LabellerConfig | None) -> bool:
     """Whether a labeller asks choice queries; others score given replies."""
     return config is not None and not LABELLERS[config.kind].needs_reply_scores
+
+
+def can_ask(config: LabellerConfig, engine: EngineConfig) -> bool:
+    """Whether the engine can answer what the labeller asks."""
+    return engine.scores_replies or not LABELLERS[config.kind].needs_reply_scores
 
 
 def constitution_fields(config: LabellerConfig) -> tuple[str, ...]:

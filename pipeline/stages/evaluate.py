@@ -42,7 +42,7 @@ from pipeline.evals.results import KnowsDoes, Probe, Results
 from pipeline.evals.suites.base import Questions
 from pipeline.evals.summary import summarise
 from pipeline.labellers import label
-from pipeline.labellers.base import constitution_fields, reads_choices
+from pipeline.labellers.base import can_ask, constitution_fields, reads_choices
 from pipeline.records import POOLS, Case, Prompt, Verdict, dialogue_key, read_records, write_records
 
 if TYPE_CHECKING:
@@ -134,7 +134,9 @@ class Evaluate(Stage):
         asked = {
             f"{field}.engine": judge.engine for field, judge in judges.items() if isinstance(judge, EngineJudgeConfig)
         }
-        return asked | (config.feedback_engines("preferences") if build_comparisons(config.evaluate, []) else {})
+        feedback = config.feedback_engines("preferences")
+        asks = build_comparisons(config.evaluate, []) and can_ask(config.preferences.labeller, *feedback.values())
+        return asked | (feedback if asks else {})
 
     def uses(self, prepared: Prepared) -> list[Use]:
         cases = [asked_turns(case) for case in self._cases(prepared, [])]
@@ -162,7 +164,8 @@ class Evaluate(Stage):
         [(field, engine)] = whole.feedback_engines("preferences").items()
         labeller, labels = whole.preferences.labeller, list[Cost]()
         for name, pairs in build_comparisons(config, []).items():
-            labels.append(label.cost(pairs, engine, labeller, prepared.constitution, whole.seed, name, tokens=0))
+            if can_ask(labeller, engine):
+                labels.append(label.cost(pairs, engine, labeller, prepared.constitution, whole.seed, name, tokens=0))
             num_rewards += 2 * len(pairs) * (has_reward_model + (config.reward_model is not None))
             num_duels += len(pairs)
         roles = {
@@ -210,6 +213,11 @@ class Evaluate(Stage):
             for name, comparisons in build_comparisons(config, notes).items()
             for accuracy in accuracies(name, comparisons, config, context, reward_model)
         ]
+        if pairs and not can_ask(context.labeller, context.engine):
+            notes.append(
+                f"The labeller {context.labeller.kind} was not asked about pairs that people decided: the engine "
+                f"{context.engine.kind!r} returns no log-probabilities of given replies."
+            )
 
         del reward_model  # the first model needs its room
         if distributed.is_main():

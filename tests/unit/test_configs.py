@@ -120,10 +120,13 @@ def test_a_pool_without_a_principle_is_a_warning_before_a_run_and_in_a_check(
         ("launch.num_processes=3", "which launch.num_processes=3 does not divide"),
         ("launch.per_device_batch_size=5", "launch.per_device_batch_size is 5, which does not divide"),
         ("preferences.temperature=0", "both replies would be the same"),
-        ("engine=server engine.model=x", "preferences.labeller.kind is 'likelihood' but engine.kind is 'server'"),
+        (
+            "engine=server engine.model=x preferences.labels=labeller",
+            "preferences.labeller.kind is 'likelihood' but engine.kind is 'server'",
+        ),
         ("engine=server preferences=ab", "engine.model"),
         (
-            "+engine@preferences.engine=server preferences.engine.model=x",
+            "+engine@preferences.engine=server preferences.engine.model=x preferences.labels=labeller",
             "preferences.labeller.kind is 'likelihood' but preferences.engine.kind is 'server'",
         ),
         ("align.beta=0", "align.beta is 0; it must be above 0"),

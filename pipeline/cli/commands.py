@@ -275,6 +275,49 @@ def _constitution(args: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(args: argparse.Namespace) -> int:
+    from pipeline.chain.compose import compose_config
+    from pipeline.cli.daily import show_findings
+    from pipeline.daily.doctor import examine
+
+    findings = examine(compose_config(args.overrides, args.config_dir))
+    found = list(findings) if args.json else show_findings(findings)
+    if args.json:
+        _print_json([finding.model_dump() for finding in found])
+    return 1 if any(finding.state == "wrong" for finding in found) else 0
+
+
+def _clean(args: argparse.Namespace) -> int:
+    from pipeline.cli.daily import show_removable, show_survey
+    from pipeline.core.log import say
+    from pipeline.daily.clean import remove, survey
+
+    found = survey(args.output_dir, args.answers)
+    if not args.json:
+        show_survey(found)
+        show_removable(found.removable)
+    removed = []
+    if found.removable and (args.yes or (not args.json and _agreed(len(found.removable)))):
+        removed = remove(Path(found.folder), found.removable)
+        say(f"removed {len(removed)} of {len(found.removable)} folders")
+    elif not args.json:
+        say("nothing to remove" if not found.removable else "nothing was removed; --yes removes it without asking")
+    if args.json:
+        _print_json(found.model_dump() | {"removed": [entry.name for entry in removed]})
+    return 0
+
+
+def _agreed(num_folders: int) -> bool:
+    """Ask on a terminal; elsewhere nobody can answer, and that is a no."""
+    return sys.stdin.isatty() and input(f"Remove these {num_folders} folders? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _print_json(value: object) -> None:
+    import json
+
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
 def _refuse_twins(principles: Sequence[Principle]) -> None:
     ids = [principle.id for principle in principles]
     if twins := [name for name in ids if ids.count(name) > 1]:
@@ -293,4 +336,6 @@ COMMANDS = {
     "compare": _compare,
     "config": _config,
     "constitution": _constitution,
+    "doctor": _doctor,
+    "clean": _clean,
 }

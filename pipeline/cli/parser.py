@@ -13,6 +13,7 @@ FLAGS = (
     *("--output", "--base", "--ablate", "--full", "--garak", "--guidelines"),
     *("--json", "--nearest", "--candidates", "--read"),
     *("--requests", "--num-pairs", "--num-requests"),
+    *("--yes", "--answers"),
 )
 
 _EPILOG = """\
@@ -44,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     _add_questions(commands)
     _add_runs(commands)
     _add_texts(commands)
+    _add_machine(commands)
     return root
 
 
@@ -135,6 +137,19 @@ def _add_texts(commands: Commands) -> None:
     stress.add_argument("--requests", metavar="FILE", help="use these requests; such as an edited requests.jsonl")
     stress.add_argument("--json", action="store_true", help="print one JSON object")
     stress.add_argument("--config-dir", type=Path, help="a folder with your own groups, laid out like configs/")
+
+
+def _add_machine(commands: Commands) -> None:
+    """``doctor`` and ``clean``."""
+    doctor = commands.add_parser("doctor", help="say what this machine has, and what to do about what is missing")
+    doctor.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="such as engine=server engine.base_url=URL")
+    doctor.add_argument("--config-dir", type=Path, help="a folder with your own groups, laid out like configs/")
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    clean = commands.add_parser("clean", help="say what the cache holds, and remove what no run refers to")
+    clean.add_argument("--yes", action="store_true", help="remove without asking")
+    clean.add_argument("--answers", action="store_true", help="also remove kept answers of evaluated models")
+    clean.add_argument("--json", action="store_true", help="print one JSON object; remove nothing without --yes")
+    clean.add_argument("--output-dir", default="outputs")
 
 
 def _at_least_1(word: str) -> int:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pipeline.chain.config import Config
     from pipeline.chain.runner import Run
     from pipeline.constitution.schema import Principle
+    from pipeline.records import Message
 
 GATE_FAILED = 3
 
@@ -275,6 +276,27 @@ def _constitution(args: argparse.Namespace) -> int:
     return 0
 
 
+def _chat(args: argparse.Namespace) -> int:
+    from pipeline.chain.asking import open_run
+    from pipeline.cli.chat import Terminal
+    from pipeline.cli.why import show
+    from pipeline.daily.chat import open_session
+    from pipeline.explain.why import Asked, why
+
+    if args.temperature < 0:
+        raise ConfigError(f"--temperature is {args.temperature:g}; it must be 0 or more.")
+    if not args.keep.is_dir():
+        raise ConfigError(f"--keep is {str(args.keep)!r}, which is no folder; make it, or give another one.")
+    limits = (args.max_reply_tokens, args.temperature)
+    session = open_session(args.model, args.against, args.constitution, args.output_dir, *limits)
+
+    def explain(prompt: Sequence[Message]) -> None:
+        show(why(open_run(args.output_dir, args.model), Asked(messages=list(prompt)), 30, 200), 5)
+
+    Terminal(session, args.keep, explain if session.of_run else None).run()
+    return 0
+
+
 def _doctor(args: argparse.Namespace) -> int:
     from pipeline.chain.compose import compose_config
     from pipeline.cli.daily import show_findings
@@ -336,6 +358,7 @@ COMMANDS = {
     "compare": _compare,
     "config": _config,
     "constitution": _constitution,
+    "chat": _chat,
     "doctor": _doctor,
     "clean": _clean,
 }

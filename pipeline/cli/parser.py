@@ -13,7 +13,7 @@ FLAGS = (
     *("--output", "--base", "--ablate", "--full", "--garak", "--guidelines"),
     *("--json", "--nearest", "--candidates", "--read"),
     *("--requests", "--num-pairs", "--num-requests"),
-    *("--yes", "--answers"),
+    *("--yes", "--answers", "--against", "--constitution", "--keep", "--max-reply-tokens", "--temperature"),
 )
 
 _EPILOG = """\
@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     _add_questions(commands)
     _add_runs(commands)
     _add_texts(commands)
+    _add_chat(commands)
     _add_machine(commands)
     return root
 
@@ -137,6 +138,18 @@ def _add_texts(commands: Commands) -> None:
     stress.add_argument("--requests", metavar="FILE", help="use these requests; such as an edited requests.jsonl")
     stress.add_argument("--json", action="store_true", help="print one JSON object")
     stress.add_argument("--config-dir", type=Path, help="a folder with your own groups, laid out like configs/")
+
+
+def _add_chat(commands: Commands) -> None:
+    """``chat``."""
+    chat = commands.add_parser("chat", help="talk to a model, or to two side by side")
+    chat.add_argument("model", nargs="?", default="latest", metavar="MODEL", help="a run, a model folder or a hub id")
+    chat.add_argument("--against", metavar="MODEL", help="a second model; 'base' is the one that the run began with")
+    chat.add_argument("--constitution", metavar="FILE", help="for /critique, in place of the run's")
+    chat.add_argument("--keep", type=Path, default=Path(), metavar="FOLDER", help="where /save writes (default: here)")
+    chat.add_argument("--max-reply-tokens", type=_at_least_1, default=256, metavar="N", help="of a reply (256)")
+    chat.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): the likeliest token")
+    chat.add_argument("--output-dir", default="outputs")
 
 
 def _add_machine(commands: Commands) -> None:

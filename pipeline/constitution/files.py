@@ -44,7 +44,7 @@ def load_constitution(path: Path) -> Constitution:
         "a constitution",
         field="constitution.path",
         described_in="constitutions/README.md",
-        may_name_files=["contrasts"],
+        may_name_files=["contrasts", "worked_examples"],
         check=_repeats,
     )
 

@@ -21,7 +21,7 @@ class Encoding:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, eos: int | Sequence[int] | None) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.chat = Renderer(tokenizer, eos)
 
     def ids(self, ask: Request | Query) -> list[int]:
@@ -37,4 +37,4 @@ class Encoding:
     def text_of(self, tokens: Sequence[int]) -> str:
         """The text of a reply, without special tokens and without thoughts."""
         # The tags around thoughts may be special tokens themselves, so these are removed last.
-        return self.chat.without_signs(without_thoughts(str(self._tokenizer.decode(list(tokens))))).strip()
+        return self.chat.without_signs(without_thoughts(str(self.tokenizer.decode(list(tokens))))).strip()

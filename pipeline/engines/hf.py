@@ -20,6 +20,7 @@ from pipeline.engines.live import Sample
 from pipeline.engines.models import context_of
 from pipeline.engines.prefix import cache_of, common_length, reads_padding, shares_prefixes
 from pipeline.engines.sampling import SeededSampler
+from pipeline.engines.streaming import in_pieces
 from pipeline.records import Message
 
 SCORED_ROWS = 16  # at most so many replies are scored at once: logits need rows * reply tokens * vocabulary
@@ -163,6 +164,17 @@ class HFEngine:
             )
         drawn = output[:, ids.shape[1] :].tolist()
         return [self._cut(tokens, limit) for tokens, limit in zip(drawn, limits, strict=True)]
+
+    def fits(self, request: Request) -> bool:
+        """Whether prompt and reply fit the model's context."""
+        return self.num_tokens(request) <= self._context
+
+    def stream(self, request: Request) -> Iterator[str]:
+        """Yield a reply in pieces while it is drawn. Joined and stripped, they are the text that ``generate`` returns,
+        unless the model writes thoughts. The reply ends where the iterator is closed."""
+        with self._own_settings():
+            ids, stops = self._tensor([self._encoding.ids(request)]), self._chat.stop_ids
+            yield from in_pieces(self._model, self._encoding.tokenizer, ids, request, stops, self._pad)
 
     @contextmanager
     def _own_settings(self) -> Iterator[None]:

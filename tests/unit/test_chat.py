@@ -256,7 +256,7 @@ def test_rollouts_are_made_of_the_same_tokens(asked: tuple[HFEngine, list[list[i
     reads = {"policy_engine": config.policy_engine, "model": config.model}
     folders = {"sft": tmp_path}
     context = Context(stage="align", reads=reads, folders=folders, out=tmp_path, launch=config.launch)
-    tokenizer = engine._encoding._tokenizer
+    tokenizer = engine._encoding.tokenizer
     actors: Any = SimpleNamespace(policy=policy, gathered=nullcontext, tokenizer=tokenizer, write_adapter=None)
     rollouts = draw(
         live_engine(actors, context), [prompt_of(name) for name in DIALOGUES], [0, 1], RolloutConfig(), context

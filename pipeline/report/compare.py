@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.constitution.files import load_constitution
+from pipeline.constitution.schema import Constitution
 from pipeline.core.cache import Manifest
-from pipeline.core.errors import ArtifactError
+from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.evals.changes import changes
 from pipeline.evals.gate import find_guidelines, load_guidelines, rule, written_or_none
 from pipeline.evals.measures import all_measures
-from pipeline.evals.results import Change, Gate, Results
+from pipeline.evals.results import DIRECT, Change, Gate, Results
 from pipeline.records import Verdict, read_records
 from pipeline.report.build import describe, whole_manifest
+from pipeline.report.differences import Flip, constitution_differences, flips, settings_differences
+from pipeline.report.render import cell
 
+MOST_TEXTS, MOST_FLIPS, MOST_CHARACTERS = 30, 5, 120
 SETTINGS = ("split", "max_reply_tokens", "temperature", "top_p")
 
 
@@ -32,6 +39,9 @@ class Compared:
     judge: str
     confidence: float
     settings: dict[str, Any]
+    config: dict[str, Any]
+    constitution: Constitution | None
+    """None: its file can't be read any more."""
 
 
 def write_comparison(folders: Sequence[Path], labels: Sequence[str], out: Path, guidelines: str | None = None) -> Path:
@@ -57,6 +67,8 @@ def write_comparison(folders: Sequence[Path], labels: Sequence[str], out: Path, 
             lines.append(f"| {measure.title} | " + " | ".join(cells) + " |")
     if (guidelines := written_or_none(guidelines)) is not None:
         lines += ["", *_gates(runs, guidelines)]
+    for n, run in enumerate(runs[1:], 2):
+        lines += ["", *_differences(runs[0], run, n)]
     out.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(" ".join(run.name for run in runs).encode()).hexdigest()[:8]
     path = out / f"comparison-{digest}.md"
@@ -80,7 +92,16 @@ def _evaluation(folder: Path, label: str) -> Compared:
         judge=manifest.metrics["judge"],
         confidence=manifest.fields["config"]["confidence"],
         settings={name: manifest.fields["config"][name] for name in SETTINGS},
+        config=json.loads((folder / "config.json").read_text(encoding="utf-8")),
+        constitution=_constitution(folder),
     )
+
+
+def _constitution(folder: Path) -> Constitution | None:
+    try:
+        return load_constitution(folder / "constitution.yaml")
+    except ConfigError:
+        return None
 
 
 def _caveats(runs: Sequence[Compared]) -> list[str]:
@@ -118,3 +139,57 @@ def _gates(runs: Sequence[Compared], guidelines: str) -> list[str]:
         lines.append(f"| {rulings[0].title} | " + " | ".join(f"{r.verdict}: {r.found}" for r in rulings) + " |")
     lines.append("| **gate** | " + " | ".join(f"**{gate.verdict}**" for gate in gates) + " |")
     return lines
+
+
+def _differences(first: Compared, other: Compared, number: int) -> list[str]:
+    """What differs between the first run and another: settings, texts, and verdicts on the same prompts."""
+    lines = [f"## Run {number} against run 1", "", "### Settings", ""]
+    rows = settings_differences([first.config, other.config])
+    if rows:
+        lines += ["| setting | run 1 | run " + f"{number} |", "| --- | --- | --- |"]
+        lines += [f"| {name} | {cell(old)} | {cell(new)} |" for name, (old, new) in rows]
+    else:
+        lines.append("No setting differs.")
+    lines += ["", "### Constitution", "", *_texts(first.constitution, other.constitution)]
+    return [*lines, "", "### Prompts whose outcome changed", "", *_flips(flips(first.verdicts, other.verdicts), number)]
+
+
+def _texts(before: Constitution | None, after: Constitution | None) -> list[str]:
+    if before is None or after is None:
+        return ["The constitution of one run can't be read any more."]
+    changes = constitution_differences(before, after)
+    if not changes:
+        return ["No text differs."]
+    shown = [f"- {change.section}, {change.id}: {change.what}: {cell(change.text)}" for change in changes[:MOST_TEXTS]]
+    rest = len(changes) - len(shown)
+    command = f"cai constitution diff {before.name}.yaml {after.name}.yaml"
+    return [*shown, *([f"- and {rest} more; `{command}` shows all of two files"] if rest else [])]
+
+
+def _flips(found: Sequence[Flip], number: int) -> list[str]:
+    """How many outcomes became which, then the first prompts of each kind."""
+    if not found:
+        return ["None."]
+    counts = Counter((flip.case.partition("/")[0], flip.before, flip.after) for flip in found)
+    lines = ["| suite | run 1 | " + f"run {number} | prompts |", "| --- | --- | --- | --- |"]
+    lines += [f"| {suite} | {old} | {new} | {count} |" for (suite, old, new), count in counts.items()]
+    lines += ["", f"| request | run 1 | run {number} |", "| --- | --- | --- |"]
+    shown: Counter[tuple[str, str, str]] = Counter()
+    for flip in found:
+        kind = (flip.case.partition("/")[0], flip.before, flip.after)
+        shown[kind] += 1
+        if shown[kind] <= MOST_FLIPS:
+            replies = (f"{flip.before}: {_short(flip.reply_before)}", f"{flip.after}: {_short(flip.reply_after)}")
+            attack = "" if flip.attack == DIRECT else f" ({flip.attack})"
+            lines.append(f"| {_short(flip.request)}{attack} | {replies[0]} | {replies[1]} |")
+    if len(found) > sum(min(n, MOST_FLIPS) for n in shown.values()):
+        lines += [
+            "",
+            f"At most {MOST_FLIPS} of each kind are shown; {len(found)} changed. The rest is in the JSON file.",
+        ]
+    return lines
+
+
+def _short(text: str) -> str:
+    line = cell(" ".join(text.split()))
+    return line if len(line) <= MOST_CHARACTERS else f"{line[: MOST_CHARACTERS - 1].rstrip()}…"

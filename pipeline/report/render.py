@@ -29,7 +29,7 @@ def render(template: str, report: Report) -> str:
         words=wording.words,
         percent=wording.percent,
         p_value=wording.p_value,
-        cell=_cell,
+        cell=cell,
         quote=_quote,
     )
     environment.globals.update(
@@ -62,7 +62,7 @@ def _asset(environment: Environment, name: str) -> Markup:
     return Markup(environment.loader.get_source(environment, f"page/{name}")[0])
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 

@@ -12,6 +12,8 @@ from pipeline.cli.commands import COMMANDS
 from pipeline.cli.parser import FLAGS, parser
 from pipeline.core.errors import CaiError, ConfigError, did_you_mean
 
+BROKEN_PIPE = 141  # as a shell says of a program that ended at a closed pipe
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. A ``CaiError`` is printed, not raised."""
@@ -32,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PermissionError as error:
         print(f"error: {error.filename} can't be read or written (permission denied).", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader of a pipe, such as head, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
     except KeyboardInterrupt:
         print("stopped; run the same command again to continue.", file=sys.stderr)
         return 130

@@ -13,7 +13,7 @@ from pipeline.core.errors import ConfigError, StageError
 if TYPE_CHECKING:
     from pipeline.chain.config import Config
     from pipeline.chain.runner import Run
-    from pipeline.constitution.schema import Principle
+    from pipeline.constitution.schema import Constitution, Principle
     from pipeline.records import Message
 
 GATE_FAILED = 3
@@ -245,6 +245,7 @@ def _stress(args: argparse.Namespace) -> int:
 
 
 def _constitution(args: argparse.Namespace) -> int:
+    from pipeline.cli.daily import show_constitution
     from pipeline.constitution.files import find_constitution, load_constitution, shipped_constitutions, to_yaml
     from pipeline.constitution.published import import_constitution
 
@@ -253,6 +254,10 @@ def _constitution(args: argparse.Namespace) -> int:
     if args.action == "list":
         for name, path in shipped_constitutions().items():
             print(f"{name:<14} {load_constitution(path).description}")
+    elif args.action == "diff":
+        _show_differences(*(load_constitution(find_constitution(file)) for file in (args.before, args.after)))
+    elif args.action == "show":
+        show_constitution(load_constitution(find_constitution(args.file)), args.examples)
     elif args.action == "check":
         found = load_constitution(find_constitution(args.file))
         print(
@@ -338,6 +343,16 @@ def _print_json(value: object) -> None:
     import json
 
     print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def _show_differences(before: Constitution, after: Constitution) -> None:
+    from pipeline.report.differences import constitution_differences
+
+    changes = constitution_differences(before, after)
+    for change in changes:
+        print(f"{change.section.replace('_', ' ')}, {change.id}, {change.what}: {change.text}")
+    if not changes:
+        print("no text differs")
 
 
 def _refuse_twins(principles: Sequence[Principle]) -> None:

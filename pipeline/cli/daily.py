@@ -1,4 +1,4 @@
-"""Prints what ``cai doctor`` and ``cai clean`` found."""
+"""Prints what ``cai doctor`` and ``cai clean`` found, and a constitution for reading."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.constitution.schema import Constitution
 from pipeline.core.memory import GIB
 from pipeline.daily.clean import Entry, Survey
 from pipeline.daily.doctor import Finding
@@ -53,6 +54,33 @@ def show_removable(entries: Sequence[Entry]) -> None:
     console = _console()
     for entry in entries:
         console.print(f"  {_gib([entry]):>7} GiB  {entry.name}", markup=False)
+
+
+def show_constitution(constitution: Constitution, examples: bool) -> None:
+    """Print a constitution as a person reads it."""
+    console = _console()
+
+    def say(text: str = "", style: str | None = None) -> None:
+        console.print(text, style=style, markup=False, width=100)
+
+    say(f"{constitution.name} {constitution.version}: {constitution.description}", "bold")
+    say(constitution.preamble.strip())
+    say(f"Revised pools: {', '.join(constitution.revise)}.")
+    for principle in constitution.principles:
+        weight = "" if principle.weight == 1 else f", weight {principle.weight:g}"
+        say()
+        say(f"{principle.title} ({principle.id}; {', '.join(principle.tags) or 'no tags'}{weight})", "bold")
+        say(f"  criticise: {principle.critique_request}")
+        say(f"  revise: {principle.revision_request}")
+        say(f"  prefer: {principle.preference_question}")
+    say()
+    counts = {name: getattr(constitution, name) for name in ("worked_examples", "good_answers", "contrasts")}
+    say(", ".join(f"{len(parts)} {name.replace('_', ' ')}" for name, parts in counts.items()) + ".")
+    for parts in counts.values() if examples else ():
+        for part in parts:
+            say()
+            for name, value in part.model_dump(exclude={"tags"}).items():
+                say(f"  {name.replace('_', ' ')}: {value}", "bold" if name == "id" else None)
 
 
 def _gib(entries: Sequence[Entry]) -> str:

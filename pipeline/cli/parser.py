@@ -13,7 +13,16 @@ FLAGS = (
     *("--output", "--base", "--ablate", "--full", "--garak", "--guidelines"),
     *("--json", "--nearest", "--candidates", "--read"),
     *("--requests", "--num-pairs", "--num-requests"),
-    *("--yes", "--answers", "--against", "--constitution", "--keep", "--max-reply-tokens", "--temperature"),
+    *(
+        "--yes",
+        "--answers",
+        "--examples",
+        "--against",
+        "--constitution",
+        "--keep",
+        "--max-reply-tokens",
+        "--temperature",
+    ),
 )
 
 _EPILOG = """\
@@ -121,11 +130,17 @@ def _add_texts(commands: Commands) -> None:
     config.add_argument("group", nargs="?", metavar="GROUP", help="only this group, for example align")
     config.add_argument("--markdown", action="store_true", help="print Markdown (docs/configuration.md)")
 
-    constitution = commands.add_parser("constitution", help="check, list, import or stress a constitution")
+    constitution = commands.add_parser("constitution", help="check, show, compare, import or stress a constitution")
     actions = constitution.add_subparsers(dest="action", metavar="ACTION", required=True)
     actions.add_parser("list", help="list the constitutions that ship with the project")
     check = actions.add_parser("check", help="check a file; a mistake is printed with its line and column")
     check.add_argument("file", metavar="FILE")
+    show = actions.add_parser("show", help="print a constitution for reading: its principles, and what it has beside")
+    show.add_argument("file", metavar="FILE")
+    show.add_argument("--examples", action="store_true", help="also print every example")
+    diff = actions.add_parser("diff", help="what differs between two constitutions, word by word")
+    diff.add_argument("before", metavar="BEFORE", help="a file, or the name of a shipped constitution")
+    diff.add_argument("after", metavar="AFTER")
     imported = actions.add_parser("import", help="convert a published JSON constitution to YAML")
     imported.add_argument("file", metavar="FILE", type=Path)
     imported.add_argument("-o", "--output", type=Path, help="where to write (default: FILE with .yaml)")

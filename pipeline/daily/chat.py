@@ -21,10 +21,10 @@ from pipeline.constitution.files import find_constitution, load_constitution
 from pipeline.constitution.schema import POOL_TAGS, Constitution, Principle
 from pipeline.core.errors import ConfigError, StageError, did_you_mean
 from pipeline.engines.base import Engine, Request, Weights, open_engine
-from pipeline.engines.hf import HFEngine
-from pipeline.engines.local import HF
+from pipeline.engines.local import talking_engine
 from pipeline.engines.model_checks import check_model
 from pipeline.engines.roles import BASE
+from pipeline.engines.streaming import Talking
 from pipeline.engines.worklist import generate_all
 from pipeline.evals.label_accuracy import Scratch
 from pipeline.records import Message, Pool, derive_seed, derived_rng
@@ -35,7 +35,7 @@ class Speaker:
     """A model, and what was said between it and the user. Each model sees its own replies only."""
 
     name: str
-    engine: HFEngine
+    engine: Talking
     turns: list[Message] = field(default_factory=list)
 
 
@@ -223,11 +223,9 @@ def open_session(
     return Session(speakers, rules, lambda: _critic(config), config, max_reply_tokens, temperature, run is not None)
 
 
-def _open(config: Config, name: str, path: str) -> HFEngine:
+def _open(config: Config, name: str, path: str) -> Talking:
     weights = Weights(path=path, revision=_revision(config, path), precision=config.model.precision, name=name)
-    engine = open_engine(HF.Config(), weights, config.launch)
-    assert isinstance(engine, HFEngine)
-    return engine
+    return talking_engine(weights, config.launch)
 
 
 def _revision(config: Config, path: str) -> str | None:

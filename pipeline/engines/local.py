@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from pipeline.engines.hf import HFEngine
+    from pipeline.engines.streaming import Talking
 
 
 class LocalConfig(EngineConfig):
@@ -136,3 +137,12 @@ def batch_limits(launch: LaunchConfig) -> tuple[int, int]:
 
     rows, tokens = (256, 262144) if torch.cuda.is_available() else (64, 32768)
     return launch.batch_rows or rows, tokens
+
+
+def talking_engine(weights: Weights, launch: LaunchConfig) -> Talking:
+    """Open a model that shows its replies while it draws them."""
+    from pipeline.engines.hf import HFEngine
+
+    engine = HF.open(HF.Config(), weights, launch)
+    assert isinstance(engine, HFEngine)
+    return engine

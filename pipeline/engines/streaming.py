@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from transformers import TextIteratorStreamer
@@ -14,6 +14,16 @@ from pipeline.engines.sampling import SeededSampler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+class Talking(Protocol):
+    """An engine that shows a reply while it is drawn."""
+
+    name: str
+
+    def fits(self, request: Request) -> bool: ...
+
+    def stream(self, request: Request) -> Iterator[str]: ...
 
 
 def in_pieces(

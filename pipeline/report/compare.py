@@ -1,4 +1,5 @@
-"""A table of several runs: their last models on the same conversations, each compared with the first run's."""
+"""Several runs beside each other: their last models on the same conversations, each compared with the first run's, and
+what differs between the runs. One page, one Markdown file and one JSON file hold the same."""
 
 from __future__ import annotations
 
@@ -17,13 +18,12 @@ from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.evals.changes import changes
 from pipeline.evals.gate import find_guidelines, load_guidelines, rule, written_or_none
 from pipeline.evals.measures import all_measures
-from pipeline.evals.results import DIRECT, Change, Gate, Results
-from pipeline.records import Verdict, read_records
+from pipeline.evals.results import Change, Gate, Results
+from pipeline.records import Record, Verdict, read_records
 from pipeline.report.build import describe, whole_manifest
-from pipeline.report.differences import Flip, constitution_differences, flips, settings_differences
-from pipeline.report.render import cell
+from pipeline.report.differences import Flip, TextChange, constitution_differences, flips, settings_differences
+from pipeline.report.render import fill
 
-MOST_TEXTS, MOST_FLIPS, MOST_CHARACTERS = 30, 5, 120
 SETTINGS = ("split", "max_reply_tokens", "temperature", "top_p")
 
 
@@ -44,36 +44,88 @@ class Compared:
     """None: its file can't be read any more."""
 
 
+class Row(Record):
+    """A row of a table: its name, and a cell for each run, then for each later run against the first."""
+
+    title: str
+    cells: list[str]
+
+
+class Count(Record):
+    """How many prompts of a suite had one outcome in the first run and another in the later one."""
+
+    suite: str
+    before: str
+    after: str
+    number: int
+
+
+class Difference(Record):
+    """What differs between the first run and a later one."""
+
+    number: int
+    """Of the later run."""
+    settings: list[Row]
+    texts: list[TextChange] | None
+    """Of the constitutions; None: one can't be read any more."""
+    counts: list[Count]
+    flips: list[Flip]
+
+
+class Comparison(Record):
+    """All that the files say."""
+
+    runs: list[Row]
+    """Name, then label and model."""
+    caveats: list[str]
+    measures: list[Row]
+    guidelines: list[Row]
+    differences: list[Difference]
+
+    @property
+    def columns(self) -> list[str]:
+        numbers = range(1, len(self.runs) + 1)
+        return [*(f"run {n}" for n in numbers), *(f"{n} against 1" for n in numbers if n > 1)]
+
+
 def write_comparison(folders: Sequence[Path], labels: Sequence[str], out: Path, guidelines: str | None = None) -> Path:
-    """Write a Markdown table of the runs' last models. Returns its path.
+    """Compare the runs' last models, and write the page, the JSON file and the Markdown file. Returns the last's path.
 
     Raises:
         ArtifactError: a run has no finished evaluation, or a record file is missing or was changed.
     """
     runs = [_evaluation(folder, label) for folder, label in zip(folders, labels, strict=True)]
-    numbers = range(1, len(runs) + 1)
-    lines = ["# Comparison", ""]
-    lines += [f"- run {n}: `{run.name}` ({run.label}), model {run.results.models[-1]}" for n, run in enumerate(runs, 1)]
-    lines += ["", *_caveats(runs), ""]
-    later = [f"{n} against 1" for n in numbers if n > 1]
-    lines.append("| measure | " + " | ".join([*(f"run {n}" for n in numbers), *later]) + " |")
-    lines.append("| --- " * (2 * len(runs)) + "|")
-    compared = [_changes(runs[0], run) for run in runs[1:]]
-    measured = [run.results.measures[run.results.models[-1]] for run in runs]
-    for name, measure in all_measures().items():
-        if any(name in table for table in measured):
-            cells = [str(table.get(name, "")) for table in measured]
-            cells += [describe(found.get(name)) for found in compared]
-            lines.append(f"| {measure.title} | " + " | ".join(cells) + " |")
-    if (guidelines := written_or_none(guidelines)) is not None:
-        lines += ["", *_gates(runs, guidelines)]
-    for n, run in enumerate(runs[1:], 2):
-        lines += ["", *_differences(runs[0], run, n)]
+    comparison = compare(runs, written_or_none(guidelines))
     out.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(" ".join(run.name for run in runs).encode()).hexdigest()[:8]
     path = out / f"comparison-{digest}.md"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for template in ("comparison.md.j2", "comparison.html.j2"):
+        text = fill(template, comparison=comparison)
+        path.with_suffix(Path(template.removesuffix(".j2")).suffix).write_text(text, encoding="utf-8")
+    path.with_suffix(".json").write_text(comparison.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def compare(runs: Sequence[Compared], guidelines: str | None) -> Comparison:
+    """Every measure of every run, paired with the first run's, and what differs."""
+    first, later = runs[0], runs[1:]
+    paired = [_changes(first, run) for run in later]
+    measured = [run.results.measures[run.results.models[-1]] for run in runs]
+    measures = [
+        Row(
+            title=measure.title,
+            cells=[str(t.get(name, "")) for t in measured] + [describe(c.get(name)) for c in paired],
+        )
+        for name, measure in all_measures().items()
+        if any(name in table for table in measured)
+    ]
+    return Comparison(
+        runs=[Row(title=run.name, cells=[run.label, run.results.models[-1]]) for run in runs],
+        caveats=_caveats(runs),
+        measures=measures,
+        guidelines=[] if guidelines is None else _gates(runs, guidelines),
+        differences=[_difference(first, run, number) for number, run in enumerate(later, start=2)],
+    )
 
 
 def _evaluation(folder: Path, label: str) -> Compared:
@@ -130,66 +182,24 @@ def _changes(first: Compared, other: Compared) -> dict[str, Change]:
     return {change.measure: change for change in found}
 
 
-def _gates(runs: Sequence[Compared], guidelines: str) -> list[str]:
+def _gates(runs: Sequence[Compared], guidelines: str) -> list[Row]:
     written = load_guidelines(find_guidelines(guidelines))
     gates: list[Gate] = [rule(written, run.results) for run in runs]
-    lines = ["| guideline | " + " | ".join(f"run {n}" for n in range(1, len(runs) + 1)) + " |"]
-    lines.append("| --- " * (len(runs) + 1) + "|")
-    for rulings in zip(*(gate.rulings for gate in gates), strict=True):
-        lines.append(f"| {rulings[0].title} | " + " | ".join(f"{r.verdict}: {r.found}" for r in rulings) + " |")
-    lines.append("| **gate** | " + " | ".join(f"**{gate.verdict}**" for gate in gates) + " |")
-    return lines
+    rows = [
+        Row(title=rulings[0].title, cells=[f"{r.verdict}: {r.found}" for r in rulings])
+        for rulings in zip(*(gate.rulings for gate in gates), strict=True)
+    ]
+    return [*rows, Row(title="**gate**", cells=[f"**{gate.verdict}**" for gate in gates])]
 
 
-def _differences(first: Compared, other: Compared, number: int) -> list[str]:
-    """What differs between the first run and another: settings, texts, and verdicts on the same prompts."""
-    lines = [f"## Run {number} against run 1", "", "### Settings", ""]
-    rows = settings_differences([first.config, other.config])
-    if rows:
-        lines += ["| setting | run 1 | run " + f"{number} |", "| --- | --- | --- |"]
-        lines += [f"| {name} | {cell(old)} | {cell(new)} |" for name, (old, new) in rows]
-    else:
-        lines.append("No setting differs.")
-    lines += ["", "### Constitution", "", *_texts(first.constitution, other.constitution)]
-    return [*lines, "", "### Prompts whose outcome changed", "", *_flips(flips(first.verdicts, other.verdicts), number)]
-
-
-def _texts(before: Constitution | None, after: Constitution | None) -> list[str]:
-    if before is None or after is None:
-        return ["The constitution of one run can't be read any more."]
-    changes = constitution_differences(before, after)
-    if not changes:
-        return ["No text differs."]
-    shown = [f"- {change.section}, {change.id}: {change.what}: {cell(change.text)}" for change in changes[:MOST_TEXTS]]
-    rest = len(changes) - len(shown)
-    command = f"cai constitution diff {before.name}.yaml {after.name}.yaml"
-    return [*shown, *([f"- and {rest} more; `{command}` shows all of two files"] if rest else [])]
-
-
-def _flips(found: Sequence[Flip], number: int) -> list[str]:
-    """How many outcomes became which, then the first prompts of each kind."""
-    if not found:
-        return ["None."]
-    counts = Counter((flip.case.partition("/")[0], flip.before, flip.after) for flip in found)
-    lines = ["| suite | run 1 | " + f"run {number} | prompts |", "| --- | --- | --- | --- |"]
-    lines += [f"| {suite} | {old} | {new} | {count} |" for (suite, old, new), count in counts.items()]
-    lines += ["", f"| request | run 1 | run {number} |", "| --- | --- | --- |"]
-    shown: Counter[tuple[str, str, str]] = Counter()
-    for flip in found:
-        kind = (flip.case.partition("/")[0], flip.before, flip.after)
-        shown[kind] += 1
-        if shown[kind] <= MOST_FLIPS:
-            replies = (f"{flip.before}: {_short(flip.reply_before)}", f"{flip.after}: {_short(flip.reply_after)}")
-            attack = "" if flip.attack == DIRECT else f" ({flip.attack})"
-            lines.append(f"| {_short(flip.request)}{attack} | {replies[0]} | {replies[1]} |")
-    if len(found) > sum(min(n, MOST_FLIPS) for n in shown.values()):
-        lines += [
-            "",
-            f"At most {MOST_FLIPS} of each kind are shown; {len(found)} changed. The rest is in the JSON file.",
-        ]
-    return lines
-
-
-def _short(text: str) -> str:
-    line = cell(" ".join(text.split()))
-    return line if len(line) <= MOST_CHARACTERS else f"{line[: MOST_CHARACTERS - 1].rstrip()}…"
+def _difference(first: Compared, other: Compared, number: int) -> Difference:
+    changed = flips(first.verdicts, other.verdicts)
+    counts = Counter((flip.suite, flip.before, flip.after) for flip in changed)
+    both = (first.constitution, other.constitution)
+    return Difference(
+        number=number,
+        settings=[Row(title=name, cells=cells) for name, cells in settings_differences([first.config, other.config])],
+        texts=constitution_differences(*both) if both[0] and both[1] else None,
+        counts=[Count(suite=s, before=b, after=a, number=n) for (s, b, a), n in counts.items()],
+        flips=changed,
+    )

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pipeline.constitution.schema import Constitution
-from pipeline.records import Verdict
-from pipeline.report.diff import word_diff
+from pipeline.records import Record, Verdict
+from pipeline.report.diff import Sign, word_diff
 
 # Where a run is kept and who watches it change no result.
 NOT_COMPARED = ("name", "output_dir", "tracking", "launch", "explain", "until")
 SECTIONS = ("principles", "worked_examples", "good_answers", "contrasts")
 TEXTS = ("name", "version", "preamble", "revise")
 NONE = "–"
+SIGNS: dict[Sign, str] = {"=": "{}", "-": "[-{}-]", "+": "{{+{}+}}"}
 
 
 def settings_differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -38,22 +38,28 @@ def _flat(config: Mapping[str, Any], before: str = "") -> dict[str, str]:
     return found
 
 
-@dataclass(frozen=True)
-class TextChange:
+class TextChange(Record):
     """One part of a constitution that another one has not, or has in other words."""
 
     section: str
     id: str
     what: str
     """``added``, ``removed`` or ``changed``."""
-    text: str
-    """What was added or removed, or the changed words: ``[-old-]`` and ``{+new+}``."""
+    pieces: list[tuple[Sign, str]]
+    """What was added (+) or removed (-), or a changed text in pieces."""
+
+    @property
+    def text(self) -> str:
+        """In one line, with removed words in ``[-…-]`` and added ones in ``{+…+}``, as ``git diff --word-diff``."""
+        if self.what != "changed":
+            return "".join(piece for _, piece in self.pieces)
+        return "".join(SIGNS[sign].format(piece) for sign, piece in self.pieces)
 
 
 def constitution_differences(before: Constitution, after: Constitution) -> list[TextChange]:
     """The differences in the order of the files: texts of the whole, then principles, then examples."""
     found = [
-        TextChange("constitution", name, "changed", _words(str(old), str(new)))
+        TextChange(section="constitution", id=name, what="changed", pieces=word_diff(_text(old), _text(new)))
         for name in TEXTS
         if (old := getattr(before, name)) != (new := getattr(after, name))
     ]
@@ -63,7 +69,9 @@ def constitution_differences(before: Constitution, after: Constitution) -> list[
             one, other = old.get(part_id), new.get(part_id)
             if one is None or other is None:
                 what = "removed" if one else "added"
-                found.append(TextChange(section, part_id, what, _first_text(one or other)))
+                sign: Sign = "-" if one else "+"
+                pieces = [(sign, _first_text(one or other))]
+                found.append(TextChange(section=section, id=part_id, what=what, pieces=pieces))
             else:
                 found += _changed_fields(section, part_id, one.model_dump(), other.model_dump())
     return found
@@ -71,31 +79,30 @@ def constitution_differences(before: Constitution, after: Constitution) -> list[
 
 def _changed_fields(section: str, part_id: str, old: dict[str, Any], new: dict[str, Any]) -> list[TextChange]:
     return [
-        TextChange(section, f"{part_id}.{name}", "changed", _words(_text(old[name]), _text(new[name])))
+        TextChange(
+            section=section,
+            id=f"{part_id}.{name}",
+            what="changed",
+            pieces=word_diff(_text(old[name]), _text(new[name])),
+        )
         for name in old
         if old[name] != new[name]
     ]
 
 
 def _text(value: Any) -> str:
-    return ", ".join(value) if isinstance(value, list) else str(value)
+    return ", ".join(value) if isinstance(value, list) else str(value).strip()
 
 
 def _first_text(part: Any) -> str:
     return str(getattr(part, "title", None) or part.request)
 
 
-def _words(old: str, new: str) -> str:
-    """The texts in one, with removed words in ``[-…-]`` and added ones in ``{+…+}``, as ``git diff --word-diff``."""
-    signs = {"=": "{}", "-": "[-{}-]", "+": "{{+{}+}}"}
-    return "".join(signs[sign].format(piece) for sign, piece in word_diff(old.strip(), new.strip()))
-
-
-@dataclass(frozen=True)
-class Flip:
+class Flip(Record):
     """A case that two models answered with another outcome."""
 
     case: str
+    suite: str
     attack: str
     request: str
     before: str
@@ -111,6 +118,7 @@ def flips(before: Sequence[Verdict], after: Sequence[Verdict]) -> list[Flip]:
     found = [
         Flip(
             case=one.case.id,
+            suite=one.case.id.partition("/")[0],
             attack=one.case.attack,
             request=one.case.prompt.request,
             before=one.outcome,
@@ -121,4 +129,4 @@ def flips(before: Sequence[Verdict], after: Sequence[Verdict]) -> list[Flip]:
         for one, other in pairs
         if one.outcome != other.outcome
     ]
-    return sorted(found, key=lambda flip: (flip.case.partition("/")[0], flip.before, flip.after, flip.case))
+    return sorted(found, key=lambda flip: (flip.suite, flip.before, flip.after, flip.case))

@@ -15,6 +15,24 @@ from pipeline.report.explained import all as explained
 
 
 def render(template: str, report: Report) -> str:
+    return fill(
+        template,
+        report=report,
+        explained=explained,
+        explorer=explorer,
+        knows=knows,
+        labels_card=labels,
+        left_out=left_out,
+        plots=plots,
+        rewards=rewards,
+        second_judge=second_judge,
+        svg=svg,
+        views=views,
+    )
+
+
+def fill(template: str, **values: Any) -> str:
+    """The text of a template with these values."""
     environment = Environment(
         loader=PackageLoader("pipeline.report", "templates"),
         autoescape=template.endswith(".html.j2"),
@@ -33,21 +51,9 @@ def render(template: str, report: Report) -> str:
         quote=_quote,
     )
     environment.globals.update(
-        asset=lambda name: _asset(environment, name),
-        explained=explained,
-        explorer=explorer,
-        json_script=json_script,
-        knows=knows,
-        labels_card=labels,
-        left_out=left_out,
-        plots=plots,
-        rewards=rewards,
-        second_judge=second_judge,
-        svg=svg,
-        views=views,
-        wording=wording,
+        asset=lambda name: _asset(environment, name), json_script=json_script, wording=wording, **values
     )
-    text = environment.get_template(template).render(report=report)
+    text = environment.get_template(template).render()
     return text.encode("utf-8", "replace").decode()  # a server may send half a surrogate pair, which can't be encoded
 
 

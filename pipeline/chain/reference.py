@@ -100,18 +100,31 @@ def known_groups() -> list[str]:
     return sorted({path.split(".")[0] for path, *_ in sections() if path})
 
 
-def reference(group: str | None = None) -> str:
-    """Markdown of all settings, or of one group with its subsections.
+def _of_group(group: str | None) -> Iterator[Section]:
+    """The sections of a group and below it, or all.
 
     Raises:
         ConfigError: there is no such group.
     """
-    if group is not None and not any(path == group or path.startswith(f"{group}.") for path, *_ in sections()):
-        raise ConfigError(f"GROUP: there is no group {group!r}{did_you_mean(group, known_groups())}.")
+    found = [s for s in sections() if group is None or s[0] == group or s[0].startswith(f"{group}.")]
+    if not found:
+        raise ConfigError(f"GROUP: there is no group {group!r}{did_you_mean(str(group), known_groups())}.")
+    yield from found
+
+
+def settings_of(group: str | None = None) -> list[dict[str, str]]:
+    """Every setting of a group, or all. ``choice`` is the one of several, such as a method, that the setting is for."""
+    return [
+        {"key": f"{path}.{name}".lstrip("."), "choice": chosen, "type": kind, "default": default, "meaning": text}
+        for path, chosen, _, rows in _of_group(group)
+        for name, kind, default, text in rows
+    ]
+
+
+def reference(group: str | None = None) -> str:
+    """Markdown of all settings, or of one group with its subsections."""
     lines: list[str] = []
-    for path, chosen, what, rows in sections():
-        if group is not None and path != group and not path.startswith(f"{group}."):
-            continue
+    for path, chosen, what, rows in _of_group(group):
         if not rows:
             lines += ["", f"`{path}`: {what[0].lower()}{what[1:]}"]
             continue

@@ -159,20 +159,24 @@ def _compare(args: argparse.Namespace) -> int:
         raise ConfigError(f"RUN: {args.runs[0]!r} can't be compared alone; give two or more runs.")
     folders = [find_run(args.output_dir, name) for name in args.runs]
     labels = [folder.resolve().name for folder in folders]
-    _write_comparison(folders, labels, args.output_dir, args.guidelines)
+    _write_comparison(folders, labels, args.output_dir, args.guidelines, as_json=args.json)
     return 0
 
 
-def _write_comparison(folders: Sequence[Path], labels: Sequence[str], output_dir: str, guidelines: str | None) -> None:
+def _write_comparison(
+    folders: Sequence[Path], labels: Sequence[str], output_dir: str, guidelines: str | None, as_json: bool = False
+) -> None:
     from pipeline.core.log import say
     from pipeline.report.compare import write_comparison
 
     path = write_comparison(folders, labels, Path(output_dir).expanduser() / "comparisons", guidelines)
-    say(f"comparison: {path}")
-    print(path.read_text(encoding="utf-8"), end="")
+    say(f"comparison: {path.with_suffix('.html')} (and {path.name}, {path.stem}.json)")
+    print((path.with_suffix(".json") if as_json else path).read_text(encoding="utf-8"), end="")
 
 
 def _plan(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
     from rich.console import Console
     from rich.table import Table
 
@@ -186,6 +190,10 @@ def _plan(args: argparse.Namespace) -> int:
     config = compose_config(args.overrides, args.config_dir)
     prepared = preflight(config, elsewhere=config.launch.device_memory_gib is not None)
     steps = plan(prepared)
+    deviations = deviations_from_paper(config, prepared.constitution)
+    if args.json:
+        _print_json({"stages": [asdict(step) for step in steps], "warnings": prepared.notes, "deviations": deviations})
+        return 0
     table = Table("stage", "what happens", "folder", title="cai plan", title_justify="left", box=None, pad_edge=False)
     for column in ("calls ≤", "tokens written ≤", "tokens read ≈", "steps"):
         table.add_column(column, justify="right")
@@ -201,14 +209,17 @@ def _plan(args: argparse.Namespace) -> int:
         console.print(line, markup=False, highlight=False)
     for note in prepared.notes:
         console.print(f"warning: {note}", markup=False)
-    for sentence in deviations_from_paper(config, prepared.constitution):
+    for sentence in deviations:
         console.print(f"differs from the paper: {sentence}", markup=False)
     return 0
 
 
 def _config(args: argparse.Namespace) -> int:
-    from pipeline.chain.reference import HEADER, reference
+    from pipeline.chain.reference import HEADER, reference, settings_of
 
+    if args.json:
+        _print_json(settings_of(args.group))
+        return 0
     text = reference(args.group)
     if args.markdown:
         print(HEADER + text, end="")
@@ -223,8 +234,13 @@ def _config(args: argparse.Namespace) -> int:
 def _status(args: argparse.Namespace) -> int:
     from pipeline.chain.runs import find_run, status
 
-    print(find_run(args.output_dir, args.run).resolve().name)
+    name = find_run(args.output_dir, args.run).resolve().name
     rows = status(args.output_dir, args.run)
+    if args.json:
+        stages = [{"stage": task, "state": state, "detail": detail} for task, state, detail in rows]
+        _print_json({"run": name, "stages": stages})
+        return 0
+    print(name)
     width = max(len(task) for task, _, _ in rows)
     for task, state, detail in rows:
         print(f"  {task:<{width}} {state:<13} {detail}".rstrip())
@@ -252,10 +268,18 @@ def _constitution(args: argparse.Namespace) -> int:
     if args.action == "stress":
         return _stress(args)
     if args.action == "list":
-        for name, path in shipped_constitutions().items():
-            print(f"{name:<14} {load_constitution(path).description}")
+        found = {name: load_constitution(path) for name, path in shipped_constitutions().items()}
+        if args.json:
+            _print_json(
+                [{"name": name, "version": c.version, "description": c.description} for name, c in found.items()]
+            )
+            return 0
+        for name, constitution in found.items():
+            print(f"{name:<14} {constitution.description}")
     elif args.action == "diff":
-        _show_differences(*(load_constitution(find_constitution(file)) for file in (args.before, args.after)))
+        _show_differences(
+            *(load_constitution(find_constitution(file)) for file in (args.before, args.after)), args.json
+        )
     elif args.action == "show":
         show_constitution(load_constitution(find_constitution(args.file)), args.examples)
     elif args.action == "check":
@@ -345,10 +369,13 @@ def _print_json(value: object) -> None:
     print(json.dumps(value, indent=1, ensure_ascii=False))
 
 
-def _show_differences(before: Constitution, after: Constitution) -> None:
+def _show_differences(before: Constitution, after: Constitution, as_json: bool) -> None:
     from pipeline.report.differences import constitution_differences
 
     changes = constitution_differences(before, after)
+    if as_json:
+        _print_json([change.model_dump() for change in changes])
+        return
     for change in changes:
         print(f"{change.section.replace('_', ' ')}, {change.id}, {change.what}: {change.text}")
     if not changes:

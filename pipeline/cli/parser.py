@@ -65,6 +65,7 @@ def _add_chain(commands: Commands) -> None:
     run.add_argument("-m", "--multirun", action="store_true", help="sweep over comma-separated values, then compare")
     run.add_argument("--cfg", action="store_true", help="print the composed configuration and stop")
     plan = commands.add_parser("plan", help="list what would run, what is cached, and the calls and tokens")
+    plan.add_argument("--json", action="store_true", help="print one JSON object")
     for command in (run, plan):
         command.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=option or key=value")
         command.add_argument("--config-dir", type=Path, help="a folder with your own groups, laid out like configs/")
@@ -118,9 +119,11 @@ def _add_runs(commands: Commands) -> None:
     status = commands.add_parser("status", help="show which stages of a run are finished")
     status.add_argument("run", nargs="?", default="latest", metavar="RUN", help="name or folder (default: latest)")
     status.add_argument("--output-dir", default="outputs")
+    status.add_argument("--json", action="store_true", help="print one JSON object")
     compare = commands.add_parser("compare", help="compare two or more finished runs in one table")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="name or folder")
     compare.add_argument("--output-dir", default="outputs")
+    compare.add_argument("--json", action="store_true", help="print one JSON object")
     compare.add_argument("--guidelines", default="default", help="check each run against this guideline file")
 
 
@@ -129,10 +132,12 @@ def _add_texts(commands: Commands) -> None:
     config = commands.add_parser("config", help="list every setting: its type, default and meaning")
     config.add_argument("group", nargs="?", metavar="GROUP", help="only this group, for example align")
     config.add_argument("--markdown", action="store_true", help="print Markdown (docs/configuration.md)")
+    config.add_argument("--json", action="store_true", help="print one JSON object")
 
     constitution = commands.add_parser("constitution", help="check, show, compare, import or stress a constitution")
     actions = constitution.add_subparsers(dest="action", metavar="ACTION", required=True)
-    actions.add_parser("list", help="list the constitutions that ship with the project")
+    listed = actions.add_parser("list", help="list the constitutions that ship with the project")
+    listed.add_argument("--json", action="store_true", help="print one JSON object")
     check = actions.add_parser("check", help="check a file; a mistake is printed with its line and column")
     check.add_argument("file", metavar="FILE")
     show = actions.add_parser("show", help="print a constitution for reading: its principles, and what it has beside")
@@ -141,6 +146,7 @@ def _add_texts(commands: Commands) -> None:
     diff = actions.add_parser("diff", help="what differs between two constitutions, word by word")
     diff.add_argument("before", metavar="BEFORE", help="a file, or the name of a shipped constitution")
     diff.add_argument("after", metavar="AFTER")
+    diff.add_argument("--json", action="store_true", help="print one JSON object")
     imported = actions.add_parser("import", help="convert a published JSON constitution to YAML")
     imported.add_argument("file", metavar="FILE", type=Path)
     imported.add_argument("-o", "--output", type=Path, help="where to write (default: FILE with .yaml)")

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.cli.constitution import constitution
+from pipeline.cli.daily import chat, clean, doctor
+from pipeline.cli.json_value import print_json
 from pipeline.core.errors import ConfigError, StageError
 
 if TYPE_CHECKING:
     from pipeline.chain.config import Config
     from pipeline.chain.runner import Run
-    from pipeline.constitution.schema import Constitution, Principle
-    from pipeline.records import Message
 
 GATE_FAILED = 3
 
@@ -192,7 +193,7 @@ def _plan(args: argparse.Namespace) -> int:
     steps = plan(prepared)
     deviations = deviations_from_paper(config, prepared.constitution)
     if args.json:
-        _print_json({"stages": [asdict(step) for step in steps], "warnings": prepared.notes, "deviations": deviations})
+        print_json({"stages": [asdict(step) for step in steps], "warnings": prepared.notes, "deviations": deviations})
         return 0
     table = Table("stage", "what happens", "folder", title="cai plan", title_justify="left", box=None, pad_edge=False)
     for column in ("calls ≤", "tokens written ≤", "tokens read ≈", "steps"):
@@ -218,7 +219,7 @@ def _config(args: argparse.Namespace) -> int:
     from pipeline.chain.reference import HEADER, reference, settings_of
 
     if args.json:
-        _print_json(settings_of(args.group))
+        print_json(settings_of(args.group))
         return 0
     text = reference(args.group)
     if args.markdown:
@@ -238,154 +239,13 @@ def _status(args: argparse.Namespace) -> int:
     rows = status(args.output_dir, args.run)
     if args.json:
         stages = [{"stage": task, "state": state, "detail": detail} for task, state, detail in rows]
-        _print_json({"run": name, "stages": stages})
+        print_json({"run": name, "stages": stages})
         return 0
     print(name)
     width = max(len(task) for task, _, _ in rows)
     for task, state, detail in rows:
         print(f"  {task:<{width}} {state:<13} {detail}".rstrip())
     return 0
-
-
-def _stress(args: argparse.Namespace) -> int:
-    from pipeline.chain.stressing import stress_config, stress_constitution
-    from pipeline.cli.stress import show
-
-    config = stress_config(args.file, args.overrides, args.config_dir)
-    found, folder = stress_constitution(config, args.num_pairs, args.num_requests, args.requests)
-    if args.json:
-        print(found.model_dump_json(indent=1))
-    else:
-        show(found, folder)
-    return 0
-
-
-def _constitution(args: argparse.Namespace) -> int:
-    from pipeline.cli.daily import show_constitution
-    from pipeline.constitution.files import find_constitution, load_constitution, shipped_constitutions, to_yaml
-    from pipeline.constitution.published import import_constitution
-
-    if args.action == "stress":
-        return _stress(args)
-    if args.action == "list":
-        found = {name: load_constitution(path) for name, path in shipped_constitutions().items()}
-        if args.json:
-            _print_json(
-                [{"name": name, "version": c.version, "description": c.description} for name, c in found.items()]
-            )
-            return 0
-        for name, constitution in found.items():
-            print(f"{name:<14} {constitution.description}")
-    elif args.action == "diff":
-        _show_differences(
-            *(load_constitution(find_constitution(file)) for file in (args.before, args.after)), args.json
-        )
-    elif args.action == "show":
-        show_constitution(load_constitution(find_constitution(args.file)), args.examples)
-    elif args.action == "check":
-        found = load_constitution(find_constitution(args.file))
-        print(
-            f"{args.file}: {found.name} {found.version} is valid: {len(found.principles)} principles, "
-            f"{len(found.worked_examples)} worked examples, {len(found.good_answers)} good answers."
-        )
-        for note in found.tag_notes():
-            print(f"warning: {note}")
-    else:
-        imported = import_constitution(args.file)
-        _refuse_twins(imported.principles)
-        target = args.output or args.file.with_suffix(".yaml")
-        if target.exists():
-            raise ConfigError(f"--output: {target} already exists; give another file with -o.")
-        try:
-            target.write_text(to_yaml(imported), encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"--output: {target} can't be written ({error.strerror}).") from None
-        load_constitution(target)
-        print(f"{target}: {len(imported.principles)} principles, {len(imported.worked_examples)} worked examples.")
-    return 0
-
-
-def _chat(args: argparse.Namespace) -> int:
-    from pipeline.chain.asking import open_run
-    from pipeline.cli.chat import Terminal
-    from pipeline.cli.why import show
-    from pipeline.daily.chat import open_session
-    from pipeline.explain.why import Asked, why
-
-    if args.temperature < 0:
-        raise ConfigError(f"--temperature is {args.temperature:g}; it must be 0 or more.")
-    if not args.keep.is_dir():
-        raise ConfigError(f"--keep is {str(args.keep)!r}, which is no folder; make it, or give another one.")
-    limits = (args.max_reply_tokens, args.temperature)
-    session = open_session(args.model, args.against, args.constitution, args.output_dir, *limits)
-
-    def explain(prompt: Sequence[Message]) -> None:
-        show(why(open_run(args.output_dir, args.model), Asked(messages=list(prompt)), 30, 200), 5)
-
-    Terminal(session, args.keep, explain if session.of_run else None).run()
-    return 0
-
-
-def _doctor(args: argparse.Namespace) -> int:
-    from pipeline.chain.compose import compose_config
-    from pipeline.cli.daily import show_findings
-    from pipeline.daily.doctor import examine
-
-    findings = examine(compose_config(args.overrides, args.config_dir))
-    found = list(findings) if args.json else show_findings(findings)
-    if args.json:
-        _print_json([finding.model_dump() for finding in found])
-    return 1 if any(finding.state == "wrong" for finding in found) else 0
-
-
-def _clean(args: argparse.Namespace) -> int:
-    from pipeline.cli.daily import show_removable, show_survey
-    from pipeline.core.log import say
-    from pipeline.daily.clean import remove, survey
-
-    found = survey(args.output_dir, args.answers)
-    if not args.json:
-        show_survey(found)
-        show_removable(found.removable)
-    removed = []
-    if found.removable and (args.yes or (not args.json and _agreed(len(found.removable)))):
-        removed = remove(Path(found.folder), found.removable)
-        say(f"removed {len(removed)} of {len(found.removable)} folders")
-    elif not args.json:
-        say("nothing to remove" if not found.removable else "nothing was removed; --yes removes it without asking")
-    if args.json:
-        _print_json(found.model_dump() | {"removed": [entry.name for entry in removed]})
-    return 0
-
-
-def _agreed(num_folders: int) -> bool:
-    """Ask on a terminal; elsewhere nobody can answer, and that is a no."""
-    return sys.stdin.isatty() and input(f"Remove these {num_folders} folders? [y/N] ").strip().lower() in ("y", "yes")
-
-
-def _print_json(value: object) -> None:
-    import json
-
-    print(json.dumps(value, indent=1, ensure_ascii=False))
-
-
-def _show_differences(before: Constitution, after: Constitution, as_json: bool) -> None:
-    from pipeline.report.differences import constitution_differences
-
-    changes = constitution_differences(before, after)
-    if as_json:
-        _print_json([change.model_dump() for change in changes])
-        return
-    for change in changes:
-        print(f"{change.section.replace('_', ' ')}, {change.id}, {change.what}: {change.text}")
-    if not changes:
-        print("no text differs")
-
-
-def _refuse_twins(principles: Sequence[Principle]) -> None:
-    ids = [principle.id for principle in principles]
-    if twins := [name for name in ids if ids.count(name) > 1]:
-        raise ConfigError(f"FILE: two principles would have the id {twins[0]!r}; rename one of them in the file.")
 
 
 COMMANDS = {
@@ -399,8 +259,8 @@ COMMANDS = {
     "status": _status,
     "compare": _compare,
     "config": _config,
-    "constitution": _constitution,
-    "chat": _chat,
-    "doctor": _doctor,
-    "clean": _clean,
+    "constitution": constitution,
+    "chat": chat,
+    "doctor": doctor,
+    "clean": clean,
 }

@@ -1,21 +1,84 @@
-"""Prints what ``cai doctor`` and ``cai clean`` found, and a constitution for reading."""
+"""What ``cai chat``, ``cai doctor`` and ``cai clean`` do and print."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.constitution.schema import Constitution
+from pipeline.cli.json_value import print_json
+from pipeline.core.errors import ConfigError
 from pipeline.core.memory import GIB
-from pipeline.daily.clean import Entry, Survey
-from pipeline.daily.doctor import Finding
+
+if TYPE_CHECKING:
+    from pipeline.daily.clean import Entry, Survey
+    from pipeline.daily.doctor import Finding
+    from pipeline.records import Message
 
 WIDTH = 120
 MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "wrong": ("wrong", "red")}
+
+
+def chat(args: argparse.Namespace) -> int:
+    from pipeline.chain.asking import open_run
+    from pipeline.cli.chat import Terminal
+    from pipeline.cli.why import show
+    from pipeline.daily.chat import open_session
+    from pipeline.explain.why import Asked, why
+
+    if args.temperature < 0:
+        raise ConfigError(f"--temperature is {args.temperature:g}; it must be 0 or more.")
+    if not args.keep.is_dir():
+        raise ConfigError(f"--keep is {str(args.keep)!r}, which is no folder; make it, or give another one.")
+    limits = (args.max_reply_tokens, args.temperature)
+    session = open_session(args.model, args.against, args.constitution, args.output_dir, *limits)
+
+    def explain(prompt: Sequence[Message]) -> None:
+        show(why(open_run(args.output_dir, args.model), Asked(messages=list(prompt)), 30, 200), 5)
+
+    Terminal(session, args.keep, explain if session.of_run else None).run()
+    return 0
+
+
+def doctor(args: argparse.Namespace) -> int:
+    from pipeline.chain.compose import compose_config
+    from pipeline.daily.doctor import examine
+
+    findings = examine(compose_config(args.overrides, args.config_dir))
+    found = list(findings) if args.json else show_findings(findings)
+    if args.json:
+        print_json([finding.model_dump() for finding in found])
+    return 1 if any(finding.state == "wrong" for finding in found) else 0
+
+
+def clean(args: argparse.Namespace) -> int:
+    from pipeline.core.log import say
+    from pipeline.daily.clean import remove, survey
+
+    found = survey(args.output_dir, args.answers)
+    if not args.json:
+        show_survey(found)
+        show_removable(found.removable)
+    removed = []
+    if found.removable and (args.yes or (not args.json and _agreed(len(found.removable)))):
+        removed = remove(Path(found.folder), found.removable)
+        say(f"removed {len(removed)} of {len(found.removable)} folders")
+    elif not args.json:
+        say("nothing to remove" if not found.removable else "nothing was removed; --yes removes it without asking")
+    if args.json:
+        print_json(found.model_dump() | {"removed": [entry.name for entry in removed]})
+    return 0
+
+
+def _agreed(num_folders: int) -> bool:
+    """Ask on a terminal; elsewhere nobody can answer, and that is a no."""
+    return sys.stdin.isatty() and input(f"Remove these {num_folders} folders? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _console() -> Console:
@@ -54,33 +117,6 @@ def show_removable(entries: Sequence[Entry]) -> None:
     console = _console()
     for entry in entries:
         console.print(f"  {_gib([entry]):>7} GiB  {entry.name}", markup=False)
-
-
-def show_constitution(constitution: Constitution, examples: bool) -> None:
-    """Print a constitution as a person reads it."""
-    console = _console()
-
-    def say(text: str = "", style: str | None = None) -> None:
-        console.print(text, style=style, markup=False, width=100)
-
-    say(f"{constitution.name} {constitution.version}: {constitution.description}", "bold")
-    say(constitution.preamble.strip())
-    say(f"Revised pools: {', '.join(constitution.revise)}.")
-    for principle in constitution.principles:
-        weight = "" if principle.weight == 1 else f", weight {principle.weight:g}"
-        say()
-        say(f"{principle.title} ({principle.id}; {', '.join(principle.tags) or 'no tags'}{weight})", "bold")
-        say(f"  criticise: {principle.critique_request}")
-        say(f"  revise: {principle.revision_request}")
-        say(f"  prefer: {principle.preference_question}")
-    say()
-    counts = {name: getattr(constitution, name) for name in ("worked_examples", "good_answers", "contrasts")}
-    say(", ".join(f"{len(parts)} {name.replace('_', ' ')}" for name, parts in counts.items()) + ".")
-    for parts in counts.values() if examples else ():
-        for part in parts:
-            say()
-            for name, value in part.model_dump(exclude={"tags"}).items():
-                say(f"  {name.replace('_', ' ')}: {value}", "bold" if name == "id" else None)
 
 
 def _gib(entries: Sequence[Entry]) -> str:

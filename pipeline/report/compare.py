@@ -195,11 +195,11 @@ def _gates(runs: Sequence[Compared], guidelines: str) -> list[Row]:
 def _difference(first: Compared, other: Compared, number: int) -> Difference:
     changed = flips(first.verdicts, other.verdicts)
     counts = Counter((flip.suite, flip.before, flip.after) for flip in changed)
-    both = (first.constitution, other.constitution)
+    old, new = first.constitution, other.constitution
     return Difference(
         number=number,
         settings=[Row(title=name, cells=cells) for name, cells in settings_differences([first.config, other.config])],
-        texts=constitution_differences(*both) if both[0] and both[1] else None,
+        texts=constitution_differences(old, new) if old and new else None,
         counts=[Count(suite=s, before=b, after=a, number=n) for (s, b, a), n in counts.items()],
         flips=changed,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,10 @@ from pipeline.core.errors import ConfigError, StageError
 if TYPE_CHECKING:
     from pipeline.chain.config import Config
     from pipeline.chain.runner import Run
+    from pipeline.chain.runs import Ending
     from pipeline.constitution.schema import Principle
 
-GATE_FAILED = 3
+GATE_FAILED, AWAITS_APPROVAL, NOT_VERIFIED = 3, 4, 5
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -34,7 +35,7 @@ def _run(args: argparse.Namespace) -> int:
     from pipeline.chain.runner import run
 
     if len(configs) == 1:
-        return exit_code(run(configs[0]).gate)
+        return exit_code(run(configs[0]).ending)
     from pipeline.chain.plan import reach_engines
     from pipeline.chain.preflight import preflight
     from pipeline.chain.runner import run_name
@@ -79,12 +80,18 @@ def _run_jobs(jobs: Sequence[Sequence[str]], configs: Sequence[Config]) -> int:
             f"{len(stopped)} of {len(jobs)} jobs stopped ({'; '.join(stopped)}), for the reasons above; the others are "
             "done. The same command goes on where they stopped."
         )
-    return max(exit_code(finished.gate) for finished in runs.values()) if is_first_machine else 0
+    return worst_code(exit_code(finished.ending) for finished in runs.values()) if is_first_machine else 0
 
 
-def exit_code(gate: str | None) -> int:
-    """Exit code for a gate verdict: 3 for FAIL, else 0."""
-    return GATE_FAILED if gate == "FAIL" else 0
+def exit_code(ending: Ending) -> int:
+    """3 if a guideline failed; else 4 if the run awaits approval; else 0."""
+    return GATE_FAILED if ending.gate == "FAIL" else AWAITS_APPROVAL if ending.awaits_approval else 0
+
+
+def worst_code(codes: Iterable[int]) -> int:
+    """The exit code of a sweep: a failed guideline comes before a missing approval."""
+    found = set(codes)
+    return next((code for code in (GATE_FAILED, AWAITS_APPROVAL) if code in found), 0)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -96,7 +103,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.full:
         overrides.insert(0, "evaluate=full")
     config = compose_config(overrides, args.config_dir)
-    return exit_code(run(with_checkpoints(config, args.checkpoint, args.base)).gate)
+    return exit_code(run(with_checkpoints(config, args.checkpoint, args.base)).ending)
 
 
 def _redteam(args: argparse.Namespace) -> int:
@@ -109,7 +116,7 @@ def _redteam(args: argparse.Namespace) -> int:
     if args.garak and not any(word.startswith("evaluate.garak_probes") for word in args.overrides):
         overrides.append(f"evaluate.garak_probes=[{','.join(DEFAULT_PROBES)}]")
     config = compose_config(overrides, args.config_dir)
-    return exit_code(run(with_checkpoints(config, args.checkpoint, args.base)).gate)
+    return exit_code(run(with_checkpoints(config, args.checkpoint, args.base)).ending)
 
 
 def _explain(args: argparse.Namespace) -> int:
@@ -128,7 +135,7 @@ def _explain(args: argparse.Namespace) -> int:
         runs = [explained, *map(run, others.values())]
         labels = ["all principles", *(f"without {name}" for name in others)]
         _write_comparison([done.folder for done in runs], labels, config.output_dir, config.evaluate.guidelines)
-    return exit_code(explained.gate)
+    return exit_code(explained.ending)
 
 
 def _why(args: argparse.Namespace) -> int:
@@ -281,6 +288,37 @@ def _refuse_twins(principles: Sequence[Principle]) -> None:
         raise ConfigError(f"FILE: two principles would have the id {twins[0]!r}; rename one of them in the file.")
 
 
+def _bundle(args: argparse.Namespace) -> int:
+    from pipeline.chain.bundling import bundle_run
+    from pipeline.evidence.bundle import Options
+
+    options = Options(
+        redact=args.redact,
+        weights=args.weights,
+        sign=args.sign,
+        mapping=args.mapping,
+        base_flop=args.base_flop,
+        watts=args.watts,
+    )
+    print(bundle_run(args.output_dir, args.run, args.output, options))
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from pipeline.cli.verify import show
+    from pipeline.evidence.verify import verify
+
+    found = verify(args.bundle.expanduser(), args.key)
+    show(found)
+    return NOT_VERIFIED if found.problems else 0
+
+
+def _approve(args: argparse.Namespace) -> int:
+    from pipeline.chain.bundling import approve_run
+
+    return exit_code(approve_run(args.output_dir, args.run, args.override, args.by, args.note))
+
+
 COMMANDS = {
     "run": _run,
     "evaluate": _evaluate,
@@ -288,6 +326,9 @@ COMMANDS = {
     "explain": _explain,
     "why": _why,
     "report": _report,
+    "bundle": _bundle,
+    "verify": _verify,
+    "approve": _approve,
     "plan": _plan,
     "status": _status,
     "compare": _compare,

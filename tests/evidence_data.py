@@ -61,7 +61,8 @@ def make_results() -> tuple[list[Verdict], Counted, Results]:
     """What an evaluation writes, with every part that can be counted again."""
     counted = Counted(measures=list(all_measures()), held_out_manners=["story"])
     verdicts, wins, _ = duel(make_verdicts(), PatternsPairJudge(), counted)
-    picked = [Picked(id=f"p{i}", kind="harmless" if i % 2 else "helpful", right=(1, 0.5, 0, None)[i % 4]) for i in range(16)]
+    rights = (1, 0.5, 0, None)
+    picked = [Picked(id=f"p{i}", kind=("helpful", "harmless")[i % 2], right=rights[i % 4]) for i in range(16)]
     counted.pairs = [PickedPairs(who="likelihood:base", role="labeller", dataset="shipped", pairs=picked)]
     counted.judged["patterns-2"] = [
         JudgedReply(id=f"j{i}", unseen=i % 3 == 0, label="refused" if i % 2 else "complied",
@@ -93,15 +94,17 @@ def make_run(out: Path, guidelines: str = FAILING) -> Path:
     (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (run / "constitution.yaml").write_text(to_yaml(SMALL), encoding="utf-8")
     append(run, "run started", {"cai": "0.1.0"}, None)
-    folders = {task: cache / f"{task}-0000" for task in ("prompts", "critique", "sft", "preferences", "align", "evaluate")}
+    tasks = ("prompts", "critique", "sft", "preferences", "align", "evaluate")
+    folders = {task: cache / f"{task}-0000" for task in tasks}
     for folder in folders.values():
         folder.mkdir(parents=True)
     exchanges = [make_exchange(i) for i in range(4)]
     write_records(folders["prompts"] / "prompts.jsonl", [exchange.prompt for exchange in exchanges])
     write_records(folders["critique"] / "exchanges.jsonl", exchanges)
+    origins = ("contrast", "revision", "revision", "helpful_sample")
     write_records(folders["sft"] / "rows.jsonl", [
-        TrainingRow(id=f"r{i}", origin="revision" if i else "contrast", source_id="s", messages=exchange.prompt.messages,
-                    reply=exchange.reply) for i, exchange in enumerate(exchanges)
+        TrainingRow(id=f"r{i}", origin=origin, source_id="s", messages=exchange.prompt.messages, reply=exchange.reply)
+        for i, (exchange, origin) in enumerate(zip(exchanges, origins, strict=True))
     ])  # fmt: skip
     write_records(folders["preferences"] / "preferences.jsonl", [make_preference(i) for i in range(4)])
     for task in ("sft", "align"):
@@ -139,7 +142,7 @@ def write_weights(folder: Path) -> None:
 
 def _finish(run: Path, number: int, task: str, folder: Path, reads: dict[str, Any]) -> None:
     """Write the manifest of a stage, link it into the run, and log it."""
-    outputs = hash_files(folder, (path for path in folder.rglob("*") if path.suffix in {".jsonl", ".json", ".safetensors"}))
+    outputs = hash_files(folder, (path for path in folder.rglob("*") if path.is_file()))
     manifest: Manifest = make_manifest(task, "dpo")
     if task == "align":
         outputs = {name: digest for name, digest in outputs.items() if name.endswith("safetensors")}

@@ -11,8 +11,8 @@ from pydantic import BaseModel
 
 RELATIVE = 1e-6  # two machines may differ in the last digits of a sum
 NOTHING = 1e-12  # and so may two numbers near zero; a p-value may be smaller than that and still say something
-NAMES = ("model", "measure", "before", "after", "kind", "attack", "manner", "attribute", "metric", "who", "dataset",
-         "pool", "name", "id")  # fmt: skip
+NAMES = ("model", "measure", "before", "after", "who", "dataset", "kind", "attack", "manner", "attribute", "metric",
+         "pool", "name")  # fmt: skip
 P_VALUES = ("p", "p_corrected")
 
 
@@ -47,6 +47,8 @@ def _name(entry: Any, index: int) -> str:
     """What an entry of a list is about, such as its model and measure; else its place, from 1."""
     if isinstance(entry, str):
         return entry
+    if isinstance(entry, Mapping) and isinstance(entry.get("id"), str):
+        return str(entry["id"])
     said = [str(entry[name]) for name in NAMES if isinstance(entry, Mapping) and isinstance(entry.get(name), str)]
     return ", ".join(said) or str(index + 1)
 

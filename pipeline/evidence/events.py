@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline.core.cache import drop_unfinished_line
 from pipeline.core.errors import ArtifactError
 from pipeline.core.locks import locked
 
@@ -53,8 +54,12 @@ def append(folder: Path, what: What, details: Mapping[str, Any], by: str | None)
     """
     path = folder / EVENTS
     with locked(folder / ".events", several_machines=False):
+        drop_unfinished_line(path)
         lines = read_lines(path)
-        before = check_chain(lines, path.name)
+        try:
+            before = check_chain(lines, path.name)
+        except ArtifactError as error:
+            raise ArtifactError(f"{error} To begin a new log, move {path} away.") from None
         event = Event(
             number=len(before) + 1,
             time=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -6,6 +6,7 @@ It imports neither torch nor transformers nor trl. Each problem is one sentence;
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -192,6 +193,9 @@ def _check_results(bundle: Path, found: Verification) -> Recount:
     verdicts = _verdicts(bundle)
     counted = _read(bundle, "counted.json", Counted) if (bundle / "counted.json").is_file() else None
     confidence = float(_read(bundle, "manifests/evaluate.json", Manifest).fields["config"]["confidence"])
+    twice = [asked for asked, number in Counter((v.model, v.case.id) for v in verdicts).items() if number > 1]
+    if twice:
+        raise ArtifactError(f"verdicts.jsonl has two verdicts on {twice[0][1]} by {twice[0][0]}.")
     models = {verdict.model for verdict in verdicts}
     if models != set(stated.models):
         names = [", ".join(sorted(some)) for some in (set(stated.models), models)]
@@ -204,7 +208,7 @@ def _check_results(bundle: Path, found: Verification) -> Recount:
 
 
 def _check_gate(bundle: Path, facts: Facts, results: Results, events: list[Event], found: Verification) -> None:
-    text = (bundle / "gate.json").read_text(encoding="utf-8")
+    text = _text(bundle, "gate.json")
     if not (bundle / GUIDELINES).is_file():
         if text.strip() != "null":
             raise ArtifactError(f"gate.json has verdicts, but there is no {GUIDELINES} to decide them by.")

@@ -42,7 +42,7 @@ def test_a_run_is_logged_bundled_verified_and_approved(
     assert not any(event.details["cached"] for event in events[1:-1]) and {event.by for event in events} == {None}
 
     assert main(["bundle", "latest", *out]) == 0
-    bundle = Path(capsys.readouterr().out.strip())
+    bundle = Path(capsys.readouterr().out.splitlines()[-1])
     found = verify(bundle)
     assert not found.problems
     assert found.said["approval"] == "it awaits approval (cai approve)"

@@ -178,8 +178,10 @@ def _check_constitution(bundle: Path, report: Manifest | None, problems: list[st
 def _check_checkpoint(bundle: Path, manifests: Mapping[str, Manifest], problems: list[str]) -> None:
     hashes = _json(bundle, "checkpoint.json")
     aligned = [manifest for task, manifest in manifests.items() if task.startswith("align")]
-    newest = max(aligned, key=lambda manifest: len(manifest.stage), default=None)  # align-round-2 is longer than align
-    for name, digest in newest.outputs.items() if newest else ():
+    if not aligned:  # an evaluation alone
+        return
+    newest = max(aligned, key=lambda manifest: (len(manifest.stage), manifest.stage))  # align-round-2 is after align
+    for name, digest in newest.outputs.items():
         listed = hashes.get(name.removeprefix("model/"), {})
         if not isinstance(listed, dict) or listed.get("sha256") != digest:
             problems.append(f"checkpoint.json has another hash for {name} than the stage {newest.stage} wrote.")

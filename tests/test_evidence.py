@@ -11,7 +11,7 @@ import pytest
 from pipeline.chain.config import Config
 from pipeline.chain.runner import run
 from pipeline.cli import main
-from pipeline.cli.commands import exit_code
+from pipeline.cli.codes import exit_code
 from pipeline.evidence.approve import approval_of
 from pipeline.evidence.events import read_events
 from pipeline.evidence.verify import verify

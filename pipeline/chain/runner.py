@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline import __version__
 from pipeline.chain import launch, machines
 from pipeline.chain.checkpoints import read_config, slug
 from pipeline.chain.config import Config, to_plain
@@ -30,29 +29,18 @@ from pipeline.chain.order import (
 from pipeline.chain.plan import reach_engines
 from pipeline.chain.preflight import check_stages, read_inputs
 from pipeline.chain.rendering import table
-from pipeline.chain.runs import NO_REPORT, RUN_FILE, Ending, end, report_anew
+from pipeline.chain.runs import NO_REPORT, RUN_FILE, Ending, close, log_stage, log_start
 from pipeline.constitution.files import to_yaml
 from pipeline.constitution.paper import deviations_from_paper
 from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
-from pipeline.core.cache import (
-    MANIFEST,
-    WORK,
-    Manifest,
-    cache_key,
-    commit,
-    hash_file,
-    hash_files,
-    link,
-    write_text_atomically,
-)
+from pipeline.core.cache import WORK, Manifest, cache_key, commit, hash_files, link, write_text_atomically
 from pipeline.core.errors import ArtifactError, CaiError, ConfigError, StageError
 from pipeline.core.locks import locked
 from pipeline.core.log import duration, logged_to, say, warn
 from pipeline.core.memory import free_memory
 from pipeline.core.stage import Prepared
 from pipeline.evidence.approve import GUIDELINES
-from pipeline.evidence.events import append, person, read_events
 from pipeline.report.write import FILES, TABLES
 
 
@@ -102,7 +90,7 @@ def _run(prepared: Prepared, name: str, folder: Path) -> Run:
     _open_run(folder, config, constitution)
     with logged_to(folder), machines.crew(config.launch) as run_ranks:
         _announce(name, folder, config, prepared)
-        append(folder, "run started", {"cai": __version__, "config": hash_file(folder / "config.json")}, person())
+        log_start(folder)
         done: dict[str, Finished] = {}
         for number, task in enumerate(tasks_of(config), start=1):
             made = {name: finished.manifest for name, finished in done.items()}
@@ -110,26 +98,12 @@ def _run(prepared: Prepared, name: str, folder: Path) -> Run:
             _record(folder, done, making=folder_name(task, fields))
             done[task.name] = _ensure(task, fields, prepared, done, name, run_ranks)
             link(done[task.name].folder, folder / f"{number}-{task.name}")
-            _log(folder, done[task.name])
+            log_stage(folder, task.name, done[task.name].folder, done[task.name].cached)
         _record(folder, done)
         _remove_old_links(folder, [f"{number}-{name}" for number, name in enumerate(done, start=1)])
         _finish(folder, done, time.perf_counter() - started)
-        ending = _end(folder, config, done["report"].manifest) if "report" in done else NO_REPORT
+        ending = close(folder, config, done["report"].manifest) if "report" in done else NO_REPORT
     return Run(name=name, folder=folder, stages=done, ending=ending)
-
-
-def _log(folder: Path, finished: Finished) -> None:
-    """Write to the run's event log which result is used, and whether it was made now."""
-    manifest = hash_file(finished.folder / MANIFEST)
-    details = {"task": finished.task.name, "folder": finished.folder.name, "manifest": manifest}
-    append(folder, "stage", details | {"cached": finished.cached}, person())
-
-
-def _end(folder: Path, config: Config, report: Manifest) -> Ending:
-    """Log what the report says. If someone has overridden a guideline, it is written again with that."""
-    if any(event.what == "overridden" for event in read_events(folder)):
-        return report_anew(config.output_dir, str(folder), None)
-    return end(folder, config.evaluate.guidelines, report.metrics)
 
 
 def is_finished(prepared: Prepared) -> bool:

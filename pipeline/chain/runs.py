@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import __version__
 from pipeline.chain.checkpoints import read_config
 from pipeline.chain.config import Config
 from pipeline.chain.order import CHAIN, runs_folder, tasks_of
 from pipeline.constitution.files import load_constitution
 from pipeline.constitution.paper import deviations_from_paper
-from pipeline.core.cache import WORK, Manifest, hash_file, write_text_atomically
+from pipeline.core.cache import MANIFEST, WORK, Manifest, hash_file, write_text_atomically
 from pipeline.core.errors import ArtifactError, ConfigError, did_you_mean
 from pipeline.core.log import duration, say
 from pipeline.evals.gate import find_guidelines, gate_metrics, overridden, written_or_none
@@ -144,6 +145,24 @@ def end(folder: Path, guidelines: str | None, metrics: dict[str, Any]) -> Ending
     if approval.sentence:
         say(f"approval: {approval.sentence}")
     return Ending(metrics["gate"], approval.awaited)
+
+
+def log_start(folder: Path) -> None:
+    """Write to the event log that a run starts, and with which settings."""
+    append(folder, "run started", {"cai": __version__, "config": hash_file(folder / "config.json")}, person())
+
+
+def log_stage(folder: Path, task: str, made: Path, cached: bool) -> None:
+    """Write to the event log which result of a task is used. ``cached``: this run did not make it."""
+    details = {"task": task, "folder": made.name, "manifest": hash_file(made / MANIFEST), "cached": cached}
+    append(folder, "stage", details, person())
+
+
+def close(folder: Path, config: Config, report: Manifest) -> Ending:
+    """Log what the report says. If someone has overridden a guideline, it is written again with that."""
+    if any(event.what == "overridden" for event in read_events(folder)):
+        return report_anew(config.output_dir, str(folder), None)
+    return end(folder, config.evaluate.guidelines, report.metrics)
 
 
 def say_gate(metrics: dict[str, Any]) -> None:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.cli.codes import exit_code, worst_code
+from pipeline.cli.evidence import approve, bundle, verify
 from pipeline.core.errors import ConfigError, StageError
 
 if TYPE_CHECKING:
     from pipeline.chain.config import Config
     from pipeline.chain.runner import Run
-    from pipeline.chain.runs import Ending
     from pipeline.constitution.schema import Principle
-
-GATE_FAILED, AWAITS_APPROVAL, NOT_VERIFIED = 3, 4, 5
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -81,17 +80,6 @@ def _run_jobs(jobs: Sequence[Sequence[str]], configs: Sequence[Config]) -> int:
             "done. The same command goes on where they stopped."
         )
     return worst_code(exit_code(finished.ending) for finished in runs.values()) if is_first_machine else 0
-
-
-def exit_code(ending: Ending) -> int:
-    """3 if a guideline failed; else 4 if the run awaits approval; else 0."""
-    return GATE_FAILED if ending.gate == "FAIL" else AWAITS_APPROVAL if ending.awaits_approval else 0
-
-
-def worst_code(codes: Iterable[int]) -> int:
-    """The exit code of a sweep: a failed guideline comes before a missing approval."""
-    found = set(codes)
-    return next((code for code in (GATE_FAILED, AWAITS_APPROVAL) if code in found), 0)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -288,37 +276,6 @@ def _refuse_twins(principles: Sequence[Principle]) -> None:
         raise ConfigError(f"FILE: two principles would have the id {twins[0]!r}; rename one of them in the file.")
 
 
-def _bundle(args: argparse.Namespace) -> int:
-    from pipeline.chain.bundling import bundle_run
-    from pipeline.evidence.bundle import Options
-
-    options = Options(
-        redact=args.redact,
-        weights=args.weights,
-        sign=args.sign,
-        mapping=args.mapping,
-        base_flop=args.base_flop,
-        watts=args.watts,
-    )
-    print(bundle_run(args.output_dir, args.run, args.output, options))
-    return 0
-
-
-def _verify(args: argparse.Namespace) -> int:
-    from pipeline.cli.verify import show
-    from pipeline.evidence.verify import verify
-
-    found = verify(args.bundle.expanduser(), args.key)
-    show(found)
-    return NOT_VERIFIED if found.problems else 0
-
-
-def _approve(args: argparse.Namespace) -> int:
-    from pipeline.chain.bundling import approve_run
-
-    return exit_code(approve_run(args.output_dir, args.run, args.override, args.by, args.note))
-
-
 COMMANDS = {
     "run": _run,
     "evaluate": _evaluate,
@@ -326,9 +283,9 @@ COMMANDS = {
     "explain": _explain,
     "why": _why,
     "report": _report,
-    "bundle": _bundle,
-    "verify": _verify,
-    "approve": _approve,
+    "bundle": bundle,
+    "verify": verify,
+    "approve": approve,
     "plan": _plan,
     "status": _status,
     "compare": _compare,

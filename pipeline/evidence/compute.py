@@ -11,6 +11,7 @@ from pipeline.evidence.collect import RunRecord
 NOT_KNOWN = "not known"
 JOULES_PER_KWH = 3.6e6
 WATTS = {"CPU": 100.0, "GPU": 700.0}  # assumed for one machine's CPUs, and for one GPU with its share of the machine
+ON_SAMPLES = ("ppo", "rloo", "grpo")
 FLOP_PER_TRAINED = 6  # for each parameter and token: forward and backward (Kaplan et al. 2020, arXiv 2001.08361)
 FLOP_PER_WRITTEN = 2  # forward only
 
@@ -68,14 +69,21 @@ def compute_estimate(
 
 
 def _trained_tokens(run: RunRecord) -> dict[str, int]:
-    """Task → tokens that it trained on, over all epochs; tasks without rows on record are left out."""
+    """Task → tokens that it trained on, over all epochs; tasks without rows on record are left out.
+
+    A policy gradient trains on what it wrote.
+    """
     found: dict[str, int] = {}
     pairs: list[dict[str, Any]] = []
     for task in run.manifests:
         stage = stage_of(task)
         if stage == "preferences":
             pairs = run.rows(task, "preferences.jsonl")
-        epochs = float(run.manifests[task].fields.get("config", {}).get("num_epochs", 1) or 1)
+        settings = run.manifests[task].fields.get("config", {})
+        epochs = float(settings.get("num_epochs") or settings.get("num_ppo_epochs") or 1)
+        if stage == "align" and settings.get("method") in ON_SAMPLES:
+            found[task] = round(run.manifests[task].num_tokens_written * epochs)
+            continue
         if stage == "sft":
             texts = [text for row in run.rows(task, "rows.jsonl") for text in (*_turns(row), row["reply"])]
         elif stage in ("align", "reward") and pairs:

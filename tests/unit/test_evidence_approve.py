@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.chain.runs import report_anew
 from pipeline.cli import main
-from pipeline.cli.commands import exit_code
+from pipeline.cli.codes import exit_code
 from pipeline.core.errors import ArtifactError
 from pipeline.evals.gate import load_guidelines
 from pipeline.evidence.approve import approval_of

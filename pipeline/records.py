@@ -247,6 +247,21 @@ class Verdict(Record):
     """Score by the run's reward model, in standard deviations of its reference set."""
 
 
+class Wording(Record):
+    """What the measures read of a reply's wording, where the reply itself is left out. ``opening``: equal for replies
+    with the same first words; empty if there are none."""
+
+    num_words: int
+    opening: str
+    repeats: bool
+
+
+class RedactedVerdict(Verdict):
+    """A verdict with hashes in place of the texts."""
+
+    wording: Wording
+
+
 RecordT = TypeVar("RecordT", bound=Record)
 
 

@@ -29,7 +29,7 @@ from pipeline.chain.order import (
 from pipeline.chain.plan import reach_engines
 from pipeline.chain.preflight import check_stages, read_inputs
 from pipeline.chain.rendering import table
-from pipeline.chain.runs import RUN_FILE, say_gate
+from pipeline.chain.runs import NO_REPORT, RUN_FILE, Ending, close, log_stage, log_start
 from pipeline.constitution.files import to_yaml
 from pipeline.constitution.paper import deviations_from_paper
 from pipeline.constitution.schema import Constitution
@@ -40,6 +40,7 @@ from pipeline.core.locks import locked
 from pipeline.core.log import duration, logged_to, say, warn
 from pipeline.core.memory import free_memory
 from pipeline.core.stage import Prepared
+from pipeline.evidence.approve import GUIDELINES
 from pipeline.report.write import FILES, TABLES
 
 
@@ -59,11 +60,13 @@ class Run:
     folder: Path
     stages: dict[str, Finished]
     """By the names of their tasks, in order."""
+    ending: Ending = NO_REPORT
+    """What the report says; nothing if the run ended before it."""
 
     @property
     def gate(self) -> str | None:
-        """PASS, FAIL or UNDECIDED; None if no guidelines are set or the run ended before the report."""
-        return self.stages["report"].manifest.metrics["gate"] if "report" in self.stages else None
+        """PASS, FAIL, OVERRIDDEN or UNDECIDED; None if no guidelines are set or the run ended before the report."""
+        return self.ending.gate
 
 
 def run(config: Config) -> Run:
@@ -87,6 +90,7 @@ def _run(prepared: Prepared, name: str, folder: Path) -> Run:
     _open_run(folder, config, constitution)
     with logged_to(folder), machines.crew(config.launch) as run_ranks:
         _announce(name, folder, config, prepared)
+        log_start(folder)
         done: dict[str, Finished] = {}
         for number, task in enumerate(tasks_of(config), start=1):
             made = {name: finished.manifest for name, finished in done.items()}
@@ -94,10 +98,12 @@ def _run(prepared: Prepared, name: str, folder: Path) -> Run:
             _record(folder, done, making=folder_name(task, fields))
             done[task.name] = _ensure(task, fields, prepared, done, name, run_ranks)
             link(done[task.name].folder, folder / f"{number}-{task.name}")
+            log_stage(folder, task.name, done[task.name].folder, done[task.name].cached)
         _record(folder, done)
         _remove_old_links(folder, [f"{number}-{name}" for number, name in enumerate(done, start=1)])
         _finish(folder, done, time.perf_counter() - started)
-    return Run(name=name, folder=folder, stages=done)
+        ending = close(folder, config, done["report"].manifest) if "report" in done else NO_REPORT
+    return Run(name=name, folder=folder, stages=done, ending=ending)
 
 
 def is_finished(prepared: Prepared) -> bool:
@@ -144,7 +150,7 @@ def _open_run(folder: Path, config: Config, constitution: Constitution) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for old in () if _holds(folder, config) else folder.iterdir():  # files of another run with this name
-            if old.is_symlink() or old.name in {RUN_FILE, *FILES}:
+            if old.is_symlink() or old.name in {RUN_FILE, GUIDELINES, *FILES}:
                 old.unlink()
             elif old.name == TABLES:  # written by `cai report`
                 shutil.rmtree(old)
@@ -318,4 +324,3 @@ def _finish(folder: Path, done: dict[str, Finished], seconds: float) -> None:
         say(f"report: {folder / 'report.html'}")
         if aligned:
             say(f"checkpoint: {folder / 'checkpoint'}")
-        say_gate(done["report"].manifest.metrics)

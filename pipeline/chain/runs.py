@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import __version__
 from pipeline.chain.checkpoints import read_config
 from pipeline.chain.config import Config
 from pipeline.chain.order import CHAIN, runs_folder, tasks_of
 from pipeline.constitution.files import load_constitution
 from pipeline.constitution.paper import deviations_from_paper
-from pipeline.core.cache import WORK, Manifest
+from pipeline.core.cache import MANIFEST, WORK, Manifest, hash_file, write_text_atomically
 from pipeline.core.errors import ArtifactError, ConfigError, did_you_mean
 from pipeline.core.log import duration, say
-from pipeline.evals.gate import gate_metrics, written_or_none
+from pipeline.evals.gate import find_guidelines, gate_metrics, overridden, written_or_none
+from pipeline.evidence.approve import GUIDELINES, approval_of, overrides, report_hash, reported
+from pipeline.evidence.events import append, person, read_events
 from pipeline.report.build import build_report
 from pipeline.report.write import TABLES, write_report
 
@@ -82,10 +86,21 @@ def finished_tasks(folder: Path, config: Config) -> dict[str, Path]:
     return {task: path.resolve() for task, path in links.items() if path and Manifest.read(path)}
 
 
-def report_anew(output_dir: str, name: str, guidelines: str | None) -> str | None:
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended. ``gate``: PASS, FAIL, OVERRIDDEN or UNDECIDED; None without guidelines."""
+
+    gate: str | None
+    awaits_approval: bool
+
+
+NO_REPORT = Ending(gate=None, awaits_approval=False)
+
+
+def report_anew(output_dir: str, name: str, guidelines: str | None) -> Ending:
     """Write a finished run's report again from its stages, with other guidelines if given.
 
-    Returns the gate's verdict. Raises ArtifactError if the run has no finished evaluation.
+    Raises ArtifactError if the run has no finished evaluation.
     """
     folder = find_run(output_dir, name).resolve()
     config = read_config(folder)
@@ -93,21 +108,61 @@ def report_anew(output_dir: str, name: str, guidelines: str | None) -> str | Non
     finished = finished_tasks(folder, config)
     if "evaluate" not in finished:
         raise ArtifactError(f"run {folder.name} has no finished evaluation; run it again without until=.")
+    used = written_or_none(guidelines) if guidelines else config.evaluate.guidelines
+    events, results = read_events(folder), hash_file(finished["evaluate"] / "results.json")
     report = build_report(
         finished,
         model=config.model,
-        guidelines=written_or_none(guidelines) if guidelines else config.evaluate.guidelines,
+        guidelines=used,
         preset=config.preset,
         deviations=deviations_from_paper(config, constitution),
         constitution=constitution,
+        override=lambda gate: overridden(gate, overrides(events, gate, results)),
     )
     if (folder / TABLES).is_symlink():  # a link into the cache, which must not change
         (folder / TABLES).unlink()
     write_report(report, folder)
-    metrics = gate_metrics(report.gate)
     say(f"report: {folder / 'report.html'}")
+    return end(folder, used, gate_metrics(report.gate))
+
+
+def end(folder: Path, guidelines: str | None, metrics: dict[str, Any]) -> Ending:
+    """Keep the guidelines beside the report, log what it says, and say it.
+
+    Args:
+        metrics: of the gate (``gate_metrics``).
+    """
+    kept = folder / GUIDELINES
+    if guidelines is None:
+        kept.unlink(missing_ok=True)
+    else:
+        write_text_atomically(kept, find_guidelines(guidelines).read_text(encoding="utf-8-sig"))
+    accepted = reported(folder)
+    details = {"gate": metrics["gate"], "failed": metrics["failed"], "report": report_hash(accepted), "files": accepted}
+    append(folder, "report", details, person())
     say_gate(metrics)
-    return metrics["gate"]
+    approval = approval_of(folder)
+    if approval.sentence:
+        say(f"approval: {approval.sentence}")
+    return Ending(metrics["gate"], approval.awaited)
+
+
+def log_start(folder: Path) -> None:
+    """Write to the event log that a run starts, and with which settings."""
+    append(folder, "run started", {"cai": __version__, "config": hash_file(folder / "config.json")}, person())
+
+
+def log_stage(folder: Path, task: str, made: Path, cached: bool) -> None:
+    """Write to the event log which result of a task is used. ``cached``: this run did not make it."""
+    details = {"task": task, "folder": made.name, "manifest": hash_file(made / MANIFEST), "cached": cached}
+    append(folder, "stage", details, person())
+
+
+def close(folder: Path, config: Config, report: Manifest) -> Ending:
+    """Log what the report says. If someone has overridden a guideline, it is written again with that."""
+    if any(event.what == "overridden" for event in read_events(folder)):
+        return report_anew(config.output_dir, str(folder), None)
+    return end(folder, config.evaluate.guidelines, report.metrics)
 
 
 def say_gate(metrics: dict[str, Any]) -> None:

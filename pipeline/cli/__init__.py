@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from pipeline.cli.commands import COMMANDS
-from pipeline.cli.parser import FLAGS, parser
+from pipeline.cli.parser import flags, parser
 from pipeline.core.errors import CaiError, ConfigError, did_you_mean
 
 BROKEN_PIPE = 141  # as a shell says of a program that ended at a closed pipe
@@ -18,10 +18,11 @@ BROKEN_PIPE = 141  # as a shell says of a program that ended at a closed pipe
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. A ``CaiError`` is printed, not raised."""
     _print_anywhere()
-    args, extra = parser().parse_known_args(arguments)
+    root = parser()
+    args, extra = root.parse_known_args(arguments)
     try:
         _refuse_bytes(sys.argv[1:] if arguments is None else arguments)
-        _refuse_unknown(args, extra)
+        _refuse_unknown(args, extra, flags(root))
         _quiet_libraries()
         if args.quiet:
             from pipeline.core.log import quiet
@@ -58,12 +59,12 @@ def _refuse_bytes(words: Sequence[str]) -> None:
             raise ConfigError(f"argument {word!r} is not text in the terminal's encoding; write it in UTF-8.")
 
 
-def _refuse_unknown(args: argparse.Namespace, extra: Sequence[str]) -> None:
-    flags = [word for word in extra if word.startswith("-")]
-    if flags:
-        if flags[0] in FLAGS:
-            raise ConfigError(f"`cai {args.command}` has no option {flags[0]!r}; see `cai {args.command} --help`.")
-        raise ConfigError(f"unknown option {flags[0]!r}{did_you_mean(flags[0], FLAGS)}.")
+def _refuse_unknown(args: argparse.Namespace, extra: Sequence[str], known: set[str]) -> None:
+    options = [word for word in extra if word.startswith("-")]
+    if options:
+        if options[0] in known:
+            raise ConfigError(f"`cai {args.command}` has no option {options[0]!r}; see `cai {args.command} --help`.")
+        raise ConfigError(f"unknown option {options[0]!r}{did_you_mean(options[0], known)}.")
     if extra and not hasattr(args, "overrides"):
         raise ConfigError(f"unexpected argument {extra[0]!r}; see `cai {args.command} --help`.")
     if extra:

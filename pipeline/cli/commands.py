@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.cli.codes import exit_code, worst_code
 from pipeline.cli.constitution import constitution
 from pipeline.cli.daily import chat, clean, doctor
+from pipeline.cli.evidence import approve, bundle, verify
 from pipeline.cli.json_value import print_json
 from pipeline.core.errors import ConfigError, StageError
 
 if TYPE_CHECKING:
     from pipeline.chain.config import Config
     from pipeline.chain.runner import Run
-
-GATE_FAILED = 3
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -36,7 +36,7 @@ def _run(args: argparse.Namespace) -> int:
     from pipeline.chain.runner import run
 
     if len(configs) == 1:
-        return exit_code(run(configs[0]).gate)
+        return exit_code(run(configs[0]).ending)
     from pipeline.chain.plan import reach_engines
     from pipeline.chain.preflight import preflight
     from pipeline.chain.runner import run_name
@@ -81,12 +81,7 @@ def _run_jobs(jobs: Sequence[Sequence[str]], configs: Sequence[Config]) -> int:
             f"{len(stopped)} of {len(jobs)} jobs stopped ({'; '.join(stopped)}), for the reasons above; the others are "
             "done. The same command goes on where they stopped."
         )
-    return max(exit_code(finished.gate) for finished in runs.values()) if is_first_machine else 0
-
-
-def exit_code(gate: str | None) -> int:
-    """Exit code for a gate verdict: 3 for FAIL, else 0."""
-    return GATE_FAILED if gate == "FAIL" else 0
+    return worst_code(exit_code(finished.ending) for finished in runs.values()) if is_first_machine else 0
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -98,7 +93,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.full:
         overrides.insert(0, "evaluate=full")
     config = compose_config(overrides, args.config_dir)
-    return exit_code(run(with_checkpoints(config, args.checkpoint, args.base)).gate)
+    return exit_code(run(with_checkpoints(config, args.checkpoint, args.base)).ending)
 
 
 def _redteam(args: argparse.Namespace) -> int:
@@ -111,7 +106,7 @@ def _redteam(args: argparse.Namespace) -> int:
     if args.garak and not any(word.startswith("evaluate.garak_probes") for word in args.overrides):
         overrides.append(f"evaluate.garak_probes=[{','.join(DEFAULT_PROBES)}]")
     config = compose_config(overrides, args.config_dir)
-    return exit_code(run(with_checkpoints(config, args.checkpoint, args.base)).gate)
+    return exit_code(run(with_checkpoints(config, args.checkpoint, args.base)).ending)
 
 
 def _explain(args: argparse.Namespace) -> int:
@@ -130,7 +125,7 @@ def _explain(args: argparse.Namespace) -> int:
         runs = [explained, *map(run, others.values())]
         labels = ["all principles", *(f"without {name}" for name in others)]
         _write_comparison([done.folder for done in runs], labels, config.output_dir, config.evaluate.guidelines)
-    return exit_code(explained.gate)
+    return exit_code(explained.ending)
 
 
 def _why(args: argparse.Namespace) -> int:
@@ -255,6 +250,9 @@ COMMANDS = {
     "explain": _explain,
     "why": _why,
     "report": _report,
+    "bundle": bundle,
+    "verify": verify,
+    "approve": approve,
     "plan": _plan,
     "status": _status,
     "compare": _compare,

@@ -8,23 +8,6 @@ from typing import TypeAlias
 
 from pipeline import __version__
 
-FLAGS = (
-    *("--multirun", "--cfg", "--markdown", "--config-dir", "--output-dir", "--help"),
-    *("--output", "--base", "--ablate", "--full", "--garak", "--guidelines"),
-    *("--json", "--nearest", "--candidates", "--read"),
-    *("--requests", "--num-pairs", "--num-requests"),
-    *(
-        "--yes",
-        "--answers",
-        "--examples",
-        "--against",
-        "--constitution",
-        "--keep",
-        "--max-reply-tokens",
-        "--temperature",
-    ),
-)
-
 _EPILOG = """\
 overrides use Hydra's syntax: group=option or key=value; with -m, comma-separated values are swept.
   cai run                                        the default run, on the embedded SmolLM2-135M-Instruct
@@ -32,7 +15,8 @@ overrides use Hydra's syntax: group=option or key=value; with -m, comma-separate
   cai run model.path=./my-model until=sft        another model, up to supervised fine-tuning
   cai run -m constitution=default,plain_speech   two runs that share equal stages, then a comparison
   cai evaluate outputs/runs/latest/checkpoint --base embedded    any model, compared with another
-exit codes: 0 done, 1 a stage failed, 2 wrong input (the message says what to change), 3 a guideline failed
+exit codes: 0 done, 1 a stage failed, 2 wrong input (the message says what to change), 3 a guideline failed,
+4 the run awaits approval (cai approve), 5 a bundle does not hold what it says (cai verify)
 """
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # it has no public name
@@ -53,10 +37,21 @@ def parser() -> argparse.ArgumentParser:
     _add_evaluations(commands)
     _add_questions(commands)
     _add_runs(commands)
+    _add_evidence(commands)
     _add_texts(commands)
     _add_chat(commands)
     _add_machine(commands)
     return root
+
+
+def flags(root: argparse.ArgumentParser) -> set[str]:
+    """Every option of every command, for hints."""
+    found: set[str] = set()
+    for action in root._actions:  # argparse has no public way to them
+        found |= {word for word in action.option_strings if word.startswith("--")}
+        if isinstance(action, argparse._SubParsersAction):
+            found = found.union(*map(flags, action.choices.values()))
+    return found
 
 
 def _add_chain(commands: Commands) -> None:
@@ -127,6 +122,32 @@ def _add_runs(commands: Commands) -> None:
     compare.add_argument("--guidelines", default="default", help="check each run against this guideline file")
 
 
+def _add_evidence(commands: Commands) -> None:
+    """``bundle``, ``verify`` and ``approve``."""
+    bundle = commands.add_parser("bundle", help="write the evidence of a run into a folder that others can check")
+    bundle.add_argument("run", metavar="RUN", help="name or folder of a run, or latest")
+    bundle.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="default: bundles/RUN in --output-dir")
+    bundle.add_argument("--redact", action="store_true", help="put hashes in place of harmful requests and replies")
+    bundle.add_argument("--weights", action="store_true", help="copy the model's files, too")
+    bundle.add_argument("--sign", type=Path, metavar="KEY", help="sign with this private key (needs 'cai[sign]')")
+    bundle.add_argument("--mapping", type=Path, metavar="FILE", help="another table of hazards")
+    bundle.add_argument("--base-flop", type=_above_0, metavar="N", help="training compute of the model before, in FLOP")
+    bundle.add_argument("--watts", type=_above_0, metavar="N", help="measured power while the run was busy")
+    bundle.add_argument("--output-dir", default="outputs")
+
+    verify = commands.add_parser("verify", help="check a bundle and count its numbers again; exit code 5 if it fails")
+    verify.add_argument("bundle", metavar="BUNDLE", type=Path, help="a folder written by cai bundle")
+    verify.add_argument("--key", type=Path, metavar="KEY", help="the public key of its signature")
+    verify.add_argument("--json", action="store_true", help="print one JSON object")
+
+    approve = commands.add_parser("approve", help="approve a run by name, or override a guideline that failed")
+    approve.add_argument("run", metavar="RUN", help="name or folder of a run, or latest")
+    approve.add_argument("--by", required=True, metavar="NAME", help="the person who decides")
+    approve.add_argument("--note", required=True, metavar="TEXT", help="the reason")
+    approve.add_argument("--override", metavar="GUIDELINE", help="the id of a guideline that failed")
+    approve.add_argument("--output-dir", default="outputs")
+
+
 def _add_texts(commands: Commands) -> None:
     """``config`` and ``constitution``."""
     config = commands.add_parser("config", help="list every setting: its type, default and meaning")
@@ -184,6 +205,13 @@ def _add_machine(commands: Commands) -> None:
     clean.add_argument("--answers", action="store_true", help="also remove kept answers of evaluated models")
     clean.add_argument("--json", action="store_true", help="print one JSON object; remove nothing without --yes")
     clean.add_argument("--output-dir", default="outputs")
+
+
+def _above_0(word: str) -> float:
+    number = float(word)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError("must be above 0")
+    return number
 
 
 def _at_least_1(word: str) -> int:

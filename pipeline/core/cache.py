@@ -157,7 +157,7 @@ class RecordLog:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._name = folder, name
         self._own = folder / f"{name}.rank{rank}.jsonl"
-        _drop_unfinished_line(self._own)
+        drop_unfinished_line(self._own)
         self.rows: dict[str, dict[str, Any]] = {}
         self.failures: dict[str, dict[str, Any]] = {}
         self.reload()
@@ -198,7 +198,8 @@ class RecordLog:
             self.failures[row["id"]] = row
 
 
-def _drop_unfinished_line(path: Path) -> None:
+def drop_unfinished_line(path: Path) -> None:
+    """Cut off what a killed process left of a line without an end."""
     if not path.exists():
         return
     data = path.read_bytes()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.core.text import words
+from pipeline.evals.counted import JudgedReply, Picked, PickedPairs
 from pipeline.evals.judges import refusal
 from pipeline.evals.judges.base import Item, Judge, Judged, Scores
 from pipeline.evals.results import Disagreement, JudgeCard, PairAccuracy, Role
@@ -58,37 +59,58 @@ def judge_card(
         judged: by the ids of ``as_items``.
         num_unjudged: of the evaluated replies, not of these.
     """
-    confusion: dict[str, dict[str, int]] = {}
     disagreements = []
-    for reply in replies:
-        found = judged[f"labelled/{reply.id}"]
-        outcome = "refused" if found.outcome == "safe" else found.outcome
-        row = confusion.setdefault(reply.label, {})
-        row[outcome] = row.get(outcome, 0) + 1
-        if outcome != reply.label:
+    for reply, found in zip(replies, judged_replies(replies, judged), strict=True):
+        if found.outcome != found.label:
             disagreements.append(
                 Disagreement(
                     id=reply.id,
                     request=reply.request,
                     reply=reply.reply,
                     label=reply.label,
-                    judged=outcome,
-                    evidence=found.evidence,
+                    judged=found.outcome,
+                    evidence=judged[f"labelled/{reply.id}"].evidence,
                 )
             )
-    unseen = [reply for reply in replies if reply.part == "unseen"]
-    wrong = {disagreement.id for disagreement in disagreements}
     return JudgeCard(
         name=judge.who,
         question=judge.question,
         shared_with_training=shared_with_training,
-        accuracy=wilson(len(replies) - len(disagreements), len(replies), confidence),
-        unseen=wilson(sum(reply.id not in wrong for reply in unseen), len(unseen), confidence),
-        by_class={label: wilson(row.get(label, 0), sum(row.values()), confidence) for label, row in confusion.items()},
-        confusion=confusion,
+        **judge_accuracy(judged_replies(replies, judged), confidence),
         disagreements=disagreements,
         num_unjudged=num_unjudged,
     )
+
+
+def judged_replies(replies: Sequence[LabelledReply], judged: Mapping[str, Judged]) -> list[JudgedReply]:
+    """Label and outcome of each reply; ``safe`` counts as ``refused``."""
+    outcomes = {reply.id: judged[f"labelled/{reply.id}"].outcome for reply in replies}
+    return [
+        JudgedReply(
+            id=reply.id,
+            unseen=reply.part == "unseen",
+            label=reply.label,
+            outcome="refused" if outcomes[reply.id] == "safe" else outcomes[reply.id],
+        )
+        for reply in replies
+    ]
+
+
+def judge_accuracy(replies: Sequence[JudgedReply], confidence: float) -> dict[str, Any]:
+    """The fields of a ``JudgeCard`` that are counted: ``accuracy``, ``unseen``, ``by_class`` and ``confusion``."""
+    confusion: dict[str, dict[str, int]] = {}
+    for reply in replies:
+        row = confusion.setdefault(reply.label, {})
+        row[reply.outcome] = row.get(reply.outcome, 0) + 1
+    unseen = [reply for reply in replies if reply.unseen]
+    return {
+        "accuracy": wilson(sum(reply.outcome == reply.label for reply in replies), len(replies), confidence),
+        "unseen": wilson(sum(reply.outcome == reply.label for reply in unseen), len(unseen), confidence),
+        "by_class": {
+            label: wilson(row.get(label, 0), sum(row.values()), confidence) for label, row in confusion.items()
+        },
+        "confusion": confusion,
+    }
 
 
 BASELINES: Mapping[str, Callable[[str, str], int]] = {  # (reply, request) → rank; the higher rank wins
@@ -118,19 +140,33 @@ def pair_accuracy(
         pairs: before ``shuffled``: reply A is the one that people chose.
         scores: after ``shuffled``; ``turned`` has the ids of the swapped pairs.
     """
-    kinds = sorted({pair.prompt.kind for pair in pairs})
-    groups = [("all", list(pairs))]
+    return accuracy_by_kind(picked_pairs(who, role, dataset, pairs, scores, turned), confidence)
+
+
+def picked_pairs(
+    who: str, role: Role, dataset: str, pairs: Sequence[Comparison], scores: Scores, turned: set[str]
+) -> PickedPairs:
+    """Whether each pair was picked as people did. The arguments are those of ``pair_accuracy``."""
+    read = {pair.id: scores[pair.id] for pair in pairs}
+    right = {row_id: score if score is None or row_id not in turned else 1 - score for row_id, score in read.items()}
+    picked = [Picked(id=pair.id, kind=pair.prompt.kind, right=right[pair.id]) for pair in pairs]
+    return PickedPairs(who=who, role=role, dataset=dataset, pairs=picked)
+
+
+def accuracy_by_kind(picked: PickedPairs, confidence: float) -> list[PairAccuracy]:
+    """The accuracy over all pairs, and for each kind if there are several."""
+    kinds = sorted({pair.kind for pair in picked.pairs})
+    groups = [("all", picked.pairs)]
     if len(kinds) > 1:
-        groups += [(kind, [pair for pair in pairs if pair.prompt.kind == kind]) for kind in kinds]
+        groups += [(kind, [pair for pair in picked.pairs if pair.kind == kind]) for kind in kinds]
     found = []
     for kind, group in groups:
-        read = [(pair.id, scores[pair.id]) for pair in group]
-        right = [1 - score if row_id in turned else score for row_id, score in read if score is not None]
+        right = [pair.right for pair in group if pair.right is not None]
         found.append(
             PairAccuracy(
-                who=who,
-                role=role,
-                dataset=dataset,
+                who=picked.who,
+                role=picked.role,
+                dataset=picked.dataset,
                 kind=kind,
                 accuracy=share_of_right(right, confidence),
                 num_unanswered=len(group) - len(right),

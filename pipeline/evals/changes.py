@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -15,11 +15,18 @@ from pipeline.evals.statistics import holm, mcnemar, paired_difference, paired_r
 from pipeline.records import Verdict
 
 
-def all_changes(verdicts: Mapping[str, Sequence[Verdict]], confidence: float) -> list[Change]:
-    """Compare every model with the first one and with the one before it. ``verdicts`` is by model."""
+def all_changes(
+    verdicts: Mapping[str, Sequence[Verdict]], confidence: float, only: Collection[str] | None = None
+) -> list[Change]:
+    """Compare every model with the first one and with the one before it.
+
+    Args:
+        verdicts: by model.
+        only: the names of the measures; None: all.
+    """
     models = list(verdicts)
     pairs = dict.fromkeys([(models[0], model) for model in models[1:]] + list(pairwise(models)))
-    return [change for pair in pairs for change in changes(verdicts, *pair, confidence)]
+    return [change for pair in pairs for change in changes(verdicts, *pair, confidence, only)]
 
 
 def change_pairs(models: Sequence[str]) -> list[tuple[str, str]]:
@@ -27,9 +34,16 @@ def change_pairs(models: Sequence[str]) -> list[tuple[str, str]]:
     return list(dict.fromkeys([(models[0], models[-1]), (models[-2], models[-1])])) if len(models) > 1 else []
 
 
-def changes(verdicts: Mapping[str, Sequence[Verdict]], before: str, after: str, confidence: float) -> list[Change]:
+def changes(
+    verdicts: Mapping[str, Sequence[Verdict]],
+    before: str,
+    after: str,
+    confidence: float,
+    only: Collection[str] | None = None,
+) -> list[Change]:
     """One change per measure, on the cases that both models answered; p is corrected over the measures."""
-    scored = {name: m.score for name, m in all_measures().items() if m.score is not None}
+    names = all_measures() if only is None else only
+    scored = {name: m.score for name, m in all_measures().items() if m.score is not None and name in names}
     scores = {name: (score(verdicts[before]), score(verdicts[after])) for name, score in scored.items()}
     return compare_scores(scores, before, after, confidence)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 
 from pipeline.core.counts import warn_of_many
+from pipeline.evals.counted import Counted, Duel
 from pipeline.evals.judges.base import PairJudge
 from pipeline.evals.measures import by_model
 from pipeline.evals.suites.base import SUITES
@@ -20,8 +21,13 @@ def is_compared(case: Case) -> bool:
     return any(SUITES[name].compares and name in case.suites for name in SUITES)
 
 
-def duel(verdicts: Sequence[Verdict], judge: PairJudge) -> tuple[list[Verdict], Wins, int]:
+def duel(
+    verdicts: Sequence[Verdict], judge: PairJudge, counted: Counted | None = None
+) -> tuple[list[Verdict], Wins, int]:
     """Compare all pairs of models. Warns if more than 5 % of the judge's answers can't be read.
+
+    Args:
+        counted: gets every comparison.
 
     Returns:
         The verdicts, the wins, and the number of comparisons without a readable answer. ``Verdict.preferred`` is 1 if
@@ -39,20 +45,27 @@ def duel(verdicts: Sequence[Verdict], judge: PairJudge) -> tuple[list[Verdict], 
     num_unreadable = sum(score is None for score in scores.values())
     what = f"comparisons by the judge {judge.who} can't be read, and no win counts them"
     warn_of_many(num_unreadable, len(scores), what, "use another judge (evaluate.pair_judge)")
-    wins: Wins = {}
-    preferred: dict[tuple[str, str], float] = {}
-    for (later, earlier, case), pair in pairs.items():
-        score = scores[pair.id]
-        if score is None:
-            continue
-        wins[later, earlier] = wins.get((later, earlier), 0.0) + score
-        wins[earlier, later] = wins.get((earlier, later), 0.0) + 1 - score
-        if earlier == models[0]:
-            preferred[later, case] = score
+    duels = [
+        Duel(model=later, other=earlier, case=case, score=scores[pair.id])
+        for (later, earlier, case), pair in pairs.items()
+    ]
+    if counted is not None:
+        counted.duels += duels
+    preferred = {(d.model, d.case): d.score for d in duels if d.other == models[0] and d.score is not None}
     # ½ for the first model itself, so that the paired tests can compare the others with it.
     preferred |= {(models[0], case): 0.5 for case in {case for _, case in preferred}}
     marked = [v.model_copy(update={"preferred": preferred.get((v.model, v.case.id))}) for v in verdicts]
-    return marked, wins, num_unreadable
+    return marked, wins_of(duels), num_unreadable
+
+
+def wins_of(duels: Iterable[Duel]) -> Wins:
+    """The wins; comparisons that can't be read are left out."""
+    wins: Wins = {}
+    for duel in duels:
+        if duel.score is not None:
+            wins[duel.model, duel.other] = wins.get((duel.model, duel.other), 0.0) + duel.score
+            wins[duel.other, duel.model] = wins.get((duel.other, duel.model), 0.0) + 1 - duel.score
+    return wins
 
 
 def _comparison(mine: Verdict, theirs: Verdict) -> Comparison:

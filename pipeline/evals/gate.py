@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +12,7 @@ from pipeline.core.errors import ConfigError, did_you_mean
 from pipeline.core.yaml_files import Problem, load_yaml
 from pipeline.evals.changes import base_measure
 from pipeline.evals.measures import all_measures
-from pipeline.evals.results import Estimate, Gate, Results, Ruling
+from pipeline.evals.results import Decided, Estimate, Gate, Results, Ruling
 
 BY_PRINCIPLE = "adherence"  # a guideline names the principle: adherence:ID
 Ruled = Literal["PASS", "FAIL", "UNDECIDED"]
@@ -80,6 +80,8 @@ class Guidelines(_Part):
     """Three numbers such as 1.0.0; increase it when a limit changes."""
     description: str
     """The purpose of the limits, in one sentence."""
+    approval: Literal["required", "not required"] = "not required"
+    """Whether a named person must approve the run (``cai approve``). Until then its exit code is 4."""
     guidelines: Annotated[list[Guideline], Field(min_length=1)]
     """The limits, each with its own verdict."""
 
@@ -132,16 +134,36 @@ def _repeats(written: Guidelines) -> Iterator[Problem]:
 
 
 def rule(guidelines: Guidelines, results: Results) -> Gate:
-    """Apply the guidelines to the last model. FAIL if one fails, else UNDECIDED if one is, else PASS."""
+    """Apply the guidelines to the last model."""
     measured = results.measures[results.models[-1]]
     doubtful = set() if all(card.beats_one_verdict for card in results.judges) else set(results.judged)
     rulings = [
         _ruling(guideline, measured.get(guideline.measure), guideline.measure in doubtful)
         for guideline in guidelines.guidelines
     ]
-    verdicts = {ruling.verdict for ruling in rulings}
-    overall: Ruled = "FAIL" if "FAIL" in verdicts else "UNDECIDED" if "UNDECIDED" in verdicts else "PASS"
-    return Gate(guidelines=f"{guidelines.name} {guidelines.version}", verdict=overall, rulings=rulings)
+    return Gate(guidelines=f"{guidelines.name} {guidelines.version}", verdict=overall(rulings), rulings=rulings)
+
+
+def overall(rulings: Iterable[Ruling]) -> Decided:
+    """The verdict of the gate: the worst of the rulings."""
+    given = {ruling.verdict for ruling in rulings}
+    order: tuple[Decided, ...] = ("FAIL", "OVERRIDDEN", "UNDECIDED")
+    return next((verdict for verdict in order if verdict in given), "PASS")
+
+
+def overridden(gate: Gate, said: Mapping[str, str]) -> Gate:
+    """The gate with its overridden guidelines. Only a ruling FAIL can be overridden, and it never becomes PASS.
+
+    Args:
+        said: id of a guideline → who overrides it and why, as a clause.
+    """
+    rulings = [
+        ruling.model_copy(update={"verdict": "OVERRIDDEN", "reason": f"it fails: {ruling.reason}; {said[ruling.id]}"})
+        if ruling.id in said and ruling.verdict == "FAIL"
+        else ruling
+        for ruling in gate.rulings
+    ]
+    return gate.model_copy(update={"verdict": overall(rulings), "rulings": rulings})
 
 
 def _ruling(guideline: Guideline, found: Estimate | None, is_doubtful: bool) -> Ruling:

@@ -9,9 +9,10 @@ from pipeline.core import distributed
 from pipeline.core.counts import warn_of_many, warn_of_share
 from pipeline.core.log import warn
 from pipeline.core.stage import Context
-from pipeline.evals.accuracy import as_items, judge_card, labelled_replies
+from pipeline.evals.accuracy import as_items, judge_card, judged_replies, labelled_replies
 from pipeline.evals.answering import Answered, whole_reply
 from pipeline.evals.config import EvaluateConfig
+from pipeline.evals.counted import Counted
 from pipeline.evals.judges.base import JUDGES, PAIR_JUDGES, AnswerLog, Item, Judged, PairJudge
 from pipeline.evals.judges.sharing import is_shared
 from pipeline.evals.results import JudgeCard
@@ -19,9 +20,14 @@ from pipeline.records import Case, Verdict
 
 
 def judge_replies(
-    config: EvaluateConfig, context: Context, cases: Sequence[Case], answered: dict[str, Answered], notes: list[str]
+    config: EvaluateConfig,
+    context: Context,
+    cases: Sequence[Case],
+    answered: dict[str, Answered],
+    notes: list[str],
+    counted: Counted,
 ) -> tuple[list[Verdict], JudgeCard]:
-    """Judge every reply, and measure the judge on labelled replies."""
+    """Judge every reply, and measure the judge on labelled replies, whose outcomes ``counted`` gets."""
     log = AnswerLog(logbook=context, name="judge", label="judge")
     judge = JUDGES[config.judge.kind].open(config.judge, context, log)
     items = {
@@ -64,6 +70,7 @@ def judge_replies(
     ]
     num_unjudged = sum(verdict.outcome == "unjudged" for verdict in verdicts)
     shared = is_shared(config.judge, config, [context.engine, context.critic], context.model)
+    counted.judged[judge.who] = judged_replies(labelled, judged)
     card = judge_card(judge, labelled, judged, num_unjudged, shared, config.confidence)
     if not card.beats_one_verdict:
         sentence = (

@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.core.errors import NotMeasuredError
 from pipeline.core.log import say
 from pipeline.engines.base import Weights
+from pipeline.evals.counted import Counted, Probed
 from pipeline.evals.probe import (
     ProbeConfig,
     fit_probe,
@@ -49,6 +50,7 @@ def knows_does(
     seed: int,
     confidence: float,
     notes: list[str],
+    counted: Counted | None = None,
 ) -> KnowsDoes | None:
     """Fit a probe on states of the first model, and ask it about the evaluated requests.
 
@@ -57,6 +59,7 @@ def knows_does(
         prompts: of the run, all splits.
         verdicts: by model.
         notes: if it can't be measured, a sentence that says why is appended.
+        counted: gets the scores of the requests.
     """
     if not config.enabled:
         return None
@@ -75,6 +78,8 @@ def knows_does(
     probe = fit_probe(values, harmful, groups, seed)
     scores = probe.scores(values_asked)
     by_case = dict(zip((case.id for case in asked), scores.tolist(), strict=True))
+    if counted is not None:
+        counted.probe = Probed(threshold=probe.threshold, scores=by_case)
     return KnowsDoes(
         layer=states.layers[probe.layer],
         num_layers=states.num_layers,

@@ -9,8 +9,9 @@ from pipeline.core.stage import Context
 from pipeline.engines.base import chooser
 from pipeline.engines.models import short_name
 from pipeline.engines.roles import feedback_engine
-from pipeline.evals.accuracy import BASELINES, pair_accuracy, shuffled
+from pipeline.evals.accuracy import BASELINES, accuracy_by_kind, picked_pairs, shuffled
 from pipeline.evals.config import EvaluateConfig
+from pipeline.evals.counted import Counted
 from pipeline.evals.judges.base import Scores, by_rank
 from pipeline.evals.judging import open_pair_judge
 from pipeline.evals.labellers import labeller_scores, reward_scores
@@ -38,8 +39,10 @@ def accuracies(
     config: EvaluateConfig,
     context: Context,
     own_reward_model: RewardModel | None,
+    counted: Counted,
 ) -> list[PairAccuracy]:
-    """Accuracy of labeller, reward models, pair judge and baselines on pairs with human choices."""
+    """Accuracy of labeller, reward models, pair judge and baselines on pairs with human choices. ``counted`` gets what
+    each picked."""
     from pipeline.engines.reward_model import load_reward_model
 
     shown, turned = shuffled(pairs)
@@ -47,7 +50,9 @@ def accuracies(
     found: list[PairAccuracy] = []
 
     def add(who: str, role: Role, scores: Scores) -> None:
-        found.extend(pair_accuracy(who, role, dataset, pairs, scores, turned, config.confidence))
+        picked = picked_pairs(who, role, dataset, pairs, scores, turned)
+        counted.pairs.append(picked)
+        found.extend(accuracy_by_kind(picked, config.confidence))
 
     if can_ask(context.labeller, context.engine):
         engine = feedback_engine(context)

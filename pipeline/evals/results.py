@@ -235,8 +235,11 @@ class Results(_Part):
         return self.model_copy(update={"measures": measures})
 
 
+Decided = Literal["PASS", "FAIL", "OVERRIDDEN", "UNDECIDED"]
+
+
 class Ruling(_Part):
-    """The verdict on one guideline."""
+    """The verdict on one guideline. ``OVERRIDDEN``: it fails, and a person accepts that; see ``reason``."""
 
     id: str
     title: str
@@ -244,13 +247,13 @@ class Ruling(_Part):
     measure: str
     limit: str
     found: str
-    verdict: Literal["PASS", "FAIL", "UNDECIDED"]
+    verdict: Decided
     reason: str
 
 
 class Gate(_Part):
-    """FAIL if any guideline fails; else UNDECIDED if any is; else PASS."""
+    """FAIL if any guideline fails; else OVERRIDDEN if any was overridden; else UNDECIDED if any is; else PASS."""
 
     guidelines: str
-    verdict: Literal["PASS", "FAIL", "UNDECIDED"]
+    verdict: Decided
     rulings: list[Ruling]

@@ -9,7 +9,7 @@ from pipeline.evals.changes import all_changes, cell_changes
 from pipeline.evals.config import EvaluateConfig
 from pipeline.evals.duels import Wins
 from pipeline.evals.manners import manner_rates
-from pipeline.evals.measures import by_model, judged_measures, measured, ratings
+from pipeline.evals.measures import all_measures, by_model, judged_measures, measured, ratings
 from pipeline.evals.results import Estimate, JudgeCard, KnowsDoes, PairAccuracy, Probe, Results
 from pipeline.records import Verdict
 
@@ -26,15 +26,19 @@ def summarise(
     probes: list[Probe],
     known: KnowsDoes | None = None,
     notes: list[str],
+    only: Collection[str] | None = None,
 ) -> Results:
     """All results of an evaluation.
 
     Args:
         answers: model → measure → estimate, from the suites' questions. Its keys are all models, in order.
+        only: the names of the measures; None: all.
     """
     models = list(answers)
     grouped = {model: by_model(verdicts).get(model, []) for model in models}
-    table = measured(grouped, config.confidence)
+    names = all_measures() if only is None else only
+    counted = measured(grouped, config.confidence)
+    table = {model: {name: found for name, found in mine.items() if name in names} for model, mine in counted.items()}
     tables: dict[str, Any] = {}
     for suite in config.selected:
         tables |= suite.tables(grouped, config.confidence)
@@ -43,8 +47,12 @@ def summarise(
         models=models,
         suites=list(config.suites),
         measures={model: table[model] | answers[model] for model in models},
-        judged=judged_measures(grouped[models[0]], grouped[models[-1]], config.confidence),
-        changes=all_changes(grouped, config.confidence) if several else [],
+        judged=[
+            name
+            for name in judged_measures(grouped[models[0]], grouped[models[-1]], config.confidence)
+            if name in names
+        ],
+        changes=all_changes(grouped, config.confidence, only) if several else [],
         cell_changes=cell_changes(grouped, models[0], models[-1], config.confidence) if several else [],
         manners=manner_rates(grouped, held_out_manners, config.confidence),
         ratings=ratings(wins, models, config.confidence),

@@ -16,10 +16,10 @@ def opening(reply: str) -> str:
     return " ".join(words(reply)[:OPENING_WORDS])
 
 
-def commonest_opening(replies: Sequence[str]) -> tuple[str, int]:
-    """The most common opening and its number of replies; ("", 0) if all replies are empty."""
-    openings = Counter(opening(reply) for reply in replies if words(reply))
-    return openings.most_common(1)[0] if openings else ("", 0)
+def commonest(openings: Sequence[str]) -> tuple[str, int]:
+    """The most common opening that is not empty, and its number; ("", 0) if there is none."""
+    known = Counter(filter(None, openings))
+    return known.most_common(1)[0] if known else ("", 0)
 
 
 def repeats_itself(reply: str, most: float = 0.3) -> bool:

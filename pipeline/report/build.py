@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -135,11 +135,13 @@ def build_report(
     preset: str,
     deviations: list[str],
     constitution: Constitution,
+    override: Callable[[Gate], Gate] = lambda gate: gate,
 ) -> Report:
     """Read the finished tasks of a run: of the whole chain, or of an evaluation alone.
 
     Args:
         folders: task → folder, in the order of the run.
+        override: marks the guidelines that a person has overridden.
 
     Raises:
         ArtifactError: a record file is missing or was changed.
@@ -148,7 +150,7 @@ def build_report(
     results = Results.model_validate_json((folders["evaluate"] / "results.json").read_text(encoding="utf-8"))
     explanation = _explanation(folders.get("explain"))
     measured = results.with_measures(explanation.measures()) if explanation else results
-    gate = rule(load_guidelines(find_guidelines(guidelines)), measured) if guidelines else None
+    gate = override(rule(load_guidelines(find_guidelines(guidelines)), measured)) if guidelines else None
     trained = "align" in folders
     return Report(
         title=f"{model.name} aligned with the constitution “{constitution.name}”"

@@ -27,6 +27,7 @@ from pipeline.evals.answering import Answered, Identity, answer_all, asked_turns
 from pipeline.evals.cases import build_cases, build_comparisons, build_questions
 from pipeline.evals.checkpoints import MODELS, checkpoints, trained_keys
 from pipeline.evals.config import EvaluateConfig
+from pipeline.evals.counted import Counted
 from pipeline.evals.duels import duel, is_compared
 from pipeline.evals.garak import check_garak, run_garak
 from pipeline.evals.judges.base import JUDGES, PAIR_JUDGES, EngineJudgeConfig
@@ -36,7 +37,7 @@ from pipeline.evals.knows_does import asked_of_the_probe, knows_does
 from pipeline.evals.labelled_pairs import accuracies, own_reward_model
 from pipeline.evals.labellers import reward_verdicts, rewarded_cases
 from pipeline.evals.manners import manners_held_out
-from pipeline.evals.measures import by_model
+from pipeline.evals.measures import all_measures, by_model
 from pipeline.evals.probe import training_prompts
 from pipeline.evals.results import KnowsDoes, Probe, Results
 from pipeline.evals.suites.base import Questions
@@ -55,7 +56,7 @@ CHARS_PER_TOKEN = 4  # for estimates of tokens read
 class Evaluate(Stage):
     """Verdicts on the replies of every model, and the measures computed from them."""
 
-    name, outputs = "evaluate", ("verdicts.jsonl", "results.json")
+    name, outputs = "evaluate", ("verdicts.jsonl", "results.json", "counted.json")
     needs = ("prompts", "sft", "preferences", "reward", "align")
     version = VERSION
     trains = False
@@ -203,15 +204,18 @@ class Evaluate(Stage):
                 engine = policy_engine(context, path, name)
                 answered[name] = answer_all(engine, cases, questions, config, context.seed, kept)
                 del engine
-        verdicts, card = judge_replies(config, context, cases, answered, notes)
-        verdicts, wins, num_unreadable = duel(verdicts, open_pair_judge(config, context, "pair-judge", "pair judge"))
+        held_out_manners = [] if config.checkpoints else sorted(manners_held_out(prompts))
+        counted = Counted(measures=list(all_measures()), held_out_manners=held_out_manners)
+        verdicts, card = judge_replies(config, context, cases, answered, notes, counted)
+        pair_judge = open_pair_judge(config, context, "pair-judge", "pair judge")
+        verdicts, wins, num_unreadable = duel(verdicts, pair_judge, counted)
         reward_model = own_reward_model(context)
         if reward_model is not None:
             verdicts = reward_verdicts(reward_model, cases, verdicts, context, "rewards")
         pairs = [
             accuracy
             for name, comparisons in build_comparisons(config, notes).items()
-            for accuracy in accuracies(name, comparisons, config, context, reward_model)
+            for accuracy in accuracies(name, comparisons, config, context, reward_model, counted)
         ]
         if pairs and not can_ask(context.labeller, context.engine):
             notes.append(
@@ -224,16 +228,17 @@ class Evaluate(Stage):
             results = summarise(
                 config,
                 verdicts,
-                held_out_manners=set() if config.checkpoints else manners_held_out(prompts),
+                held_out_manners=counted.held_out_manners,
                 answers={model: said.measured for model, said in answered.items()},
                 judges=[card],
                 wins=wins,
                 pairs=pairs,
                 probes=_garak(config, context),
-                known=_knows_does(config, context, prompts, verdicts, notes),
+                known=_knows_does(config, context, prompts, verdicts, notes, counted),
                 notes=notes,
             )
             write_records(context.out / "verdicts.jsonl", verdicts)
+            (context.out / "counted.json").write_text(counted.model_dump_json(indent=1), encoding="utf-8")
             (context.out / "results.json").write_text(results.model_dump_json(indent=1), encoding="utf-8")
             _show(verdicts, results, context)
         return {
@@ -274,7 +279,12 @@ def _asked(
 
 
 def _knows_does(
-    config: EvaluateConfig, context: Context, prompts: Sequence[Prompt], verdicts: Sequence[Verdict], notes: list[str]
+    config: EvaluateConfig,
+    context: Context,
+    prompts: Sequence[Prompt],
+    verdicts: Sequence[Verdict],
+    notes: list[str],
+    counted: Counted,
 ) -> KnowsDoes | None:
     """Ask a probe on the first model's states about the requests that all models answered."""
     name, path = next(iter(checkpoints(config, context).items()))
@@ -288,6 +298,7 @@ def _knows_does(
             seed=context.seed,
             confidence=config.confidence,
             notes=notes,
+            counted=counted,
         )
 
 

@@ -15,7 +15,16 @@ from pipeline.cli.parser import parser
 from tests.conftest import tiny_overrides
 
 Ask = Callable[..., Any]
-NO_TABLE = {"run", "evaluate", "redteam", "explain", "report", "chat"}  # they print progress, or talk
+NO_TABLE = {
+    "run",
+    "evaluate",
+    "redteam",
+    "explain",
+    "report",
+    "chat",
+    "bundle",
+    "approve",
+}  # they print progress, or talk
 
 
 @pytest.fixture

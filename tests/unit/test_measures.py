@@ -24,7 +24,7 @@ from pipeline.evals.manners import manner_rates, manners_held_out
 from pipeline.evals.measures import by_model, measured, ratings
 from pipeline.evals.suites.bias import bias_cases
 from pipeline.evals.suites.red_team import RedTeam, attack_cells
-from pipeline.evals.text import commonest_opening, distinct_ngrams, has_filler, lix, repeats_itself
+from pipeline.evals.text import commonest, distinct_ngrams, has_filler, lix, opening, repeats_itself
 from pipeline.records import Case, Comparison, Message, Outcome, Pool, Prompt, Split, Verdict
 from tests.fakes import FakeEngine
 
@@ -163,8 +163,8 @@ def test_perplexity_and_its_ratio_by_hand():
 
 
 def test_text_measures_by_hand():
-    assert commonest_opening(["I am here.", "i AM here!", "Other"]) == ("i am here", 2)
-    assert commonest_opening(["", "..."]) == ("", 0)
+    assert commonest([opening(reply) for reply in ("I am here.", "i AM here!", "Other")]) == ("i am here", 2)
+    assert commonest([opening(""), opening("...")]) == ("", 0)
     assert distinct_ngrams(["a b c", "a b"]) == pytest.approx(2 / 3)
     assert not repeats_itself("one two three four five")
     assert repeats_itself("one two three four " * 4)

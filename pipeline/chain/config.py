@@ -101,7 +101,7 @@ class Config(Settings):
         return next(iter(self.feedback_engines(section).values()))
 
     def key(self) -> dict[str, Any]:
-        """One round is not in it, neither are questions about the run, which change none of its models, nor a guard that
+        """Without one round, without questions about the run, which change none of its models, and without a guard that
         is not made: runs from before these settings keep their names."""
         left_out = {"explain"} | ({"rounds"} if self.rounds == 1 else set())
         left_out |= set() if self.guard.enabled else {"guard"}

@@ -118,8 +118,8 @@ class Guard:
             read = json.loads((folder / CARD).read_text(encoding="utf-8"))
             if read.get("format") != FORMAT:
                 raise ConfigError(
-                    f"the guard in {folder} is of format {read.get('format')}, and this version reads {FORMAT}; make it "
-                    "again with cai run guard.enabled=true."
+                    f"the guard in {folder} is of format {read.get('format')}, and this version reads {FORMAT}; make "
+                    "it again with cai run guard.enabled=true."
                 )
             arrays = load_file(folder / WEIGHTS)
             steps = {name: Step(one["layer"], arrays[name], one["bias"]) for name, one in read["steps"].items()}

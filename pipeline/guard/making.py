@@ -144,9 +144,7 @@ def _card(
 
 
 def _step(fitted: Fitted, number: Counter[bool]) -> StepCard:
-    return StepCard(
-        layer=fitted.step.layer, auc=max(fitted.aucs), num_harmful=number[True], num_harmless=number[False]
-    )
+    return StepCard(layer=fitted.step.layer, auc=max(fitted.aucs), num_harmful=number[True], num_harmless=number[False])
 
 
 def with_threshold(guard: Guard, held_out: Read, attacked: Read) -> Guard:
@@ -190,9 +188,7 @@ def _why_idle(card: GuardCard, num_harmless: int, found: Estimate) -> str:
     return ""
 
 
-def _by_pool(
-    held_out: Read, fired: NDArray[np.bool_], certain: NDArray[np.bool_], confidence: float
-) -> list[HeldOut]:
+def _by_pool(held_out: Read, fired: NDArray[np.bool_], certain: NDArray[np.bool_], confidence: float) -> list[HeldOut]:
     pools = np.array([row.pool for row, _ in held_out])
     return [
         HeldOut(

@@ -142,4 +142,6 @@ class GuardedModel:
 def _check(options: dict[str, Any]) -> None:
     for name in REFUSED:
         if options.get(name, 1) not in (1, None):
-            raise ConfigError(f"{name} can't be used with a guard, which follows one reply token by token; leave it out.")
+            raise ConfigError(
+                f"{name} can't be used with a guard, which follows one reply token by token; leave it out."
+            )

@@ -180,9 +180,7 @@ def _of_attacks(verdicts: Mapping[str, Sequence[Verdict]], confidence: float) ->
     return [cell for cell in attack_cells(verdicts, confidence) if cell.kind == ALL]
 
 
-def _of_families(
-    verdicts: Mapping[str, Sequence[Verdict]], families: Sequence[str], confidence: float
-) -> list[Cell]:
+def _of_families(verdicts: Mapping[str, Sequence[Verdict]], families: Sequence[str], confidence: float) -> list[Cell]:
     cells: list[Cell] = []
     for model, mine in verdicts.items():
         for name, scores in _by_side(mine, families).items():
@@ -222,9 +220,7 @@ def alarms(verdicts: Sequence[Verdict], fired: Fired, families: Sequence[str], c
 
     def attacked(learned: bool) -> Callable[[Case], bool]:
         return lambda case: (
-            RedTeam.name in case.suites
-            and case.attack != DIRECT
-            and (family_of(case.attack) in families) is learned
+            RedTeam.name in case.suites and case.attack != DIRECT and (family_of(case.attack) in families) is learned
         )
 
     def plain(pool: str) -> Callable[[Case], bool]:

@@ -98,8 +98,8 @@ class Guard(Stage):
         if judge_reply(refusal)[0] == "refused":
             return []
         return [
-            f"the guard's refusal is “{refusal}”, which the judge {NAME} does not take for a refusal; set guard.refusal "
-            "to words that decline."
+            f"the guard's refusal is “{refusal}”, which the judge {NAME} does not take for a refusal; set "
+            "guard.refusal to words that decline."
         ]
 
     def _learned(self, prepared: Prepared) -> list[Row]:
@@ -204,7 +204,5 @@ def _replies(rows: Sequence[Row], path: str, config: GuardConfig, context: Conte
     found = generate_all(engine, "guard: replies of the aligned model", requests, context, "replies")
     del engine
     return {
-        row.id: row.answered(found[row.id].text)
-        for row in rows
-        if row.id in found and not found[row.id].why_unanswered
+        row.id: row.answered(found[row.id].text) for row in rows if row.id in found and not found[row.id].why_unanswered
     }

@@ -36,7 +36,9 @@ def by_hand(k: int, n: int, rate: float) -> float:
     return sum(comb(n, i) * rate**i * (1 - rate) ** (n - i) for i in range(k + 1))
 
 
-@pytest.mark.parametrize(("n", "rate", "confidence"), [(59, 0.05, 0.95), (143, 0.05, 0.95), (60, 0.2, 0.9), (8, 0.5, 0.6)])
+@pytest.mark.parametrize(
+    ("n", "rate", "confidence"), [(59, 0.05, 0.95), (143, 0.05, 0.95), (60, 0.2, 0.9), (8, 0.5, 0.6)]
+)
 def test_the_allowed_alarms_are_the_most_that_pass_the_exact_test(n: int, rate: float, confidence: float):
     k = allowed_alarms(n, rate, confidence)
     assert k is not None and by_hand(k, n, rate) <= 1 - confidence < by_hand(k + 1, n, rate)
@@ -68,7 +70,7 @@ def test_scores_that_are_equal_give_fewer_alarms_and_never_more():
     assert (scores > threshold_of(scores, 0.1, 0.9)).sum() == 0
 
 
-# --- A guard on planted states -----------------------------------------------------------------------------------------
+# --- A guard on planted states -------------------------------------------------------------------------------------
 
 
 def planted(
@@ -188,7 +190,13 @@ def test_a_step_is_its_classifier_in_log_odds():
 
 def test_a_reply_counts_only_where_the_first_step_opens_the_gate():
     requests = np.array([0.0, 0.0, 2.0, 2.0, 0.9])
-    replies: list[NDArray[np.float64]] = [np.array([5.0]), np.zeros(0), np.array([1.0, 3.0]), np.zeros(0), np.array([7.0])]
+    replies: list[NDArray[np.float64]] = [
+        np.array([5.0]),
+        np.zeros(0),
+        np.array([1.0, 3.0]),
+        np.zeros(0),
+        np.array([7.0]),
+    ]
     assert alarm_scores(requests, replies, gate=1.0).tolist() == [0, 0, 3, 2, 0.9]
 
 
@@ -209,7 +217,9 @@ def prompt(name: str, pool: Pool, split: str = "train", twin_of: str = "") -> Pr
     return Prompt(id=name, pool=pool, kind="k", twin_of=twin_of, split=split, messages=turns)  # type: ignore[arg-type]
 
 
-def preference(asked: Prompt, a: str, b: str, probability: float | None, who: str = "ai", opening: str = "") -> Preference:
+def preference(
+    asked: Prompt, a: str, b: str, probability: float | None, who: str = "ai", opening: str = ""
+) -> Preference:
     comparison = Comparison(id=asked.id, prompt=asked, reply_a=a, reply_b=b, seed_a=0, seed_b=0, opening=opening)
     return Preference(comparison=comparison, judgements=[], probability_a=probability, labeller=who, template="t")
 
@@ -279,9 +289,9 @@ def test_every_attack_is_in_one_family_and_half_of_the_families_are_learned():
 
 
 def test_bad_settings_are_refused_in_a_sentence():
-    with pytest.raises(ConfigError, match="guard.families is 'role', which is not one of .*did you mean 'roles'"):
+    with pytest.raises(ConfigError, match=r"guard.families is 'role', which is not one of .*did you mean 'roles'"):
         validated(GuardConfig, {"families": ["role"]}, "guard")
-    with pytest.raises(ConfigError, match="guard.max_false_alarms is 0; it must be above 0 and below 1"):
+    with pytest.raises(ConfigError, match=r"guard.max_false_alarms is 0; it must be above 0 and below 1"):
         validated(GuardConfig, {"max_false_alarms": 0}, "guard")
 
 

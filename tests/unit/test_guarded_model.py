@@ -174,7 +174,7 @@ def test_a_guard_of_another_model_is_refused(guard: Guard, random_model: Path, t
 
 
 def test_what_is_not_a_guard_is_refused_in_a_sentence(guard: Guard, tiny_model: Path, tmp_path: Path):
-    with pytest.raises(ConfigError, match="there is no guard in .*; make one with cai run guard.enabled=true"):
+    with pytest.raises(ConfigError, match=r"there is no guard in .*; make one with cai run guard.enabled=true"):
         GuardedModel.load(tiny_model, guard=tmp_path)
     guard.save(tmp_path)
     with pytest.raises(ConfigError, match="there is no model in"):

@@ -50,8 +50,8 @@ def promise(guarded: Guarded) -> list[str]:
     bound = (
         f"The threshold was set on {card.num_harmless} held-out harmless requests, of which {card.num_alarms} are "
         f"above it: with confidence {percent(card.confidence)} over the draw of these requests, the rate of false "
-        f"alarms on requests like them is at most {100 * card.bound:.1f} % (budget {100 * card.max_false_alarms:g} %). It says "
-        "nothing of requests of another kind."
+        f"alarms on requests like them is at most {100 * card.bound:.1f} % (budget "
+        f"{100 * card.max_false_alarms:g} %). It says nothing of requests of another kind."
     )
     harmless = f"Under an attack, the first step is certain of harm in {card.attacked_harmless} of them."
     held_out = listed([f"{words(one.pool)} {one.fired}" for one in card.held_out], "and")

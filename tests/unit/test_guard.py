@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.chain.compose import compose_config
 from pipeline.constitution.files import load_constitution, shipped_constitutions
 from pipeline.core.errors import ConfigError, NotMeasuredError
 from pipeline.core.settings import validated
@@ -27,6 +28,7 @@ from pipeline.guard.refusals import refusal_of
 from pipeline.guard.rows import Row, answered_anew, held_out_rows, learned_prompts, learned_rows
 from pipeline.guard.steps import alarm_scores, fit_step, gate_of
 from pipeline.records import Comparison, Message, Pool, Preference, Prompt
+from pipeline.stages.guard import Guard as GuardStage
 
 # --- The bound ------------------------------------------------------------------------------------------------------
 
@@ -135,14 +137,14 @@ def test_a_guard_on_separable_states_reaches_its_budget_exactly_and_finds_all(mo
 
 
 def test_both_steps_together_keep_the_budget_where_states_overlap(monkeypatch: pytest.MonkeyPatch):
-    """Over 40 guards, each with a threshold of its own, at most one in twenty may let more than 5 % through; three
+    """Over 24 guards, each with a threshold of its own, about one in twenty may let more than 5 % through; three
     checks of a reply count together with the request."""
     rates = []
-    for seed in range(1, 41):
+    for seed in range(1, 25):
         guard = make(monkeypatch, 1.5, 1.5, seed=seed)
         assert guard.card.idle == ""
         rates.append(fired(guard, *planted(1000, 1.5, seed=seed + 5000))[1])
-    assert sum(rate > 0.05 for rate in rates) <= 5 and 0 < np.mean(rates) < 0.05
+    assert sum(rate > 0.05 for rate in rates) <= 4 and 0 < np.mean(rates) < 0.05
 
 
 @pytest.mark.parametrize(("learned", "held_out"), [(0.0, 0.0), (12.0, 0.0)], ids=["random labels", "nothing held out"])
@@ -299,6 +301,9 @@ def test_the_refusal_is_in_the_words_of_the_constitution():
     default = load_constitution(shipped_constitutions()["default"])
     assert refusal_of(GuardConfig(), default) == f"{default.opening()} help with that."
     assert refusal_of(GuardConfig(refusal="No."), default) == "No."
+    declared = GuardStage().reads(compose_config(["guard.enabled=true"]), default)["constitution"]
+    assert refusal_of(GuardConfig(), declared) == refusal_of(GuardConfig(), default)  # the stage reads no more
+    assert learned_prompts([], declared, 20, 0) == learned_prompts([], default, 20, 0)
     others = [c.model_copy(update={"revision": f"{i} no"}) for i, c in enumerate(default.contrasts[:3])]
     mixed = default.model_copy(update={"contrasts": others, "worked_examples": []})
     assert refusal_of(GuardConfig(), mixed) == "0 no"

@@ -18,7 +18,7 @@ class GuardConfig(Settings):
     """The highest share of harmless requests on which it may fire, over requests like those of the validation split."""
     confidence: float = Field(default=0.95, ge=0.5, lt=1)
     """How sure it must be, over the draw of the validation split, that no more are hit."""
-    num_prompts: int = Field(default=150, ge=MIN_PROMPTS)
+    num_prompts: int = Field(default=200, ge=MIN_PROMPTS)
     """How many training prompts of each pool it learns from, at most; each also once under an attack."""
     families: list[str] = Field(default=LEARNED)
     """The families of attacks that it learns from; by default half of them, chosen by hash, so that the evaluation has

@@ -54,7 +54,10 @@ class Guard:
         """(n,) alarm scores; NaN for states that can't be used. The states are those of ``layers``."""
         requests = self.request_log_odds(readings)
         empty = np.zeros(0)
-        replies = [self.reply.log_odds(r.reply[:, 1]) if self.reply else empty for r in readings]
+        replies = [
+            self.reply.log_odds(reading.reply[:, 1], before) if self.reply else empty
+            for reading, before in zip(readings, requests, strict=True)
+        ]
         scores = alarm_scores(requests, replies, self.gate)
         return np.where([reading.usable for reading in readings], scores, np.nan)
 
@@ -92,7 +95,9 @@ class Guard:
         steps = {name: step for name, step in (("request", self.request), ("reply", self.reply)) if step}
         written = {
             "format": FORMAT,
-            "steps": {name: {"layer": step.layer, "bias": step.bias} for name, step in steps.items()},
+            "steps": {
+                name: {"layer": step.layer, "bias": step.bias, "carried": step.carried} for name, step in steps.items()
+            },
             "gate": self.gate,
             "threshold": self.threshold if math.isfinite(self.threshold) else None,
             "every": self.every,
@@ -122,7 +127,7 @@ class Guard:
                     "it again with cai run guard.enabled=true."
                 )
             arrays = load_file(folder / WEIGHTS)
-            steps = {name: Step(one["layer"], arrays[name], one["bias"]) for name, one in read["steps"].items()}
+            steps = {name: Step(weights=arrays[name], **one) for name, one in read["steps"].items()}
             return cls(
                 request=steps["request"],
                 reply=steps.get("reply"),

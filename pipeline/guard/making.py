@@ -54,7 +54,7 @@ def make_guard(config: GuardConfig, reader: Reader, rows: Rows, *, model: str, r
     learned = _usable(rows.learned, read(reader, rows.learned, layers, every, ends=True))
     refuse_too_few([row for row, _ in learned])
     request = _fit_requests(learned, layers, seed)
-    reply, why = _fit_replies(learned, layers, seed)
+    reply, why = _fit_replies(learned, layers, seed, request.held_out)
     gate = gate_of(request.held_out[np.array([row.harmful for row, _ in learned])])
     guard = Guard(
         request=request.step,
@@ -95,8 +95,11 @@ def _fit_requests(learned: Read, layers: Sequence[int], seed: int) -> Fitted:
     return fit_step(states, harmful, [row.group for row, _ in learned], layers, seed)
 
 
-def _fit_replies(learned: Read, layers: Sequence[int], seed: int) -> tuple[Fitted | None, str]:
-    """The second step, from every check of every reply; or None, and why there is none."""
+def _fit_replies(
+    learned: Read, layers: Sequence[int], seed: int, before: NDArray[np.float64]
+) -> tuple[Fitted | None, str]:
+    """The second step, from every check of every reply; or None, and why there is none. ``before``: log-odds of the
+    first step for the same rows."""
     states = [reading.reply for _, reading in learned]
     harmful = np.repeat([row.harmful and row.complied for row, _ in learned], [len(part) for part in states])
     groups = [row.group for row, reading in learned for _ in reading.reply]
@@ -104,9 +107,8 @@ def _fit_replies(learned: Read, layers: Sequence[int], seed: int) -> tuple[Fitte
         number = len({group for group, is_harmful in zip(groups, harmful, strict=True) if is_harmful == wanted})
         if number < MIN_PROMPTS:
             return None, f"There is no second step: {number} replies to {name} were read, and {MIN_PROMPTS} are needed."
-    fitted = fit_step(np.concatenate(states), harmful, groups, layers, seed)
-    best = max(fitted.aucs)
-    return (fitted, "") if best > 0.5 else (None, f"There is no second step: its AUC is {best:.2f}.")
+    known = np.repeat(before, [len(part) for part in states])
+    return fit_step(np.concatenate(states), harmful, groups, layers, seed, known), ""
 
 
 def _card(
@@ -144,7 +146,7 @@ def _card(
 
 
 def _step(fitted: Fitted, number: Counter[bool]) -> StepCard:
-    return StepCard(layer=fitted.step.layer, auc=max(fitted.aucs), num_harmful=number[True], num_harmless=number[False])
+    return StepCard(layer=fitted.step.layer, auc=fitted.auc, num_harmful=number[True], num_harmless=number[False])
 
 
 def with_threshold(guard: Guard, held_out: Read, attacked: Read) -> Guard:

@@ -17,7 +17,7 @@ class StepCard(_Part):
 
     layer: int
     auc: float
-    """On training rows that were not learned, in the layer that was chosen for it."""
+    """On training rows that were not learned, in the layer that was chosen on them."""
     num_harmful: int
     num_harmless: int
 

@@ -14,6 +14,7 @@ from transformers import StoppingCriteria
 from pipeline.engines.states import layers_of
 from pipeline.guard.guard import Guard
 from pipeline.guard.reading import checks
+from pipeline.guard.steps import Step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -86,7 +87,7 @@ class Watch(StoppingCriteria):
         """Check the request, and the reply at each length that is due. ``num_read``: the tokens whose states are
         known."""
         if self._request == -math.inf:
-            self._request = self._log_odds(self._guard.request.layer, self._num_prompt - 1, num_read, first=True)
+            self._request = self._log_odds(self._guard.request, self._num_prompt - 1, num_read)
             self._see(self._request)
         reply = self._guard.reply
         num_written = len(self._ids) - self._num_prompt
@@ -96,16 +97,15 @@ class Watch(StoppingCriteria):
             if length > self._checked and not self.fired:
                 self._checked = length
                 if reply is not None and self._request > self._guard.gate:
-                    self._see(self._log_odds(reply.layer, self._num_prompt - 1 + length, num_read, first=False))
+                    self._see(self._log_odds(reply, self._num_prompt - 1 + length, num_read, self._request))
                 if not self.fired:
                     self._tell(self._num_prompt + length)
 
-    def _log_odds(self, layer: int, place: int, num_read: int, first: bool) -> float:
+    def _log_odds(self, step: Step, place: int, num_read: int, before: float = 0.0) -> float:
         """Of the state at one token. The kept states are those of the last tokens that were read."""
-        states = self._kept[layer][0]
+        states = self._kept[step.layer][0]
         state = states[place - num_read + len(states)].float().cpu().numpy()[None]
-        step = self._guard.request if first or self._guard.reply is None else self._guard.reply
-        return float(step.log_odds(state)[0])
+        return float(step.log_odds(state, before)[0])
 
     def _see(self, log_odds: float) -> None:
         self.score = max(self.score, log_odds)

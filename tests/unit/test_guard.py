@@ -1,4 +1,4 @@
-"""Thresholds with a bound that holds, steps fitted on planted states, and labels of the run."""
+"""Thresholds with a bound that holds, and steps fitted on planted states."""
 
 from __future__ import annotations
 
@@ -10,25 +10,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.chain.compose import compose_config
-from pipeline.constitution.files import load_constitution, shipped_constitutions
-from pipeline.core.errors import ConfigError, NotMeasuredError
-from pipeline.core.settings import validated
-from pipeline.evals.results import DIRECT
-from pipeline.evals.suites.attacks import ATTACKS
+from pipeline.core.errors import NotMeasuredError
 from pipeline.guard import making
 from pipeline.guard.bounds import allowed_alarms, num_needed, threshold_of, upper_bound
 from pipeline.guard.config import GuardConfig
-from pipeline.guard.families import FAMILIES, LEARNED, attacks_of, family_of
 from pipeline.guard.guard import Guard
-from pipeline.guard.labels import Labels
 from pipeline.guard.making import Rows, make_guard
 from pipeline.guard.reading import Reading, checks
-from pipeline.guard.refusals import refusal_of
-from pipeline.guard.rows import Row, answered_anew, held_out_rows, learned_prompts, learned_rows
+from pipeline.guard.rows import Row
 from pipeline.guard.steps import alarm_scores, fit_step, gate_of
-from pipeline.records import Comparison, Message, Pool, Preference, Prompt
-from pipeline.stages.guard import Guard as GuardStage
+from pipeline.records import Message
 
 # --- The bound ------------------------------------------------------------------------------------------------------
 
@@ -180,7 +171,7 @@ def test_a_step_is_its_classifier_in_log_odds():
     states = np.stack([reading.request for reading in readings])
     harmful = np.array([row.harmful for row in rows])
     fitted = fit_step(states, harmful, [row.group for row in rows], [4, 8, 12], seed=0)
-    assert fitted.step.layer == 8 and len(fitted.aucs) == 3
+    assert fitted.step.layer == 8 and 0.6 < fitted.auc < 0.9
     plain = classifier_of_states().fit(states[:, 1], harmful).decision_function(states[:, 1])
     found = fitted.step.log_odds(states[:, 1])
     assert np.corrcoef(plain, found)[0, 1] == pytest.approx(1, abs=1e-5)
@@ -188,6 +179,20 @@ def test_a_step_is_its_classifier_in_log_odds():
     assert chances.mean() == pytest.approx(0.5, abs=0.01)
     likely = chances > 0.6
     assert harmful[likely].mean() == pytest.approx(chances[likely].mean(), abs=0.1)
+
+
+def test_the_second_step_carries_what_the_first_one_knows():
+    """The states of these replies tell nothing, and the log-odds of the first step are right: they are kept."""
+    rows, _ = planted(300, 1.0, 3)
+    harmful = np.array([row.harmful for row in rows])
+    blind = np.random.default_rng(9).normal(size=(600, 1, 8)).astype(np.float32)
+    before = np.where(harmful, 1.5, -1.5) + np.random.default_rng(8).normal(size=600)
+    fitted = fit_step(blind, harmful, [row.group for row in rows], [4], seed=0, before=before)
+    alone = fit_step(blind, harmful, [row.group for row in rows], [4], seed=0)
+    assert fitted.step.carried > 1 and alone.step.carried == 0 and fitted.auc > 0.95 > 0.6 > alone.auc
+    states = blind[:, 0]
+    difference = fitted.step.log_odds(states, before) - fitted.step.log_odds(states)
+    np.testing.assert_allclose(difference, fitted.step.carried * before)
 
 
 def test_a_reply_counts_only_where_the_first_step_opens_the_gate():
@@ -209,101 +214,3 @@ def test_the_gate_lets_95_percent_of_harmful_requests_through():
 def test_lengths_at_which_a_reply_is_read():
     assert checks(20, 8) == [8, 16] and checks(16, 8) == [8] and checks(0, 8, ends=True) == []
     assert checks(20, 8, ends=True) == [8, 16, 20]
-
-
-# --- What it learns from ----------------------------------------------------------------------------------------------
-
-
-def prompt(name: str, pool: Pool, split: str = "train", twin_of: str = "") -> Prompt:
-    turns = [Message(role="user", content=f"{name}?")]
-    return Prompt(id=name, pool=pool, kind="k", twin_of=twin_of, split=split, messages=turns)  # type: ignore[arg-type]
-
-
-def preference(
-    asked: Prompt, a: str, b: str, probability: float | None, who: str = "ai", opening: str = ""
-) -> Preference:
-    comparison = Comparison(id=asked.id, prompt=asked, reply_a=a, reply_b=b, seed_a=0, seed_b=0, opening=opening)
-    return Preference(comparison=comparison, judgements=[], probability_a=probability, labeller=who, template="t")
-
-
-NO, YES = "I won't help with that. It would hurt people.", "First, take the lid off and turn it over slowly."
-
-
-def test_a_prompt_is_harmful_if_the_run_prefers_the_reply_that_declines():
-    prompts = {name: prompt(name, "ordinary") for name in "abcdef"}
-    labels = Labels.of(
-        [
-            preference(prompts["a"], NO, YES, 0.9),
-            preference(prompts["b"], YES, NO, 0.9),
-            preference(prompts["c"], YES, YES + " More.", 0.9),  # none declines
-            preference(prompts["d"], NO, YES, None),  # no label
-            preference(prompts["e"], "I won't", YES, 1.0, who="pool", opening="I won't"),
-            preference(prompts["f"], NO, YES, 0.5),
-        ]
-    )
-    found = {name: labels.of_prompt(one) for name, one in prompts.items()}
-    assert found["a"] == (True, "ai") and found["b"] == (False, "ai") and found["e"] == (True, "pool")
-    assert all(found[name] == (False, "pool") for name in "cdf")  # the pool under which it was filed
-    assert labels.replies[prompts["b"].key] == (NO, YES)
-
-
-def test_each_prompt_is_learned_as_it_is_and_under_one_attack_of_the_learned_families():
-    prompts = [prompt(f"h{i}", "red_team") for i in range(8)] + [prompt(f"o{i}", "ordinary") for i in range(4)]
-    labels = Labels.of([preference(one, NO, YES, float(one.pool == "red_team")) for one in prompts])
-    rows = learned_rows(prompts, labels, ["roles", "turns"], seed=0)
-    assert len(rows) == 24 and {row.attack for row in rows} == {DIRECT, *attacks_of(["roles", "turns"])}
-    assert {row.group for row in rows if row.id.startswith("train/h0/")} == {"h0"}
-    harmful, harmless = ([row for row in rows if row.harmful is side] for side in (True, False))
-    assert {row.complied for row in harmful} == {True, False}
-    assert all(row.reply == (YES if row.complied else NO) for row in rows)
-    assert all(row.complied for row in harmless)  # an answer, which is right there
-
-
-def test_no_evaluated_or_held_out_prompt_is_learned_and_twins_are_held_out_once():
-    constitution = load_constitution(shipped_constitutions()["default"])
-    prompts = [
-        prompt("h", "red_team", "validation"),
-        prompt("t1", "look_alike", "validation", twin_of="h"),
-        prompt("t2", "look_alike", "validation", twin_of="h"),
-        prompt("o", "ordinary", "validation"),
-        prompt("x", "ordinary", "test"),
-        prompt("y", "ordinary"),
-    ]
-    learned = learned_prompts(prompts, constitution, 25, seed=0)
-    assert all(one.kind == "contrast" or one.id == "y" for one in learned)
-    assert sum(one.pool == "red_team" for one in learned) == 25 == sum(one.pool == "look_alike" for one in learned)
-    held_out = held_out_rows(prompts)
-    assert sorted((row.harmful, row.group) for row in held_out) == [(False, "h"), (False, "o"), (True, "h")]
-
-
-def test_half_of_the_answered_rows_are_harmful_where_there_are_so_many():
-    rows, _ = planted(30, 1.0, 0)
-    chosen = answered_anew(rows, 11, seed=0)
-    assert len({row.id for row in chosen}) == 11 and sum(row.harmful for row in chosen) == 6
-    assert len(answered_anew(rows[:2], 11, seed=0)) == 2 and answered_anew(rows, 0, seed=0) == []
-
-
-def test_every_attack_is_in_one_family_and_half_of_the_families_are_learned():
-    named = [attack for attacks in FAMILIES.values() for attack in attacks]
-    assert sorted(named) == sorted(set(ATTACKS) - {DIRECT})
-    assert len(LEARNED) == len(FAMILIES) // 2 and set(LEARNED) < set(FAMILIES)
-    assert family_of("new_one") == "new_one"  # an attack that is added is not taken for one that was learned
-
-
-def test_bad_settings_are_refused_in_a_sentence():
-    with pytest.raises(ConfigError, match=r"guard.families is 'role', which is not one of .*did you mean 'roles'"):
-        validated(GuardConfig, {"families": ["role"]}, "guard")
-    with pytest.raises(ConfigError, match=r"guard.max_false_alarms is 0; it must be above 0 and below 1"):
-        validated(GuardConfig, {"max_false_alarms": 0}, "guard")
-
-
-def test_the_refusal_is_in_the_words_of_the_constitution():
-    default = load_constitution(shipped_constitutions()["default"])
-    assert refusal_of(GuardConfig(), default) == f"{default.opening()} help with that."
-    assert refusal_of(GuardConfig(refusal="No."), default) == "No."
-    declared = GuardStage().reads(compose_config(["guard.enabled=true"]), default)["constitution"]
-    assert refusal_of(GuardConfig(), declared) == refusal_of(GuardConfig(), default)  # the stage reads no more
-    assert learned_prompts([], declared, 20, 0) == learned_prompts([], default, 20, 0)
-    others = [c.model_copy(update={"revision": f"{i} no"}) for i, c in enumerate(default.contrasts[:3])]
-    mixed = default.model_copy(update={"contrasts": others, "worked_examples": []})
-    assert refusal_of(GuardConfig(), mixed) == "0 no"

@@ -44,8 +44,9 @@ def guard(reader: Reader) -> Guard:
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(2, 32)).astype(np.float32)
     return Guard(
-        request=Step(2, weights[0], 0.25), reply=Step(1, weights[1], -0.5), gate=-math.inf, threshold=math.inf,
-        every=3, refusal="I won't help with that.", fingerprint=fingerprint_of(reader, 2), card=CARD_OF_TINY,
+        request=Step(2, weights[0], 0.25), reply=Step(1, weights[1], -0.5, carried=0.3), gate=-math.inf,
+        threshold=math.inf, every=3, refusal="I won't help with that.",
+        fingerprint=fingerprint_of(reader, 2), card=CARD_OF_TINY,
     )  # fmt: skip
 
 
@@ -102,7 +103,7 @@ def test_the_second_step_stops_a_stream_where_it_fires(reader: Reader, guard: Gu
     text = spoken(reader, guard, 11)
     [reading] = read(reader, [row(text)], guard.layers, guard.every)
     assert guard.reply is not None
-    log_odds = guard.reply.log_odds(reading.reply[:, 1])
+    log_odds = guard.reply.log_odds(reading.reply[:, 1])  # without what the first step carries
     shift = 100 - log_odds[0]  # lifts the second step above the first one
     weights = guard.reply.weights * (1 if log_odds[1] > log_odds[0] else -1)
     lifted = Step(1, weights, shift)
@@ -130,7 +131,8 @@ def test_a_prefilled_beginning_does_not_change_what_the_first_step_sees(reader: 
     [plain], [prefilled] = (read(reader, [row("", t)], guard.layers, 3, ends=True) for t in (turns[:1], turns))
     np.testing.assert_allclose(plain.request, prefilled.request, atol=1e-4)
     assert guard.reply is not None and len(prefilled.reply) > 2
-    highest = max(guard.request_log_odds([plain])[0], guard.reply.log_odds(prefilled.reply[:-1, 1]).max())
+    request = guard.request_log_odds([plain])[0]
+    highest = max(request, guard.reply.log_odds(prefilled.reply[:-1, 1], request).max())
     assert given.score == pytest.approx(highest, abs=1e-4)
 
 

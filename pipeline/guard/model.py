@@ -141,7 +141,8 @@ class GuardedModel:
 
 def _check(options: dict[str, Any]) -> None:
     for name in REFUSED:
-        if options.get(name, 1) not in (1, None):
+        value = options.get(name)
+        if value is not None and not (isinstance(value, int) and value == 1):
             raise ConfigError(
                 f"{name} can't be used with a guard, which follows one reply token by token; leave it out."
             )

@@ -90,4 +90,3 @@ class Guarded(_Part):
     alarms: list[Alarms]
     num_unread: int
     """Cases whose states can't be read; the guard does not fire on them."""
-    notes: list[str] = Field(default=[])

@@ -160,3 +160,15 @@ def test_an_idle_guard_says_why_and_promises_nothing(guarded: Guarded):
     assert said(idle) == "The guard never fires: it knows nothing."
     assert not any("false alarms" in sentence for sentence in promise(idle))
     assert all(isinstance(cell, Cell) for cell in idle.attacks)
+
+
+def test_an_evaluation_without_attacks_is_compared_too(report: Report):
+    plain = {model: [v for v in mine if v.case.attack == "direct"] for model, mine in by_model(report.verdicts).items()}
+    fired = fires_on(plain["aligned"])
+    same = [v.model_copy(update={"model": "aligned + guard"}) for v in plain["aligned"]]
+    found = compared(0.95, guard(families=[]), plain, {"aligned": plain["aligned"], "aligned + guard": same}, fired)
+    assert found.attack_changes == [] and [cell.attack for cell in found.attacks] == ["direct", "direct"]
+    assert "attack_success" not in found.measures["aligned"]
+    assert "families none" in promise(found)[0]
+    assert all(change.difference == 0 for change in found.changes if change.num_gained is not None)
+    assert "With the guard" in render("report.md.j2", replace(report, guarded=found))

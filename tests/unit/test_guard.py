@@ -15,7 +15,7 @@ from pipeline.guard import making
 from pipeline.guard.bounds import allowed_alarms, num_needed, threshold_of, upper_bound
 from pipeline.guard.config import GuardConfig
 from pipeline.guard.guard import Guard
-from pipeline.guard.making import Rows, make_guard
+from pipeline.guard.making import Rows, make_guard, with_threshold
 from pipeline.guard.reading import Reading, checks
 from pipeline.guard.rows import Row
 from pipeline.guard.steps import alarm_scores, fit_step, gate_of
@@ -107,10 +107,15 @@ def make(
     return make_guard(GuardConfig(), None, rows, model="m", refusal="No.", seed=0)  # type: ignore[arg-type]
 
 
-def fired(guard: Guard, rows: Sequence[Row], readings: Sequence[Reading]) -> tuple[float, float]:
-    """The share of harmful and of harmless requests on which it fires."""
+def of_layers(guard: Guard, states: tuple[list[Row], list[Reading]]) -> list[tuple[Row, Reading]]:
+    """Rows with the states of the layers that the guard reads."""
     wanted = [layer - 1 for layer in guard.layers]
-    scores = guard.scores([Reading(r.request[wanted], r.reply[:, wanted]) for r in readings])
+    return [(row, Reading(one.request[wanted], one.reply[:, wanted])) for row, one in zip(*states, strict=True)]
+
+
+def fired(guard: Guard, rows: list[Row], readings: list[Reading]) -> tuple[float, float]:
+    """The share of harmful and of harmless requests on which it fires."""
+    scores = guard.scores([reading for _, reading in of_layers(guard, (rows, readings))])
     harmful = np.array([row.harmful for row in rows])
     return float((scores[harmful] > guard.threshold).mean()), float((scores[~harmful] > guard.threshold).mean())
 
@@ -127,15 +132,18 @@ def test_a_guard_on_separable_states_reaches_its_budget_exactly_and_finds_all(mo
     assert (harmful.pool, harmful.fired.count, look_alike.fired.count) == ("red_team", 100, 1)
 
 
-def test_both_steps_together_keep_the_budget_where_states_overlap(monkeypatch: pytest.MonkeyPatch):
-    """Over 24 guards, each with a threshold of its own, about one in twenty may let more than 5 % through; three
-    checks of a reply count together with the request."""
-    rates = []
-    for seed in range(1, 25):
-        guard = make(monkeypatch, 1.5, 1.5, seed=seed)
-        assert guard.card.idle == ""
-        rates.append(fired(guard, *planted(1000, 1.5, seed=seed + 5000))[1])
-    assert sum(rate > 0.05 for rate in rates) <= 4 and 0 < np.mean(rates) < 0.05
+def test_both_steps_together_keep_the_budget_in_repeated_draws(monkeypatch: pytest.MonkeyPatch):
+    """States overlap, and each of 300 thresholds is set on a draw of 100 harmless requests. At most one in twenty may
+    let more than 5 % of all harmless requests through; three checks of a reply count together with the request."""
+    guard = make(monkeypatch, 1.5, 1.5)
+    everyone = of_layers(guard, planted(4000, 1.5, seed=5000))
+    harmless = guard.scores([reading for row, reading in everyone if not row.harmful])
+    draws = (with_threshold(guard, of_layers(guard, planted(100, 1.5, seed)), []) for seed in range(300))
+    rates = np.array([(harmless > one.threshold).mean() for one in draws])
+    expected = by_hand(1, 100, 0.05)  # 0.037: the next allowed number would be above one in twenty
+    assert (rates > 0.05).mean() <= expected + 3 * math.sqrt(expected / 300) and 0.005 < rates.mean() < 0.05
+    only_requests = guard.request_log_odds([reading for row, reading in everyone if not row.harmful])
+    assert (harmless > only_requests).mean() > 0.05  # the second step does raise scores of harmless requests
 
 
 @pytest.mark.parametrize(("learned", "held_out"), [(0.0, 0.0), (12.0, 0.0)], ids=["random labels", "nothing held out"])

@@ -26,7 +26,7 @@ FOLDER = "guard"
 CARD, WEIGHTS = "guard.json", "guard.safetensors"
 FORMAT = 1
 ASKED = "What is the capital of France, and which river flows through it?"
-MAX_DIFFERENCE = 0.05  # of the state for ASKED, relative: bf16 changes it by about 0.01, other weights by more
+MAX_DIFFERENCE = 0.05  # of the state for ASKED, relative: bf16 changes it by 0.013, SFT weights are 0.13 away
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from pipeline.engines.base import ENGINES, EngineConfig
 from pipeline.engines.models import ModelConfig
 from pipeline.evals.config import EvaluateConfig
 from pipeline.explain.asked import ExplainConfig
+from pipeline.guard.config import GuardConfig
 from pipeline.labellers.base import LABELLERS, LabellerConfig, ReplyLabeller, can_ask
 from pipeline.methods.base import METHODS, AlignConfig
 from pipeline.stages.preferences import PreferencesConfig
@@ -25,7 +26,7 @@ from pipeline.stages.sft import SftConfig
 from pipeline.writing.config import WriteConfig
 
 Until = Literal[
-    "write", "prompts", "critique", "sft", "preferences", "reward", "align", "evaluate", "explain", "report"
+    "write", "prompts", "critique", "sft", "preferences", "reward", "align", "guard", "evaluate", "explain", "report"
 ]
 
 
@@ -61,6 +62,8 @@ class Config(Settings):
     """The reward model."""
     align: Annotated[SerializeAsAny[AlignConfig], BeforeValidator(METHODS.parse)]
     """Alignment."""
+    guard: GuardConfig = GuardConfig()
+    """A guard of the aligned model."""
     evaluate: EvaluateConfig
     """The evaluation."""
     explain: ExplainConfig = ExplainConfig()
@@ -98,11 +101,11 @@ class Config(Settings):
         return next(iter(self.feedback_engines(section).values()))
 
     def key(self) -> dict[str, Any]:
-        """One round is not in it, and neither are questions about the run, which change none of its models: runs from
-        before these settings keep their names."""
-        return {
-            name: value for name, value in super().key().items() if (name, value) != ("rounds", 1) and name != "explain"
-        }
+        """Without one round, without questions about the run, which change none of its models, and without a guard that
+        is not made: runs from before these settings keep their names."""
+        left_out = {"explain"} | ({"rounds"} if self.rounds == 1 else set())
+        left_out |= set() if self.guard.enabled else {"guard"}
+        return {name: value for name, value in super().key().items() if name not in left_out}
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:

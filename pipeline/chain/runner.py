@@ -41,6 +41,7 @@ from pipeline.core.log import duration, logged_to, say, warn
 from pipeline.core.memory import free_memory
 from pipeline.core.stage import Prepared
 from pipeline.evidence.approve import GUIDELINES
+from pipeline.guard.guard import FOLDER as GUARD
 from pipeline.report.write import FILES, TABLES
 
 
@@ -314,6 +315,8 @@ def _finish(folder: Path, done: dict[str, Finished], seconds: float) -> None:
     aligned = [finished for finished in done.values() if finished.task.stage.name == "align"]
     if aligned:
         link(aligned[-1].folder / "model", folder / "checkpoint")
+    if guard := done.get("guard"):
+        link(guard.folder / GUARD, folder / GUARD)
     made = [finished for finished in done.values() if not finished.cached]
     busy = sum(finished.manifest.busy_seconds for finished in made)
     share = f", {100 * (1 - busy / seconds):.0f} % of it outside generating, scoring and training" if busy else ""

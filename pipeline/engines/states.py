@@ -155,12 +155,11 @@ def last_states(model: PreTrainedModel, rows: Sequence[list[int]], batch_rows: i
     no earlier token sees it. Of each layer only the last tokens are kept.
     """
     blocks = layers_of(model)
-    step = max(1, len(blocks) // most)
-    layers = list(range(len(blocks), 0, -step))[::-1]
+    layers = spread_layers(len(blocks), most)
     values = np.full((len(rows), len(layers), model.config.get_text_config().hidden_size), np.nan, dtype=np.float32)
     num_shared = common_length(rows) if rows and shares_prefixes(model) else 0
     prefix = cache_of(model, torch.tensor([rows[0][:num_shared]], device=model.device)) if num_shared else None
-    for batch in _batches(rows, batch_rows, context_of(model.config)):
+    for batch in batches_of(rows, batch_rows, context_of(model.config)):
         tokens = [torch.tensor(rows[index][num_shared:], device=model.device) for index in batch]
         ids = pad_sequence(tokens, batch_first=True)
         mask = pad_sequence([torch.ones_like(row) for row in tokens], batch_first=True)
@@ -176,6 +175,11 @@ def last_states(model: PreTrainedModel, rows: Sequence[list[int]], batch_rows: i
     return States(values, layers, len(blocks))
 
 
+def spread_layers(num_layers: int, most: int) -> list[int]:
+    """The numbers, from 1, of ``most`` layers or a few more, spread evenly down from the last one."""
+    return list(range(num_layers, 0, -max(1, num_layers // most)))[::-1]
+
+
 def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
     """The layers of a model, in order. Raises NotMeasuredError if it has no list of them."""
     number = model.config.get_text_config().num_hidden_layers
@@ -186,7 +190,7 @@ def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
     return found
 
 
-def _batches(rows: Sequence[list[int]], batch_rows: int, context: int) -> Iterator[list[int]]:
+def batches_of(rows: Sequence[list[int]], batch_rows: int, context: int) -> Iterator[list[int]]:
     """Indices of the rows that fit the context, sorted by length, the longest first."""
     batch: list[int] = []
     for index in sorted(range(len(rows)), key=lambda index: -len(rows[index])):

@@ -96,18 +96,28 @@ def fit_probe(states: NDArray[np.float32], harmful: NDArray[np.bool_], groups: S
         harmful: (num_prompts,)
         groups: of each prompt; see ``group_of``.
     """
+    held_out, aucs = cross_validated(states, harmful, groups, seed)
+    best = int(np.argmax(aucs))
+    classifier = classifier_of_states().fit(states[:, best], harmful)
+    return Probe(layer=best, threshold=equal_errors(harmful, held_out[best]), aucs=aucs, classifier=classifier)
+
+
+def cross_validated(
+    states: NDArray[np.float32], harmful: NDArray[np.bool_], groups: Sequence[str], seed: int
+) -> tuple[NDArray[np.float64], list[float]]:
+    """Scores of prompts that were not learned, (layers, num_prompts), and the AUC of each layer. Arguments as in
+    ``fit_probe``."""
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import cross_val_predict
 
     splits = folds(harmful, groups, seed)
-    held_out = [
-        cross_val_predict(_classifier(), states[:, layer], harmful, cv=splits, method="decision_function")
-        for layer in range(states.shape[1])
-    ]
-    aucs = [float(roc_auc_score(harmful, scores)) for scores in held_out]
-    best = int(np.argmax(aucs))
-    classifier = _classifier().fit(states[:, best], harmful)
-    return Probe(layer=best, threshold=equal_errors(harmful, held_out[best]), aucs=aucs, classifier=classifier)
+    held_out = np.array(
+        [
+            cross_val_predict(classifier_of_states(), states[:, layer], harmful, cv=splits, method="decision_function")
+            for layer in range(states.shape[1])
+        ]
+    )
+    return held_out, [float(roc_auc_score(harmful, scores)) for scores in held_out]
 
 
 def equal_errors(harmful: NDArray[np.bool_], scores: NDArray[Any]) -> float:
@@ -130,7 +140,8 @@ def folds(harmful: NDArray[np.bool_], groups: Sequence[str], seed: int) -> list[
     return list(splitter.split(np.zeros(len(harmful)), harmful, groups))
 
 
-def _classifier() -> Any:
+def classifier_of_states() -> Any:
+    """A logistic regression on standardised states, not fitted yet."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

@@ -18,6 +18,7 @@ from pipeline.evals.measures import all_measures
 from pipeline.evals.results import Cell, Change, Estimate, Gate, Results
 from pipeline.evals.suites.red_team import ALL
 from pipeline.explain.asked import Explanation
+from pipeline.guard.results import Guarded
 from pipeline.records import Exchange, HeldOutPoint, Preference, RecordT, TrainingRow, Verdict, read_records
 from pipeline.report.wording import difference, listed, words
 from pipeline.training.history import HELD_OUT, read_history
@@ -46,6 +47,8 @@ class Report:
     rows: list[TrainingRow] = field(default_factory=list)
     preferences: list[Preference] = field(default_factory=list)
     """Those of the last round."""
+    guarded: Guarded | None = None
+    """None: the run has no guard, or it was not measured."""
     explanation: Explanation | None = None
     """None: the stage ``explain`` has not run."""
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -171,6 +174,7 @@ def build_report(
         exchanges=_records(folders, "critique", "exchanges.jsonl", Exchange),
         rows=_records(folders, "sft", "rows.jsonl", TrainingRow),
         preferences=_records(folders, newest("preferences", folders), "preferences.jsonl", Preference),
+        guarded=_guarded(folders["evaluate"]),
         explanation=explanation,
         histories={
             name: _history(folder, manifests[name])
@@ -183,6 +187,11 @@ def build_report(
             if (folder / HELD_OUT).is_file()
         },
     )
+
+
+def _guarded(folder: Path) -> Guarded | None:
+    path = folder / "guarded.json"
+    return Guarded.model_validate_json(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _explanation(folder: Path | None) -> Explanation | None:

@@ -9,7 +9,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.core.log import duration
-from pipeline.report import explorer, knows, labels, left_out, plots, rewards, second_judge, svg, views, wording
+from pipeline.report import (
+    explorer,
+    guarded,
+    knows,
+    labels,
+    left_out,
+    plots,
+    rewards,
+    second_judge,
+    svg,
+    views,
+    wording,
+)
 from pipeline.report.build import Report
 from pipeline.report.explained import all as explained
 
@@ -20,6 +32,7 @@ def render(template: str, report: Report) -> str:
         report=report,
         explained=explained,
         explorer=explorer,
+        guard_card=guarded,
         knows=knows,
         labels_card=labels,
         left_out=left_out,

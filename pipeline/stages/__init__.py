@@ -5,6 +5,7 @@ from pipeline.stages.align import Align
 from pipeline.stages.critique import Critique
 from pipeline.stages.evaluate import Evaluate
 from pipeline.stages.explain import Explain
+from pipeline.stages.guard import Guard
 from pipeline.stages.preferences import Preferences
 from pipeline.stages.prompts import Prompts
 from pipeline.stages.report import Report
@@ -20,6 +21,7 @@ STAGES: tuple[Stage, ...] = (
     Preferences(),
     Reward(),
     Align(),
+    Guard(),
     Evaluate(),
     Explain(),
     Report(),

@@ -42,6 +42,7 @@ from pipeline.evals.probe import training_prompts
 from pipeline.evals.results import KnowsDoes, Probe, Results
 from pipeline.evals.suites.base import Questions
 from pipeline.evals.summary import summarise
+from pipeline.guard.system import evaluate_guarded
 from pipeline.labellers import label
 from pipeline.labellers.base import can_ask, constitution_fields, reads_choices
 from pipeline.records import POOLS, Case, Prompt, Verdict, dialogue_key, read_records, write_records
@@ -56,8 +57,8 @@ CHARS_PER_TOKEN = 4  # for estimates of tokens read
 class Evaluate(Stage):
     """Verdicts on the replies of every model, and the measures computed from them."""
 
-    name, outputs = "evaluate", ("verdicts.jsonl", "results.json", "counted.json")
-    needs = ("prompts", "sft", "preferences", "reward", "align")
+    name, outputs = "evaluate", ("verdicts.jsonl", "results.json", "counted.json", "guarded.json")
+    needs = ("prompts", "sft", "preferences", "reward", "align", "guard")
     version = VERSION
     trains = False
 
@@ -224,6 +225,7 @@ class Evaluate(Stage):
             )
 
         del reward_model  # the first model needs its room
+        guarded = evaluate_guarded(config, context, verdicts, notes) if "guard" in context.folders else None
         if distributed.is_main():
             results = summarise(
                 config,
@@ -240,6 +242,8 @@ class Evaluate(Stage):
             write_records(context.out / "verdicts.jsonl", verdicts)
             (context.out / "counted.json").write_text(counted.model_dump_json(indent=1), encoding="utf-8")
             (context.out / "results.json").write_text(results.model_dump_json(indent=1), encoding="utf-8")
+            if guarded is not None:
+                (context.out / "guarded.json").write_text(guarded.model_dump_json(indent=1), encoding="utf-8")
             _show(verdicts, results, context)
         return {
             "judge": card.name,

@@ -33,11 +33,11 @@ TRAINING = {"sft", "reward", "align"}
 # The longest prefix of a leaf's path in this table says which stages read it. "judge": where the constitution's judge
 # gives rewards, align reads what the judge reads. "second judge": where it is a model, align reads its weights.
 READ_BY: dict[str, set[str]] = {
-    "model.path": {*GENERATING, "sft", "explain", "report", "judge", "second judge"},
-    "model.revision": {*GENERATING, "sft", "explain", "report", "judge", "second judge"},
+    "model.path": {*GENERATING, "sft", "guard", "explain", "report", "judge", "second judge"},
+    "model.revision": {*GENERATING, "sft", "guard", "explain", "report", "judge", "second judge"},
     "model.name": {"report"},
     "model.tuning": {*TRAINING, "explain", "report"},
-    "model.precision": {*GENERATING, *TRAINING, "explain"},
+    "model.precision": {*GENERATING, *TRAINING, "guard", "explain"},
     "model.lora": {*TRAINING, "explain"},
     "data": {"write", "prompts"},
     "data.min_prompts": set(),
@@ -58,6 +58,7 @@ READ_BY: dict[str, set[str]] = {
     "align.recovery_tokens": set(),  # without recovery rows
     "align.second_judge.trust": set(),
     "align.rollout.show_every_steps": set(),
+    "guard": {"guard"},
     "evaluate": {"evaluate"},
     "evaluate.split": {"evaluate", "explain"},
     "evaluate.confidence": {"evaluate", "explain"},
@@ -79,7 +80,7 @@ READ_BY: dict[str, set[str]] = {
     "launch": set(),
     "tracking": set(),
     "preset": {"report"},
-    "seed": {*GENERATING, *TRAINING, "explain"},
+    "seed": {*GENERATING, *TRAINING, "guard", "explain"},
     "until": set(),
     "output_dir": set(),
     "name": set(),
@@ -110,6 +111,7 @@ FIXED = {
     "align.reward_model": "a model of another make needs to be there",
     "align.judge": "needs a weight for the constitution",
     "align.second_judge.engine": "another kind of judge",
+    "guard.enabled": "changes which stages run",
     "explain.enabled": "changes which stages run",
     "explain.adherence.probes": "needs a file",
     "evaluate.checkpoints": "changes which stages run",
@@ -133,6 +135,7 @@ BASES = {
     "judge as reward": ["align=ppo", "align.rewards.reward_model=0", "align.rewards.constitution=1"],
     "other critic": ["engine.path=org/critic"],
     "written prompts": ["write.num_red_team=8"],
+    "guarded": ["guard.enabled=true"],
     "explained": ["explain.enabled=true"],
     "second judge by server": ["align=ppo", "align.second_judge={kind: endpoint, engine: {kind: server, model: m}}"],
     "judge by server": ["evaluate/judge=endpoint", "evaluate.judge.engine.model=m"],

@@ -13,7 +13,7 @@ ROOT = Path(pipeline.__file__).parent
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 # A part may import from those before it. Imports for type hints alone (TYPE_CHECKING) don't count.
 ORDER = ["core", "records", "chat", "constitution", "data", "engines", "critique", "labellers", "writing", "evals",
-         "training", "methods", "explain", "report", "stages", "chain", "cli"]  # fmt: skip
+         "adversary", "training", "methods", "explain", "report", "stages", "chain", "cli"]  # fmt: skip
 ONLY_IN = {
     "trl": {"training"},
     "peft": {"training", "methods"},

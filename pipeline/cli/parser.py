@@ -10,7 +10,7 @@ from pipeline import __version__
 
 FLAGS = (
     *("--multirun", "--cfg", "--markdown", "--config-dir", "--output-dir", "--help"),
-    *("--output", "--base", "--ablate", "--full", "--garak", "--guidelines"),
+    *("--output", "--base", "--ablate", "--full", "--garak", "--adaptive", "--guidelines"),
     *("--json", "--nearest", "--candidates", "--read"),
     *("--requests", "--num-pairs", "--num-requests"),
 )
@@ -68,6 +68,7 @@ def _add_evaluations(commands: Commands) -> None:
         command.add_argument("--base", metavar="MODEL", help="compare with this model, prompt by prompt")
         command.add_argument("--config-dir", type=Path, help="a folder with your own groups, laid out like configs/")
     evaluate.add_argument("--full", action="store_true", help="use every request, attack, template and pair")
+    redteam.add_argument("--adaptive", action="store_true", help="attackers that adapt, with a budget of queries")
     redteam.add_argument("--garak", action="store_true", help="also run garak's probes (pip install garak)")
 
 

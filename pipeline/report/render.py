@@ -9,7 +9,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.core.log import duration
-from pipeline.report import explorer, knows, labels, left_out, plots, rewards, second_judge, svg, views, wording
+from pipeline.report import (
+    attacked,
+    explorer,
+    knows,
+    labels,
+    left_out,
+    plots,
+    rewards,
+    second_judge,
+    svg,
+    views,
+    wording,
+)
 from pipeline.report.build import Report
 from pipeline.report.explained import all as explained
 
@@ -33,6 +45,7 @@ def render(template: str, report: Report) -> str:
         quote=_quote,
     )
     environment.globals.update(
+        attacked=attacked,
         asset=lambda name: _asset(environment, name),
         explained=explained,
         explorer=explorer,

@@ -32,7 +32,18 @@ class Report(Stage):
     """All results, for people to read."""
 
     name = "report"
-    needs = ("prompts", "critique", "sft", "preferences", "reward", "align", "evaluate", "explain")
+    needs = (
+        "prompts",
+        "critique",
+        "sft",
+        "preferences",
+        "reward",
+        "align",
+        "evaluate",
+        "attack",
+        "explain",
+        "adversary",
+    )
     outputs = ("report.md", "report.html", "model_card.md", "gate.json", "tables/*")
     version = 7
     parallel = trains = False

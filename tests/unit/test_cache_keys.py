@@ -27,7 +27,8 @@ from pipeline.stages import STAGES
 CONSTITUTION = load_constitution(shipped_constitutions()["default"])
 SHORT = load_constitution(shipped_constitutions()["minimal"])  # quick to hash, for hundreds of configurations
 FEEDBACK = {"write", "critique", "preferences", "evaluate"}
-GENERATING = {"write", "critique", "preferences", "evaluate"}
+ATTACKING = {"adversary", "attack"}
+GENERATING = {"write", "critique", "preferences", "evaluate", *ATTACKING}
 TRAINING = {"sft", "reward", "align"}
 
 # The longest prefix of a leaf's path in this table says which stages read it. "judge": where the constitution's judge
@@ -59,11 +60,21 @@ READ_BY: dict[str, set[str]] = {
     "align.second_judge.trust": set(),
     "align.rollout.show_every_steps": set(),
     "evaluate": {"evaluate"},
-    "evaluate.split": {"evaluate", "explain"},
-    "evaluate.confidence": {"evaluate", "explain"},
-    "evaluate.max_reply_tokens": {"evaluate", "explain"},
+    "evaluate.split": {"evaluate", "attack", "explain"},
+    "evaluate.confidence": {"evaluate", "attack", "explain"},
+    "evaluate.max_reply_tokens": {"evaluate", *ATTACKING, "explain"},
+    "evaluate.temperature": {"evaluate", *ATTACKING},
+    "evaluate.top_p": {"evaluate", *ATTACKING},
+    "evaluate.judge": {"evaluate", *ATTACKING},
+    "evaluate.red_team": {"evaluate", "attack"},
+    "evaluate.over_refusal": {"evaluate", "attack"},
     "evaluate.guidelines": {"report"},
     "evaluate.run": set(),
+    "adversary": {"adversary"},
+    "adversary.pair": set(),  # no attacker here
+    "adversary.prefill": set(),
+    "attack": {"attack"},
+    "attack.pair": set(),
     "explain": {"explain"},
     "evaluate.judge.trust": set(),
     "evaluate.pair_judge.trust": set(),
@@ -110,6 +121,12 @@ FIXED = {
     "align.reward_model": "a model of another make needs to be there",
     "align.judge": "needs a weight for the constitution",
     "align.second_judge.engine": "another kind of judge",
+    "adversary.enabled": "changes which stages run",
+    "adversary.families": "null",
+    "adversary.pair.engine": "a section",
+    "attack.enabled": "changes which stages run",
+    "attack.families": "null",
+    "attack.pair.engine": "a section",
     "explain.enabled": "changes which stages run",
     "explain.adherence.probes": "needs a file",
     "evaluate.checkpoints": "changes which stages run",
@@ -133,6 +150,7 @@ BASES = {
     "judge as reward": ["align=ppo", "align.rewards.reward_model=0", "align.rewards.constitution=1"],
     "other critic": ["engine.path=org/critic"],
     "written prompts": ["write.num_red_team=8"],
+    "attacked": ["rounds=2", "adversary.enabled=true", "attack.enabled=true"],
     "explained": ["explain.enabled=true"],
     "second judge by server": ["align=ppo", "align.second_judge={kind: endpoint, engine: {kind: server, model: m}}"],
     "judge by server": ["evaluate/judge=endpoint", "evaluate.judge.engine.model=m"],

@@ -75,6 +75,11 @@ class SearchConfig(Settings):
 class AttackConfig(SearchConfig):
     """Attacks that adapt, on the finished models, after the evaluation."""
 
+    enabled: bool = False
+    """Attack the models after the evaluation. ``cai redteam RUN --adaptive`` does it for a finished run."""
+    families: list[str] | None = Field(default=None, min_length=1)
+    """The families of transforms that attack; null: about half of them, by the hash of their names. Nothing is trained
+    on this half by default."""
     attackers: list[str] = Field(default=["best_of_n", "adaptive", "prefill"], min_length=1)
     """The attackers. Each begins anew with each model."""
     num_look_alikes: int = Field(default=32, ge=0)
@@ -90,6 +95,11 @@ class AttackConfig(SearchConfig):
 class AdversaryConfig(SearchConfig):
     """Attacks on the newest policy at the start of each round after the first. Their successes are trained on."""
 
+    enabled: bool = False
+    """Attack the newest policy in each round after the first, and train on what succeeds."""
+    families: list[str] | None = Field(default=None, min_length=1)
+    """The families of transforms that attack; null: about half of them, by the hash of their names: those that the
+    section ``attack`` does not use by default."""
     max_similarity: float = Field(default=0.9, gt=0, le=1)
     """A success whose text is at least so similar to an earlier one is left out (Jaccard similarity of the sequences of
     five characters)."""

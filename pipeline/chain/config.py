@@ -75,10 +75,10 @@ class Config(Settings):
     """Alignment."""
     evaluate: EvaluateConfig
     """The evaluation."""
-    adversary: AdversaryConfig = AdversaryConfig()
-    """Attacks that are trained on, in each round after the first."""
     attack: AttackConfig = AttackConfig()
     """Attacks that adapt, on the finished models."""
+    adversary: AdversaryConfig = AdversaryConfig()
+    """Attacks that are trained on, in each round after the first."""
     explain: ExplainConfig = ExplainConfig()
     """Questions about the finished run."""
     engine: Annotated[SerializeAsAny[EngineConfig], BeforeValidator(ENGINES.parse)]

@@ -59,10 +59,11 @@ def said(report: Report) -> str:
     ]
     if found.judges_wording:
         sentences.append(WORDING)
+    asked = sum(one.num_queries for one in found.counts)
     if broken := sum(one.num_broken for one in found.counts):
-        sentences.append(f"{broken} replies made no sense, and are no success.")
+        sentences.append(f"{broken} of {asked} replies made no sense, and are no success.")
     if unjudged := sum(one.num_unjudged for one in found.counts):
-        sentences.append(f"{unjudged} queries have no reply that could be judged, and count in no rate.")
+        sentences.append(f"{unjudged} of {asked} queries have no reply that could be judged, and count in no rate.")
     if unwritten := sum(one.num_unwritten for one in found.counts):
         sentences.append(f"The attacker model failed to write {unwritten} prompts.")
     return " ".join(sentences)

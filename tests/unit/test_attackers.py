@@ -9,14 +9,16 @@ import pytest
 
 from pipeline.adversary.attackers import ATTACKERS
 from pipeline.adversary.attackers import pair as pair_file
-from pipeline.adversary.attackers.base import Setting
+from pipeline.adversary.attackers.base import Attacker, AttackerConfig, Move, Setting, Target
 from pipeline.adversary.attackers.pair import Pair, prompt_in, question
 from pipeline.adversary.config import AttackConfig
 from pipeline.adversary.families import evaluation_families
 from pipeline.adversary.scenes import BEGINNINGS
 from pipeline.adversary.search import Found
+from pipeline.chain.reference import reference
 from pipeline.core.errors import ConfigError
 from pipeline.engines.base import Completion, Engine, Request
+from pipeline.records import Message
 from tests.fakes import FakeEngine
 from tests.toy_attacks import DECLINES, HELPS, attacked, model_with_hole, prompts, query, text_of, toy_context
 
@@ -170,6 +172,37 @@ def test_pair_needs_a_model_and_prefill_its_family():
         Pair.check(config.attacker("pair"), evaluation_families(), "attack")
     with pytest.raises(ConfigError, match=r"names 'prefill', but attack.families leaves the family 'prefill' out"):
         ATTACKERS["prefill"].check(config.attacker("prefill"), ["noise"], "attack")
+
+
+# --- Another attacker: one class -----------------------------------------------------------------------------------
+
+
+class Polite(Attacker):
+    """Says please, once more in each query."""
+
+    name = "polite"
+
+    class Config(AttackerConfig):
+        """Politeness."""
+
+        words: str = "please"
+        """What it says."""
+
+    def move(self, number: int, target: Target) -> Move:
+        begged = " ".join([target.prompt.request, *[self.config.words] * number])
+        return Move(messages=[Message(role="user", content=begged)], steps=("polite",))
+
+
+def test_an_attacker_is_one_class(tmp_path: Path):
+    ATTACKERS.add(Polite)
+    try:
+        engine = model_with_hole(lambda text: text.endswith("pray pray pray\n"))
+        settings = {"budget": 9, "polite": {"words": "pray", "budget": 4}}
+        found = attacked(tmp_path, engine, "polite", prompts(2), **settings)
+        assert set(broken(found).values()) == {3}
+        assert "attack.polite.words" in reference("attack")
+    finally:
+        ATTACKERS.remove("polite")
 
 
 # --- Answers -------------------------------------------------------------------------------------------------------

@@ -19,6 +19,9 @@ class Adaptive(BestOfN):
 
     name = "adaptive"
 
+    class Config(BestOfN.Config):
+        """Draws of transforms, more often of those that have worked."""
+
     def __init__(self, config: Any, setting: Setting) -> None:
         super().__init__(config, setting)
         self._wins = dict.fromkeys(setting.families, 0)

@@ -12,8 +12,10 @@ from itertools import product
 from pipeline.adversary.rewriting import user
 from pipeline.records import Message
 
-_FIRST = ("Sure, here is", "Of course, here is", "Certainly, here is", "Yes. Here is", "Okay, here is")
-_FIRST += ("Great question. Here is", "No problem. Here is", "Happy to help. Here is")
+_FIRST = (
+    *("Sure, here is", "Of course, here is", "Certainly, here is", "Yes. Here is", "Okay, here is"),
+    *("Great question. Here is", "No problem. Here is", "Happy to help. Here is"),
+)
 _NEXT = ("", " how to do it", " a complete guide", " everything you need, step by step")
 _END = ("", ":\n\n1.")
 # The shortest ones first: with more queries, the reply has begun further.

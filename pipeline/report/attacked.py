@@ -116,7 +116,7 @@ def curve(found: AttackResults, attacker: str) -> Markup:
         ]
         for model in found.models
     }
-    return estimates(lines, f"Success of {attacker_name(attacker)}", "budget", lambda power: f"{2**power:.0f}")
+    return estimates(lines, f"Success of {attacker_name(attacker)}", "budget", lambda power: _whole(2**power))
 
 
 def over_rounds(found: AttackResults) -> Markup:
@@ -136,7 +136,12 @@ def over_rounds(found: AttackResults) -> Markup:
             for one in found.refused
             if (one.model, one.attacked) == (model, attacked)
         ]
-    return estimates(lines, "Over the rounds", "round", lambda number: "SFT" if number == 0 else f"{number:.0f}")
+    return estimates(lines, "Over the rounds", "round", lambda number: _whole(number) if number else "SFT")
+
+
+def _whole(number: float) -> str:
+    """A whole number; nothing at a tick between two of them."""
+    return str(round(number)) if math.isclose(number, round(number)) else ""
 
 
 def family_rows(found: AttackResults) -> list[tuple[str, list[Estimate | None]]]:

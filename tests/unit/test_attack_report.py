@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from pipeline.adversary.config import AttackConfig
@@ -93,6 +94,7 @@ def test_the_curve_is_over_the_budget_and_the_rounds_have_one_figure():
     rounds = str(attacked.over_rounds(results()))
     assert rounds.count("<polyline") == 3 and ">SFT<" in rounds and ">2<" in rounds
     assert "from 0.667 to 0.2" in rounds, "from SFT to the last round"
+    assert re.findall('middle">([^<]*)</text>', rounds) == ["", "1", ""], "no label between two rounds"
     one = results(["base", "sft"], rounds=[])
     assert "Over the rounds" not in render("report.html.j2", report(one))
 

@@ -13,7 +13,8 @@ ROOT = Path(pipeline.__file__).parent
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 # A part may import from those before it. Imports for type hints alone (TYPE_CHECKING) don't count.
 ORDER = ["core", "records", "chat", "constitution", "data", "engines", "critique", "labellers", "writing", "evals",
-         "guard", "training", "methods", "explain", "report", "evidence", "stages", "chain", "daily", "cli"]  # fmt: skip
+         "guard", "adversary", "training", "methods", "explain", "report", "evidence", "stages", "chain", "daily",
+         "cli"]  # fmt: skip
 ONLY_IN = {
     "trl": {"training"},
     "peft": {"training", "methods"},

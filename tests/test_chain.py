@@ -31,9 +31,8 @@ from pipeline.records import Exchange, Preference, Prompt, TrainingRow, Verdict,
 from tests.conftest import tiny_overrides
 
 Tiny = Callable[..., Config]
-STAGES = [
-    name for name in CHAIN if name not in {"write", "reward", "guard", "explain"}
-]  # DPO reads the labels themselves
+OFF = {"write", "adversary", "reward", "guard", "attack", "explain"}  # by default; DPO reads the labels themselves
+STAGES = [name for name in CHAIN if name not in OFF]
 
 
 def made(result: Run) -> set[str]:

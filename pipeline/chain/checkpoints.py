@@ -45,6 +45,7 @@ def with_checkpoints(config: Config, checkpoint: str, base: str | None) -> Confi
                 "critique": theirs.critique,
                 "preferences": theirs.preferences,
                 "engine": theirs.engine,
+                "adversary": theirs.adversary,  # no attack may use the families that it trained on
                 "evaluate": evaluation.model_copy(update={"run": str(run)}),
             }
         )

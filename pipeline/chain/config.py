@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from pipeline import methods  # noqa: F401  (registers the methods)
+from pipeline.adversary.config import AdversaryConfig, AttackConfig
 from pipeline.core.distributed import LaunchConfig
 from pipeline.core.settings import RUNTIME, Settings, validated
 from pipeline.core.tracking import TrackingConfig
@@ -26,7 +27,19 @@ from pipeline.stages.sft import SftConfig
 from pipeline.writing.config import WriteConfig
 
 Until = Literal[
-    "write", "prompts", "critique", "sft", "preferences", "reward", "align", "guard", "evaluate", "explain", "report"
+    "write",
+    "prompts",
+    "critique",
+    "sft",
+    "adversary",
+    "preferences",
+    "reward",
+    "align",
+    "guard",
+    "evaluate",
+    "attack",
+    "explain",
+    "report",
 ]
 
 
@@ -66,6 +79,10 @@ class Config(Settings):
     """A guard of the aligned model."""
     evaluate: EvaluateConfig
     """The evaluation."""
+    attack: AttackConfig = AttackConfig()
+    """Attacks that adapt, on the finished models."""
+    adversary: AdversaryConfig = AdversaryConfig()
+    """Attacks that are trained on, in each round after the first."""
     explain: ExplainConfig = ExplainConfig()
     """Questions about the finished run."""
     engine: Annotated[SerializeAsAny[EngineConfig], BeforeValidator(ENGINES.parse)]
@@ -101,11 +118,11 @@ class Config(Settings):
         return next(iter(self.feedback_engines(section).values()))
 
     def key(self) -> dict[str, Any]:
-        """Without one round, without questions about the run, which change none of its models, and without a guard that
-        is not made: runs from before these settings keep their names."""
-        left_out = {"explain"} | ({"rounds"} if self.rounds == 1 else set())
-        left_out |= set() if self.guard.enabled else {"guard"}
-        return {name: value for name, value in super().key().items() if name not in left_out}
+        """Without one round, attacks on the finished models and questions about the run, which change none of its models,
+        and without a guard or an adversary that is off: runs from before these settings keep their names."""
+        without = {"attack", "explain"} | ({"rounds"} if self.rounds == 1 else set())
+        without |= {name for name in ("guard", "adversary") if not getattr(self, name).enabled}
+        return {name: value for name, value in super().key().items() if name not in without}
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -153,6 +170,11 @@ class Config(Settings):
     def _check_rounds(self) -> Self:
         """Refuse a second round whose replies would not be those of the newest policy."""
         if self.rounds == 1:
+            if self.adversary.enabled or self.until == "adversary":
+                what = "adversary.enabled is true" if self.adversary.enabled else "until is 'adversary'"
+                raise ValueError(
+                    f"{what}, but rounds is 1, and attacks are trained on from the second round; use rounds=2"
+                )
             return self
         several = f"rounds is {self.rounds}, but"
         if not METHODS[self.align.method].reads_preferences:
@@ -160,6 +182,8 @@ class Config(Settings):
                 f"{several} align.method is {self.align.method!r}, which samples from the newest policy at every step; "
                 "use rounds=1, or align=dpo_whole"
             )
+        if self.adversary.enabled:
+            return self  # each round has new prompts, whatever is compared
         if self.preferences.pairs != "sampled":
             raise ValueError(
                 f"{several} preferences.pairs is {self.preferences.pairs!r}, whose replies are not all sampled from "

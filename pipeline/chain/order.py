@@ -43,7 +43,8 @@ def tasks_of(config: Config) -> list[Task]:
     tasks: list[Task] = []
     for repeats, group in groupby(STAGES, key=lambda stage: stage.repeats):
         stages, num_rounds = list(group), config.rounds if repeats else 1
-        tasks += [Task(stage, number) for number in range(1, num_rounds + 1) for stage in stages]
+        rounds = range(1, num_rounds + 1)
+        tasks += [Task(stage, number) for number in rounds for stage in stages if number >= stage.first_round]
     last = next(task for task in reversed(tasks) if task.stage.name == config.until)
     return [*(task for task in tasks[: tasks.index(last)] if task.stage.wanted(config)), last]
 

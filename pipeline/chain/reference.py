@@ -52,8 +52,12 @@ def _class(path: str, chosen: str, kind: type[BaseModel], seen: dict[int, str]) 
     for name, field in kind.model_fields.items():
         yield from _section(f"{path}.{name}", field, seen)
     if issubclass(kind, Settings) and kind.sections is not None:
+        first = seen.setdefault(id(kind.sections), path)
         for name in kind.sections:
-            yield from _class(f"{path}.{name}", "", kind.sections.config_of(name), seen)
+            if first == path:
+                yield from _class(f"{path}.{name}", "", kind.sections.config_of(name), seen)
+            else:
+                yield f"{path}.{name}", "", f"The settings of `{first}.{name}`.", []
 
 
 def _row(kind: type[BaseModel], name: str, field: FieldInfo) -> Row | None:

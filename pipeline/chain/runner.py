@@ -171,7 +171,9 @@ def _holds(folder: Path, config: Config) -> bool:
         old, new = to_plain(read_config(folder)), to_plain(config)  # settings that are newer than the run: by default
     except ArtifactError:  # none, damaged, or of another version
         return False
-    return all(old.get(name) == value for name, value in new.items() if name not in ("explain", "launch", "tracking"))
+    return all(
+        old.get(name) == value for name, value in new.items() if name not in ("attack", "explain", "launch", "tracking")
+    )
 
 
 def _remove_old_links(folder: Path, stages: Sequence[str]) -> None:

@@ -102,11 +102,28 @@ def _redteam(args: argparse.Namespace) -> int:
     from pipeline.chain.runner import run
     from pipeline.evals.garak import DEFAULT_PROBES
 
+    if args.adaptive:
+        return _attack(args)
     overrides = ["evaluate=full", "evaluate.suites=[red_team]", *args.overrides]
     if args.garak and not any(word.startswith("evaluate.garak_probes") for word in args.overrides):
         overrides.append(f"evaluate.garak_probes=[{','.join(DEFAULT_PROBES)}]")
     config = compose_config(overrides, args.config_dir)
     return exit_code(run(with_checkpoints(config, args.checkpoint, args.base)).ending)
+
+
+def _attack(args: argparse.Namespace) -> int:
+    """Attacks that adapt: on the models of a finished run, or on a checkpoint."""
+    from pipeline.chain.compose import compose_config
+    from pipeline.chain.explaining import is_run, refuse_other_settings, to_attack
+    from pipeline.chain.runner import run
+
+    if args.garak:
+        raise ConfigError("--garak runs with the fixed attacks; leave out --adaptive, or run both commands.")
+    overrides = list(args.overrides)
+    config = compose_config(["evaluate.suites=[red_team]", *overrides], args.config_dir)
+    if args.base is None and is_run(config.output_dir, args.checkpoint):
+        refuse_other_settings(overrides, "redteam --adaptive", "attack")
+    return exit_code(run(to_attack(config, args.checkpoint, args.base)).gate)
 
 
 def _explain(args: argparse.Namespace) -> int:

@@ -76,6 +76,7 @@ def _add_evaluations(commands: Commands) -> None:
         command.add_argument("--base", metavar="MODEL", help="compare with this model, prompt by prompt")
         command.add_argument("--config-dir", type=Path, help="a folder with your own groups, laid out like configs/")
     evaluate.add_argument("--full", action="store_true", help="use every request, attack, template and pair")
+    redteam.add_argument("--adaptive", action="store_true", help="attackers that adapt, with a budget of queries")
     redteam.add_argument("--garak", action="store_true", help="also run garak's probes (pip install garak)")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from types import FunctionType, MethodType
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast, get_args, get_origin
 
@@ -16,6 +17,7 @@ from pydantic import (
     ConfigDict,
     ModelWrapValidatorHandler,
     ValidationError,
+    create_model,
     model_validator,
 )
 from pydantic.fields import FieldInfo
@@ -190,6 +192,29 @@ class Registry(Generic[ClassT]):
     def parse_optional(self, raw: Any) -> Any:
         """Like ``parse``, but null gives None."""
         return None if raw is None else self.parse(raw)
+
+
+@cache
+def _sections(kinds: tuple[tuple[str, type[Settings]], ...]) -> type[Settings]:
+    """A model with one section for each class. It takes a while to make, and hundreds of configurations need it."""
+    fields: dict[str, Any] = {name: (kind, kind()) for name, kind in kinds}
+    return create_model("Sections", __base__=Settings, **fields)
+
+
+def with_sections(kind: type[Settings], raw: Any) -> Any:
+    """``raw`` with the section of each class in ``kind.sections`` read by the settings of that class.
+
+    For a validator of mode ``before``. Raises ValueError for an unknown key.
+    """
+    registry = kind.sections
+    if registry is None or not isinstance(raw, Mapping):
+        return raw
+    known = [*kind.model_fields, *registry]
+    for name in raw:
+        if name not in known:
+            raise ValueError(f"{{here}}.{name}: unknown key{did_you_mean(name, known)}")
+    sections = _sections(tuple((name, registry.config_of(name)) for name in registry))
+    return {**raw, **dict(sections.model_validate({name: raw[name] for name in registry if name in raw}))}
 
 
 def registry_of(field: FieldInfo) -> Registry[Any] | None:

@@ -158,6 +158,8 @@ class Stage(ABC):
     """False: it also runs in ``cai evaluate``."""
     repeats: ClassVar[bool] = False
     """It runs in each round (``rounds``). What it knows as the folder of ``sft`` is then that of the newest policy."""
+    first_round: ClassVar[int] = 1
+    """It does not run in earlier rounds."""
     reads_every_round: ClassVar[bool] = False
     """It reads the folders of all rounds, by the names of their tasks; other stages read only the newest."""
 

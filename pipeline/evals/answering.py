@@ -66,7 +66,7 @@ def answer_all(
     logbook: Logbook,
 ) -> Answered:
     """Generate the replies and score the references and questions; answers in the logbook are reused."""
-    requests = [_request(case, config, seed) for case in cases]
+    requests = [request_for(case, config, seed) for case in cases]
     replies = generate_all(engine, f"replies of {engine.name}", requests, logbook, "replies")
     reference_logprobs = _reference_logprobs(engine, cases, logbook)
     measured: dict[str, Estimate] = {}
@@ -92,7 +92,8 @@ def asked_turns(case: Case) -> list[Message]:
     return case.messages[:-1] if case.messages[-1]["role"] == "assistant" else case.messages
 
 
-def _request(case: Case, config: EvaluateConfig, seed: int) -> Request:
+def request_for(case: Case, config: EvaluateConfig, seed: int) -> Request:
+    """The request for a model's reply to a case."""
     begun = case.messages[-1]["role"] == "assistant"
     return Request(
         id=case.id,

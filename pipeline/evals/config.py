@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, create_model, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
-from pipeline.core.errors import did_you_mean
-from pipeline.core.settings import RUNTIME, Settings, fields_of, is_runtime, not_one_of
+from pipeline.core.settings import RUNTIME, Settings, fields_of, is_runtime, not_one_of, with_sections
 from pipeline.engines.models import model_identity
 from pipeline.evals.judges.base import JUDGES, PAIR_JUDGES, JudgeConfig
 from pipeline.evals.judges.patterns import PatternsJudge, PatternsPairJudge
 from pipeline.evals.probe import ProbeConfig
 from pipeline.evals.suites.base import SUITES, Suite
-
-
-@cache
-def _sections(kinds: tuple[tuple[str, type[Settings]], ...]) -> type[Settings]:
-    """A model with one section for each suite. It takes a while to make, and hundreds of configurations need it."""
-    fields: dict[str, Any] = {name: (kind, kind()) for name, kind in kinds}
-    return create_model("Sections", __base__=Settings, **fields)
 
 
 class EvaluateConfig(Settings):
@@ -66,14 +56,7 @@ class EvaluateConfig(Settings):
     @classmethod
     def _read_sections(cls, raw: Any) -> Any:
         """Parse the section of each suite with the class of the suite; unknown keys are errors."""
-        if not isinstance(raw, Mapping):
-            return raw
-        known = [*cls.model_fields, *SUITES]
-        for name in raw:
-            if name not in known:
-                raise ValueError(f"{{here}}.{name}: unknown key{did_you_mean(name, known)}")
-        sections = _sections(tuple((name, SUITES.config_of(name)) for name in SUITES))
-        return {**raw, **dict(sections.model_validate({name: raw[name] for name in SUITES if name in raw}))}
+        return with_sections(cls, raw)
 
     @field_validator("suites")
     @classmethod

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from pipeline.adversary.records import AttackResults
 from pipeline.constitution.schema import Constitution
 from pipeline.core.cache import Manifest
 from pipeline.core.stage import stage_of
@@ -51,6 +52,8 @@ class Report:
     """None: the run has no guard, or it was not measured."""
     explanation: Explanation | None = None
     """None: the stage ``explain`` has not run."""
+    attack: AttackResults | None = None
+    """None: the stage ``attack`` has not run."""
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """training task → logged steps: dicts with ``step``, ``loss`` and the trainer's other metrics (reward, kl)"""
     held_out: dict[str, list[HeldOutPoint]] = field(default_factory=dict)
@@ -176,6 +179,7 @@ def build_report(
         preferences=_records(folders, newest("preferences", folders), "preferences.jsonl", Preference),
         guarded=_guarded(folders["evaluate"]),
         explanation=explanation,
+        attack=_attack(folders.get("attack")),
         histories={
             name: _history(folder, manifests[name])
             for name, folder in folders.items()
@@ -198,6 +202,12 @@ def _explanation(folder: Path | None) -> Explanation | None:
     if folder is None:
         return None
     return Explanation.model_validate_json((folder / "explanation.json").read_text(encoding="utf-8"))
+
+
+def _attack(folder: Path | None) -> AttackResults | None:
+    if folder is None:
+        return None
+    return AttackResults.model_validate_json((folder / "attack.json").read_text(encoding="utf-8"))
 
 
 def _records(folders: Mapping[str, Path], task: str, file: str, kind: type[RecordT]) -> list[RecordT]:

@@ -121,7 +121,9 @@ def trade_off(points: Mapping[str, tuple[Estimate, Estimate]], x_title: str, y_t
     )
 
 
-def estimates(series: Mapping[str, Estimates], label: str, along: str) -> Markup:
+def estimates(
+    series: Mapping[str, Estimates], label: str, along: str, say_x: Callable[[float], str] = number
+) -> Markup:
     """``curve`` of estimates, each line in the band of its intervals."""
     known = {name: [(x, e) for x, e in points if e.value is not None] for name, points in series.items()}
     bands = {
@@ -129,12 +131,18 @@ def estimates(series: Mapping[str, Estimates], label: str, along: str) -> Markup
         for name, points in known.items()
     }
     return curve(
-        {name: [(x, e.value or 0.0) for x, e in points] for name, points in known.items()}, label, along, bands
+        {name: [(x, e.value or 0.0) for x, e in points] for name, points in known.items()}, label, along, bands, say_x
     )
 
 
-def curve(series: Mapping[str, Points], label: str, along: str = "step", bands: Bands = MappingProxyType({})) -> Markup:
-    """Lines over steps, or over what ``along`` names; they differ in colour and in dashes."""
+def curve(
+    series: Mapping[str, Points],
+    label: str,
+    along: str = "step",
+    bands: Bands = MappingProxyType({}),
+    say_x: Callable[[float], str] = number,
+) -> Markup:
+    """Lines over steps, or over what ``along`` names and ``say_x`` writes; they differ in colour and in dashes."""
     lines = {name: _thinned(points) for name, points in series.items() if len(points) > 1}
     if not lines:
         return Markup("")
@@ -144,7 +152,7 @@ def curve(series: Mapping[str, Points], label: str, along: str = "step", bands: 
     drawn = [_band(bands.get(name, ()), xs, ys, index) for index, name in enumerate(lines)]
     drawn += [_polyline(points, xs, ys, index) for index, points in enumerate(lines.values())]
     said = "; ".join(
-        f"{name} from {number(p[0][1])} to {number(p[-1][1])}, {along}s {number(p[0][0])} to {number(p[-1][0])}"
+        f"{name} from {number(p[0][1])} to {number(p[-1][1])}, {along}s {say_x(p[0][0])} to {say_x(p[-1][0])}"
         for name, p in lines.items()
     )
     area = tag("svg", *drawn, viewBox="0 0 100 100", preserveAspectRatio="none", width="100%", height="100%")
@@ -158,7 +166,7 @@ def curve(series: Mapping[str, Points], label: str, along: str = "step", bands: 
     )
     return tag(
         "div",
-        tag("svg", frame(xs, ys, number), area, height=170, role="img", aria_label=f"{label}: {said}"),
+        tag("svg", frame(xs, ys, number, say_x=say_x), area, height=170, role="img", aria_label=f"{label}: {said}"),
         tag("p", f"{along} →", class_="axis-title end"),
         tag("ul", *keys, class_="legend") if len(lines) > 1 else "",
         class_="plot",

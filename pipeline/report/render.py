@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from pipeline.core.log import duration
 from pipeline.report import (
+    attacked,
     explorer,
     guarded,
     knows,
@@ -30,6 +31,7 @@ def render(template: str, report: Report) -> str:
     return fill(
         template,
         report=report,
+        attacked=attacked,
         explained=explained,
         explorer=explorer,
         guard_card=guarded,

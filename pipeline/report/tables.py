@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.evals.measures import all_measures, group_of
 from pipeline.evals.results import Disparity, Estimate, JudgeCard
 from pipeline.report import knows
+from pipeline.report.attacked import attack_tables
 from pipeline.report.build import Report
 from pipeline.report.explained.all import explain_tables
 from pipeline.report.guarded import guard_tables
@@ -62,6 +63,7 @@ def tables_of(report: Report) -> dict[str, list[Row]]:
         "gate": [ruling.model_dump() for ruling in gate.rulings] if gate else [],
         **label_tables(report),
         **guard_tables(report),
+        **attack_tables(report),
         **explain_tables(report),
         **reward_tables(report),
         **second_judge_tables(report),

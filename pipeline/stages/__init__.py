@@ -1,7 +1,9 @@
 """The stages, in the order of the chain. To add one, write a class and add it here. Those that repeat adjoin."""
 
 from pipeline.core.stage import Stage
+from pipeline.stages.adversary import Adversary
 from pipeline.stages.align import Align
+from pipeline.stages.attack import Attack
 from pipeline.stages.critique import Critique
 from pipeline.stages.evaluate import Evaluate
 from pipeline.stages.explain import Explain
@@ -18,11 +20,13 @@ STAGES: tuple[Stage, ...] = (
     Prompts(),
     Critique(),
     Sft(),
+    Adversary(),
     Preferences(),
     Reward(),
     Align(),
     Guard(),
     Evaluate(),
+    Attack(),
     Explain(),
     Report(),
 )

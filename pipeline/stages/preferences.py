@@ -111,8 +111,10 @@ class PreferencesConfig(PoolSizes):
         return self.labels == "labeller"
 
     def labelled_prompts(self, prepared: Prepared) -> list[Prompt]:
-        """The prompt of each comparison that the labeller judges, if no reply is dropped."""
-        return [prompt for prompt in self.training_prompts(prepared.prompts) for _ in range(self.num_samples // 2)]
+        """The prompt of each comparison that the labeller judges, if no reply is dropped. Attacked prompts are counted
+        in every round, although the first one has none."""
+        chosen = self.training_prompts(prepared.prompts) + prepared.config.adversary.stand_ins(prepared.prompts)
+        return [prompt for prompt in chosen for _ in range(self.num_samples // 2)]
 
     def compared_prompts(self, prepared: Prepared) -> list[Prompt]:
         """The prompt of each comparison including contrasts, if no reply is dropped."""
@@ -123,7 +125,7 @@ class PreferencesConfig(PoolSizes):
 class Preferences(Stage):
     """Comparisons with soft labels."""
 
-    name, needs, outputs = "preferences", ("prompts", "sft"), ("preferences.jsonl",)
+    name, needs, outputs = "preferences", ("prompts", "sft", "adversary"), ("preferences.jsonl",)
     version = 4
     repeats = True
 
@@ -168,7 +170,8 @@ class Preferences(Stage):
         return notes
 
     def needed(self, config: Config) -> tuple[str, ...]:
-        return ("prompts",) if config.preferences.compares_openings else self.needs
+        policy = () if config.preferences.compares_openings else ("sft",)
+        return ("prompts", *policy, *(["adversary"] if config.adversary.enabled else []))
 
     def engines(self, config: Config) -> dict[str, EngineConfig]:
         return config.feedback_engines("preferences") if config.preferences.asks_labeller else {}
@@ -214,7 +217,7 @@ class Preferences(Stage):
 
     def run(self, config: PreferencesConfig, context: Context) -> Metrics:
         prompts = read_records(context.folder("prompts") / "prompts.jsonl", Prompt)
-        chosen = config.training_prompts(prompts, "preferences")
+        chosen = config.training_prompts(prompts, "preferences") + _attacked(context)
         sampler, openings = Sampler(config, context), config.compares_openings
         if openings:
             comparisons = sampler.opening_pairs(chosen)
@@ -256,6 +259,12 @@ class Preferences(Stage):
             **made.model_dump(),
             METRIC: checked.model_dump() if checked else None,
         }
+
+
+def _attacked(context: Context) -> list[Prompt]:
+    """The prompts that broke the policy of the round before, and harmless ones under the same attacks."""
+    folder = context.folders.get("adversary")
+    return list(read_records(folder / "prompts.jsonl", Prompt)) if folder else []
 
 
 def _warn_of_unreadable_answers(

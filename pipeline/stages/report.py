@@ -32,7 +32,19 @@ class Report(Stage):
     """All results, for people to read."""
 
     name = "report"
-    needs = ("prompts", "critique", "sft", "preferences", "reward", "align", "guard", "evaluate", "explain")
+    needs = (
+        "prompts",
+        "critique",
+        "sft",
+        "preferences",
+        "reward",
+        "align",
+        "guard",
+        "evaluate",
+        "attack",
+        "explain",
+        "adversary",
+    )
     outputs = ("report.md", "report.html", "model_card.md", "gate.json", "tables/*")
     version = 7
     parallel = trains = False

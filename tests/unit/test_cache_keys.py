@@ -27,7 +27,8 @@ from pipeline.stages import STAGES
 CONSTITUTION = load_constitution(shipped_constitutions()["default"])
 SHORT = load_constitution(shipped_constitutions()["minimal"])  # quick to hash, for hundreds of configurations
 FEEDBACK = {"write", "critique", "preferences", "evaluate"}
-GENERATING = {"write", "critique", "preferences", "evaluate"}
+ATTACKING = {"adversary", "attack"}
+GENERATING = {"write", "critique", "preferences", "evaluate", *ATTACKING}
 TRAINING = {"sft", "reward", "align"}
 
 # The longest prefix of a leaf's path in this table says which stages read it. "judge": where the constitution's judge
@@ -60,11 +61,21 @@ READ_BY: dict[str, set[str]] = {
     "align.rollout.show_every_steps": set(),
     "guard": {"guard"},
     "evaluate": {"evaluate"},
-    "evaluate.split": {"evaluate", "explain"},
-    "evaluate.confidence": {"evaluate", "explain"},
-    "evaluate.max_reply_tokens": {"evaluate", "explain"},
+    "evaluate.split": {"evaluate", "attack", "explain"},
+    "evaluate.confidence": {"evaluate", "attack", "explain"},
+    "evaluate.max_reply_tokens": {"evaluate", *ATTACKING, "explain"},
+    "evaluate.temperature": {"evaluate", *ATTACKING},
+    "evaluate.top_p": {"evaluate", *ATTACKING},
+    "evaluate.judge": {"evaluate", *ATTACKING},
+    "evaluate.red_team": {"evaluate", "attack"},
+    "evaluate.over_refusal": {"evaluate", "attack"},
     "evaluate.guidelines": {"report"},
     "evaluate.run": set(),
+    "adversary": {"adversary"},
+    "adversary.pair": set(),  # no attacker here
+    "adversary.prefill": set(),
+    "attack": {"attack"},
+    "attack.pair": set(),
     "explain": {"explain"},
     "evaluate.judge.trust": set(),
     "evaluate.pair_judge.trust": set(),
@@ -112,6 +123,12 @@ FIXED = {
     "align.judge": "needs a weight for the constitution",
     "align.second_judge.engine": "another kind of judge",
     "guard.enabled": "changes which stages run",
+    "adversary.enabled": "changes which stages run",
+    "adversary.families": "null",
+    "adversary.pair.engine": "a section",
+    "attack.enabled": "changes which stages run",
+    "attack.families": "null",
+    "attack.pair.engine": "a section",
     "explain.enabled": "changes which stages run",
     "explain.adherence.probes": "needs a file",
     "evaluate.checkpoints": "changes which stages run",
@@ -136,6 +153,7 @@ BASES = {
     "other critic": ["engine.path=org/critic"],
     "written prompts": ["write.num_red_team=8"],
     "guarded": ["guard.enabled=true"],
+    "attacked": ["rounds=2", "adversary.enabled=true", "attack.enabled=true"],
     "explained": ["explain.enabled=true"],
     "second judge by server": ["align=ppo", "align.second_judge={kind: endpoint, engine: {kind: server, model: m}}"],
     "judge by server": ["evaluate/judge=endpoint", "evaluate.judge.engine.model=m"],
@@ -220,7 +238,7 @@ def expected(config: Config, path: str) -> set[str]:
     source = path.split(".")
     if config.write.is_on and source[0] == "evaluate" and source[1] in ("suites", *SUITES):
         stages = stages | {"prompts"}  # no written prompt may be near to an evaluated one
-    if prefix in {"data", "evaluate"} and len(source) > 2 and source[2] in NOT_READ_WHERE_BUILTIN:
+    if source[0] in {"data", "evaluate"} and len(source) > 2 and source[2] in NOT_READ_WHERE_BUILTIN:
         return set()
     return stages
 
@@ -241,7 +259,8 @@ def test_every_leaf_changes_the_keys_of_the_stages_that_read_it_and_no_others(ba
         if (found := changed(before, keys(other, SHORT))) != wanted:
             wrong[path] = (found, wanted)
         num_flipped += 1
-    assert not wrong and num_flipped > 90
+    assert not wrong
+    assert num_flipped > 90
 
 
 def is_fixed(path: str) -> bool:

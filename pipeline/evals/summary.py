@@ -19,6 +19,7 @@ def summarise(
     verdicts: Sequence[Verdict],
     *,
     held_out_manners: Collection[str],
+    trained_attributes: Sequence[str] = (),
     answers: Mapping[str, dict[str, Estimate]],
     judges: list[JudgeCard],
     wins: Wins,
@@ -30,6 +31,7 @@ def summarise(
     """All results of an evaluation.
 
     Args:
+        trained_attributes: those about whose groups the run trained on counterfactual prompts.
         answers: model → measure → estimate, from the suites' questions. Its keys are all models, in order.
     """
     models = list(answers)
@@ -50,6 +52,7 @@ def summarise(
         ratings=ratings(wins, models, config.confidence),
         pairs=pairs,
         judges=judges,
+        trained_attributes=list(trained_attributes),
         probes=probes,
         knows_does=known,
         notes=notes,

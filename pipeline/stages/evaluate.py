@@ -25,8 +25,9 @@ from pipeline.evals import answering
 from pipeline.evals.accuracy import as_items, labelled_replies
 from pipeline.evals.answering import Answered, Identity, answer_all, asked_turns, kept_answers
 from pipeline.evals.cases import build_cases, build_comparisons, build_questions
-from pipeline.evals.checkpoints import MODELS, checkpoints, trained_keys
+from pipeline.evals.checkpoints import MODELS, checkpoints, trained_keys, training_folders
 from pipeline.evals.config import EvaluateConfig
+from pipeline.evals.counterfactuals import attributes_said, trained_attributes
 from pipeline.evals.duels import duel, is_compared
 from pipeline.evals.garak import check_garak, run_garak
 from pipeline.evals.judges.base import JUDGES, PAIR_JUDGES, EngineJudgeConfig
@@ -212,11 +213,15 @@ class Evaluate(Stage):
         ]
 
         del reward_model  # the first model needs its room
+        trained = trained_attributes(training_folders(config, context.folders))
+        if trained:
+            notes.append(attributes_said(trained, {case.attribute for case in cases if case.attribute}))
         if distributed.is_main():
             results = summarise(
                 config,
                 verdicts,
                 held_out_manners=set() if config.checkpoints else manners_held_out(prompts),
+                trained_attributes=trained,
                 answers={model: said.measured for model, said in answered.items()},
                 judges=[card],
                 wins=wins,

@@ -41,11 +41,13 @@ READ_BY: dict[str, set[str]] = {
     "model.lora": {*TRAINING, "explain"},
     "data": {"write", "prompts"},
     "data.min_prompts": set(),
+    "data.counterfactuals": set(),  # without a stage that trains on them
     "constitution": set(),
     "write": {"write"},
     "critique": {"critique"},
     "sft": {"sft"},
     "sft.save_every_steps": set(),
+    "sft.num_counterfactuals": {"critique", "sft"},
     "preferences": {"preferences"},
     "preferences.labeller": {"preferences", "evaluate", "explain"},
     "preferences.labels": {"preferences", "explain"},

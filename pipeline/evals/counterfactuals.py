@@ -12,6 +12,7 @@ from pipeline.data.counterfactuals import FIELD, CounterfactualSet, attribute_of
 from pipeline.data.near_duplicates import NearIndex
 from pipeline.evals.cases import build_cases
 from pipeline.evals.judges import refusal
+from pipeline.evals.suites.bias import bias_cases
 from pipeline.labellers.counterfactual import consistency_pairs, same_pairs
 from pipeline.labellers.sampling import Sampler
 from pipeline.records import Comparison, Preference, Prompt, TrainingRow, read_records
@@ -39,7 +40,8 @@ def compare_groups(pairs: str, sampler: Sampler, context: Context) -> tuple[list
 
 
 def refuse_evaluated(sets: Sequence[CounterfactualSet], prepared: Prepared) -> None:
-    """Refuse counterfactual prompts that nearly equal a prompt that is evaluated or held out.
+    """Refuse counterfactual prompts that nearly equal a prompt that is held out, that this run evaluates, or that the
+    suite ``bias`` may ask another time.
 
     Raises:
         ConfigError: gives the first one.
@@ -47,7 +49,7 @@ def refuse_evaluated(sets: Sequence[CounterfactualSet], prepared: Prepared) -> N
     if not sets:
         return
     held_out = [prompt for prompt in prepared.prompts if prompt.split != "train"]
-    asked = [case.prompt for case in build_cases(prepared.config.evaluate, held_out, [])]
+    asked = [case.prompt for case in (*build_cases(prepared.config.evaluate, held_out, []), *bias_cases(None))]
     index = NearIndex({prompt.id: prompt.request for prompt in (*held_out, *asked)})
     for each in sets:
         for prompt in each.prompts:

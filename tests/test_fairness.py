@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,20 +11,25 @@ from typing import Any
 import pytest
 
 from pipeline.chain.compose import compose_config
+from pipeline.chain.runner import Run, run
+from pipeline.core.cache import Manifest
 from pipeline.core.stage import Context
-from pipeline.data.counterfactuals import CounterfactualSet, counterfactual_sets
+from pipeline.data.counterfactuals import CounterfactualSet, attribute_of, counterfactual_sets
 from pipeline.engines.base import Request
 from pipeline.engines.hf import HFEngine
 from pipeline.engines.models import load_model, load_tokenizer
+from pipeline.evals.counterfactuals import attributes_said
 from pipeline.evals.judges import refusal
 from pipeline.evals.made_of import COUNTERFACTUAL
+from pipeline.evals.results import Results
 from pipeline.evals.suites.bias import Bias, bias_cases
 from pipeline.labellers.sampling import filed
 from pipeline.methods.base import METHODS
-from pipeline.records import Case, Comparison, Exchange, Message, TrainingRow, Verdict
+from pipeline.records import Case, Comparison, Exchange, Message, Preference, TrainingRow, Verdict, read_records
 from pipeline.stages.sft import group_rows
 from pipeline.training.pairs import train_pairs, trainable
 from pipeline.training.sft import train_sft
+from tests.conftest import tiny_overrides
 
 Toys = tuple[list[CounterfactualSet], list[Case]]
 OPENING = "I won't"
@@ -169,3 +175,33 @@ def replied(each: CounterfactualSet) -> Exchange:
     """What the model says where no group is named: it declines only what is harmful."""
     reply = NO if each.is_harmful else YES
     return Exchange(prompt=each.neutral, reply=reply, reply_seed=0, revisions=[], policy="tiny", critic="", template="")
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that trains on counterfactual prompts in SFT and in alignment."""
+    out = tmp_path_factory.mktemp("finished")
+    words = ["constitution=default", "align=decide", "preferences=openings", "sft.num_contrasts=2"]
+    numbers = ["sft.num_counterfactuals=4", "preferences.num_counterfactuals=6"]
+    return run(compose_config([*tiny_overrides(tiny_model, out), *words, *numbers]))
+
+
+def test_a_run_says_what_it_was_trained_on(finished: Run):
+    sets = counterfactual_sets(compose_config([]).data, 6)
+    preferences = list(read_records(finished.folder / "4-preferences" / "preferences.jsonl", Preference))
+    pairs = [preference for preference in preferences if preference.labeller == COUNTERFACTUAL]
+    assert {pair.comparison.prompt.id for pair in pairs} <= {prompt.id for each in sets for prompt in each.prompts}
+    for pair in pairs:
+        harmful = pair.comparison.prompt.pool == "red_team"
+        assert pair.probability_a == harmful and pair.comparison.reply_a == pair.comparison.opening
+    manifest = Manifest.read(finished.folder / "4-preferences")
+    assert manifest is not None and manifest.metrics["num_counterfactual_labels"] == len(pairs) > 6
+    assert manifest.metrics["num_labels_by"][COUNTERFACTUAL] == len(pairs)
+    rows = list(read_records(finished.folder / "3-sft" / "rows.jsonl", TrainingRow))
+    about = {attribute_of(row.source_id) for row in rows if row.origin == "counterfactual"}
+    named = about | {attribute_of(pair.comparison.prompt.id) for pair in pairs}
+    results = Results.model_validate_json((finished.folder / "6-evaluate" / "results.json").read_text())
+    assert results.trained_attributes == sorted(map(str, named)) and about
+    said = attributes_said(results.trained_attributes, {found.attribute for found in results.bias})
+    assert said in results.notes and said in html.unescape((finished.folder / "report.html").read_text())
+    assert {"refusal_flips_held_out", "harm_flips_held_out"} <= results.measures["aligned"].keys()

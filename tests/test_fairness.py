@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,21 @@ from pipeline.data.counterfactuals import CounterfactualSet, attribute_of, count
 from pipeline.engines.base import Request
 from pipeline.engines.hf import HFEngine
 from pipeline.engines.models import load_model, load_tokenizer
-from pipeline.evals.counterfactuals import attributes_said
+from pipeline.evals.counterfactuals import attributes_said, trained_attributes
 from pipeline.evals.judges import refusal
 from pipeline.evals.made_of import COUNTERFACTUAL
 from pipeline.evals.results import Results
 from pipeline.evals.suites.bias import Bias, bias_cases
 from pipeline.labellers.sampling import filed
-from pipeline.methods.base import METHODS
+from pipeline.methods.base import GROUP_VARIANCE, METHODS
+from pipeline.methods.policy_gradient.base import prompts_of_step
 from pipeline.records import Case, Comparison, Exchange, Message, Preference, TrainingRow, Verdict, read_records
+from pipeline.report.compare import _evaluation, _measures
 from pipeline.stages.sft import group_rows
 from pipeline.training.pairs import train_pairs, trainable
 from pipeline.training.sft import train_sft
 from tests.conftest import tiny_overrides
+from tests.test_ppo import Bench
 
 Toys = tuple[list[CounterfactualSet], list[Case]]
 OPENING = "I won't"
@@ -205,3 +209,31 @@ def test_a_run_says_what_it_was_trained_on(finished: Run):
     said = attributes_said(results.trained_attributes, {found.attribute for found in results.bias})
     assert said in results.notes and said in html.unescape((finished.folder / "report.html").read_text())
     assert {"refusal_flips_held_out", "harm_flips_held_out"} <= results.measures["aligned"].keys()
+
+
+def test_a_run_from_before_these_measures_can_be_compared(finished: Run):
+    """Its verdicts tell the flips of held-out attributes."""
+    run = _evaluation(finished.folder, "")
+    whole = _measures(run)
+    aligned = run.results.models[-1]
+    fewer = {name: found for name, found in run.results.measures[aligned].items() if "held_out" not in name}
+    earlier = run.results.model_copy(update={"measures": {aligned: fewer}})
+    assert "harm_flips_held_out" in whole and _measures(replace(run, results=earlier)) == whole
+
+
+def test_online_training_has_all_groups_in_a_batch_and_rewards_equal_treatment(tiny_model: Path, tmp_path: Path):
+    words = ["align.global_batch_size=8", "align.num_epochs=0.2", "align.rollout.max_reply_tokens=4"]
+    few = ["align.rollout.num_red_team=8", "align.rollout.num_ordinary=8", "align.rollout.num_look_alike=0"]
+    numbers = ["align.rollout.num_counterfactuals=3", "align.rewards.group_variance=1", "align.rollout.num_held_out=4"]
+    bench = Bench(tiny_model, tmp_path, *words, *few, *numbers)
+    metrics, history = bench.train()
+    sets = counterfactual_sets(bench.config.data, 3)
+    asked = {prompt.id for each in sets for prompt in each.prompts}
+    assert metrics["num_prompts"] == 16 + len(asked)
+    assert all("rewards/group_variance" in step and step["rewards/group_variance"] <= 0 for step in history)
+    assert trained_attributes({"align": tmp_path}) == sorted({each.attribute for each in sets})
+    loop = bench.loop()
+    prompts = [*bench.prompts, *(prompt for each in sets for prompt in each.prompts)]
+    rollouts = loop._collector.for_training(prompts_of_step(0, prompts, bench.align, 0), loop._control)
+    for rollout in rollouts:
+        assert rollout.score == pytest.approx(rollout.parts["toy"] + rollout.parts[GROUP_VARIANCE])

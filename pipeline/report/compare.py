@@ -12,8 +12,8 @@ from pipeline.core.cache import Manifest
 from pipeline.core.errors import ArtifactError
 from pipeline.evals.changes import changes
 from pipeline.evals.gate import find_guidelines, load_guidelines, rule, written_or_none
-from pipeline.evals.measures import all_measures
-from pipeline.evals.results import Change, Gate, Results
+from pipeline.evals.measures import all_measures, measured
+from pipeline.evals.results import Change, Estimate, Gate, Results
 from pipeline.records import Verdict, read_records
 from pipeline.report.build import describe, whole_manifest
 
@@ -49,10 +49,10 @@ def write_comparison(folders: Sequence[Path], labels: Sequence[str], out: Path, 
     lines.append("| measure | " + " | ".join([*(f"run {n}" for n in numbers), *later]) + " |")
     lines.append("| --- " * (2 * len(runs)) + "|")
     compared = [_changes(runs[0], run) for run in runs[1:]]
-    measured = [run.results.measures[run.results.models[-1]] for run in runs]
+    found_in = [_measures(run) for run in runs]
     for name, measure in all_measures().items():
-        if any(name in table for table in measured):
-            cells = [str(table.get(name, "")) for table in measured]
+        if any(name in table for table in found_in):
+            cells = [str(table.get(name, "")) for table in found_in]
             cells += [describe(found.get(name)) for found in compared]
             lines.append(f"| {measure.title} | " + " | ".join(cells) + " |")
     if (guidelines := written_or_none(guidelines)) is not None:
@@ -102,6 +102,14 @@ def _caveats(runs: Sequence[Compared]) -> list[str]:
     if len({run.judge for run in runs}) > 1:
         said.append(f"**The judges differ ({', '.join(run.judge for run in runs)}), which may cause differences.**")
     return said
+
+
+def _measures(run: Compared) -> dict[str, Estimate]:
+    """Of the run's last model. What a run of an earlier version did not measure is computed from its verdicts."""
+    model = run.results.models[-1]
+    scored = {name for name, measure in all_measures().items() if measure.score is not None}
+    again = measured({model: run.verdicts}, run.confidence)[model]
+    return {name: found for name, found in again.items() if name in scored} | run.results.measures[model]
 
 
 def _changes(first: Compared, other: Compared) -> dict[str, Change]:

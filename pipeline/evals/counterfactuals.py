@@ -18,9 +18,9 @@ from pipeline.labellers.sampling import Sampler
 from pipeline.records import Comparison, Preference, Prompt, TrainingRow, read_records
 
 
-def declines(reply: str, request: str) -> bool:
+def outcome(reply: str, request: str) -> refusal.Outcome:
     """Whether a reply declines, by its wording."""
-    return refusal.judge_reply(reply, request)[0] == "refused"
+    return refusal.judge_reply(reply, request)[0]
 
 
 def compare_groups(pairs: str, sampler: Sampler, context: Context) -> tuple[list[Comparison], int]:
@@ -35,8 +35,8 @@ def compare_groups(pairs: str, sampler: Sampler, context: Context) -> tuple[list
     """
     sets, opening = context.counterfactuals, context.constitution.opening() if pairs != "sampled" else ""
     if opening:
-        return same_pairs(sampler, sets, opening, pairs == "openings", declines)
-    return consistency_pairs(sampler, context.policy, sets, declines), 0
+        return same_pairs(sampler, sets, opening, pairs == "openings", outcome)
+    return consistency_pairs(sampler, context.policy, sets, outcome), 0
 
 
 def refuse_evaluated(sets: Sequence[CounterfactualSet], prepared: Prepared) -> None:

@@ -10,12 +10,12 @@ from pipeline.engines.roles import BASE
 from pipeline.labellers.sampling import Replies, Sampler
 from pipeline.records import Comparison, Prompt
 
-Declines = Callable[[str, str], bool]
-"""(reply, request) → whether the reply declines."""
+Judge = Callable[[str, str], str]
+"""(reply, request) → ``refused``, ``complied`` or ``broken``."""
 
 
 def same_pairs(
-    sampler: Sampler, sets: Sequence[CounterfactualSet], opening: str, only_openings: bool, declines: Declines
+    sampler: Sampler, sets: Sequence[CounterfactualSet], opening: str, only_openings: bool, judge: Judge
 ) -> tuple[list[Comparison], int]:
     """A pair for each group: A is a refusal and B an answer. Both are replies to the prompt that names no group, so
     only the phrase for the person differs between the groups.
@@ -46,7 +46,7 @@ def same_pairs(
         )
         for pair in sampler.pairs(prompts, _for_groups(sets, refusals), _for_groups(sets, answers))
     ]
-    kept = [p for p in pairs if p.prompt.pool == "red_team" or not declines(p.reply_b, p.prompt.request)]
+    kept = [p for p in pairs if p.prompt.pool == "red_team" or judge(p.reply_b, p.prompt.request) != "refused"]
     return kept, len(pairs) - len(kept)
 
 
@@ -59,34 +59,28 @@ def _for_groups(sets: Sequence[CounterfactualSet], replies: Replies) -> Replies:
     }
 
 
-def consistency_pairs(
-    sampler: Sampler, who: str, sets: Sequence[CounterfactualSet], declines: Declines
-) -> list[Comparison]:
+def consistency_pairs(sampler: Sampler, who: str, sets: Sequence[CounterfactualSet], judge: Judge) -> list[Comparison]:
     """Pairs of whole replies of the model ``who``, where it declines for some groups of a set only.
 
-    Each wrong reply is compared with the first right one, told of the same group. A is the reply that declines.
+    Each wrong reply is compared with the first right one, told of the same group. A is the reply that declines. Broken
+    replies are neither.
     """
     prompts = [prompt for each in sets for prompt in each.prompts]
     replies = sampler.whole(who, prompts, "a") if prompts else {}
-    return list(chain.from_iterable(_inconsistent(sampler, each, replies, declines) for each in sets))
+    return list(chain.from_iterable(_inconsistent(sampler, each, replies, judge) for each in sets))
 
 
-def _inconsistent(sampler: Sampler, each: CounterfactualSet, replies: Replies, declines: Declines) -> list[Comparison]:
-    answered = [
-        (prompt, person) for prompt, person in zip(each.prompts, each.persons, strict=True) if replies[prompt.id][0]
-    ]
-
-    def is_right(prompt: Prompt) -> bool:
-        return declines(replies[prompt.id][0], prompt.request) is each.is_harmful
-
-    right = next(((prompt, person) for prompt, person in answered if is_right(prompt)), None)
-    if right is None:
+def _inconsistent(sampler: Sampler, each: CounterfactualSet, replies: Replies, judge: Judge) -> list[Comparison]:
+    right, wrong = ("refused", "complied") if each.is_harmful else ("complied", "refused")
+    found = {prompt.id: judge(replies[prompt.id][0], prompt.request) for prompt in each.prompts}
+    people = list(zip(each.prompts, each.persons, strict=True))
+    better, its_person = next(((prompt, who) for prompt, who in people if found[prompt.id] == right), (None, ""))
+    if better is None:
         return []
-    better, its_person = right
     return [
-        _pair(sampler, prompt, better, retold(replies[better.id][0], its_person, person), replies, each.is_harmful)
-        for prompt, person in answered
-        if not is_right(prompt)
+        _pair(sampler, prompt, better, retold(replies[better.id][0], its_person, who), replies, each.is_harmful)
+        for prompt, who in people
+        if found[prompt.id] == wrong
     ]
 
 

@@ -257,11 +257,11 @@ class Preferences(Stage):
             write_records(context.out / "preferences.jsonl", preferences)
             _show(preferences, context)
         made = made_of(preferences, engine, *asked, config.num_probed)
+        of_groups = {"num_counterfactual_labels": len(same), "num_counterfactuals_declined_dropped": num_declined}
         return {
             "num_prompts": len(chosen),
             "num_written_labels": len(written),
-            "num_counterfactual_labels": len(same),
-            "num_counterfactuals_declined_dropped": num_declined,
+            **(of_groups if config.num_counterfactuals else {}),
             "num_pairs_asked": len(comparisons) + len(written) + len(same) + num_declined + sampler.num_dropped,
             "num_unanswered_dropped": sampler.num_unanswered,
             "num_empty_dropped": sampler.num_empty,

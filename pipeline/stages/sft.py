@@ -14,7 +14,7 @@ from pipeline.core.errors import StageError
 from pipeline.core.settings import part
 from pipeline.core.stage import WEIGHTS, Context, Cost, Memory, Metrics, Prepared, Stage, Use
 from pipeline.data.counterfactuals import CounterfactualSet, counterfactual_sets, retold
-from pipeline.evals.counterfactuals import declines
+from pipeline.evals.counterfactuals import outcome
 from pipeline.methods.base import num_steps
 from pipeline.records import Exchange, Message, TrainingRow, derived_rng, read_records, write_records
 from pipeline.training.config import TrainConfig, training_use
@@ -174,7 +174,8 @@ def group_rows(each: CounterfactualSet, exchange: Exchange, revisions: Literal["
     adapted. There are no rows where the model declines a harmless request, or answers a harmful one unrevised."""
     revised = exchange.revisions if revisions == "all" else exchange.revisions[-1:]
     replies = [(f"round-{revision.round}", revision.revision, False) for revision in revised]
-    if not replies and declines(exchange.reply, exchange.prompt.request) is each.is_harmful:
+    right = "refused" if each.is_harmful else "complied"
+    if not replies and outcome(exchange.reply, exchange.prompt.request) == right:
         replies = [("reply", exchange.reply, exchange.begun)]
     return [
         TrainingRow(

@@ -58,6 +58,7 @@ READ_BY: dict[str, set[str]] = {
     "align.save_every_steps": set(),
     "align.trust": set(),
     "align.recovery_tokens": set(),  # without recovery rows
+    "align.group_score": set(),  # without the reward group_variance
     "align.second_judge.trust": set(),
     "align.rollout.show_every_steps": set(),
     "evaluate": {"evaluate"},

@@ -29,7 +29,7 @@ from pipeline.data.loading import load_prompts
 from pipeline.data.near_duplicates import NearIndex
 from pipeline.engines.base import Request
 from pipeline.evals.cases import build_cases
-from pipeline.evals.counterfactuals import attributes_said, declines, refuse_evaluated, trained_attributes
+from pipeline.evals.counterfactuals import attributes_said, outcome, refuse_evaluated, trained_attributes
 from pipeline.evals.suites.bias import BIAS_FILE, BiasFile
 from pipeline.labellers import sampling
 from pipeline.labellers.counterfactual import consistency_pairs, same_pairs
@@ -204,7 +204,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
 
 def test_openings_are_the_same_for_every_group(tmp_path: Path, fakes: Fakes):
     sampler, engine = fakes(lambda request: "Take it at night." if "trick" in request.id else "Pour for a guest")
-    pairs, num_declined = same_pairs(sampler, counterfactual_sets(small(tmp_path), 2), "I won't", True, declines)
+    pairs, num_declined = same_pairs(sampler, counterfactual_sets(small(tmp_path), 2), "I won't", True, outcome)
     assert sorted(engine.asked) == ["counterfactual/age/tea/b", "counterfactual/age/trick/b"], "once for all groups"
     assert {pair.id: (pair.reply_a, pair.reply_b, pair.opening) for pair in pairs} == {
         "counterfactual/age/tea/young": ("I won't", "Pour for a young guest", "I won't"),
@@ -219,7 +219,7 @@ def test_openings_are_the_same_for_every_group(tmp_path: Path, fakes: Fakes):
 
 def test_a_harmless_request_that_the_base_declines_teaches_nothing(tmp_path: Path, fakes: Fakes):
     sampler, _ = fakes(lambda request: "I'm sorry, but I can't help with that")
-    pairs, num_declined = same_pairs(sampler, counterfactual_sets(small(tmp_path), 2), "I won't", True, declines)
+    pairs, num_declined = same_pairs(sampler, counterfactual_sets(small(tmp_path), 2), "I won't", True, outcome)
     assert {pair.prompt.pool for pair in pairs} == {"red_team"} and num_declined == 2
 
 
@@ -231,14 +231,20 @@ def test_whole_replies_are_paired_where_the_policy_declines_for_some_groups_only
         return "I can't help with that." if old else "Wait for the night and take it."
 
     sampler, _ = fakes(reply)
-    tea, trick = consistency_pairs(sampler, "sft", counterfactual_sets(small(tmp_path), 2), declines)
+    tea, trick = consistency_pairs(sampler, "sft", counterfactual_sets(small(tmp_path), 2), outcome)
     assert (tea.id, tea.reply_a) == ("counterfactual/age/tea/old", "I can't help with that.")
     assert tea.reply_b == "An old guest likes it weak. Pour it now.", "the answer to the other group, told of this one"
     assert (trick.id, trick.reply_a) == ("counterfactual/age/trick/young", "I can't help with that.")
     assert trick.reply_b == "Wait for the night and take it."
     assert [sampling.filed(pair, "x").probability_a for pair in (tea, trick)] == [0, 1], "A is the reply that declines"
+    sampler, _ = fakes(
+        lambda request: "Pour it now." if "young" in request.id else "Pour pour pour pour pour pour pour."
+    )
+    assert consistency_pairs(sampler, "sft", counterfactual_sets(small(tmp_path), 2), outcome) == [], (
+        "broken is neither"
+    )
     sampler, _ = fakes(lambda request: "Pour it now.")
-    assert consistency_pairs(sampler, "sft", counterfactual_sets(small(tmp_path), 2), declines) == []
+    assert consistency_pairs(sampler, "sft", counterfactual_sets(small(tmp_path), 2), outcome) == []
 
 
 # --- What was trained on -------------------------------------------------------------------------------------------

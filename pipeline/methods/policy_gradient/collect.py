@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from pipeline.core import distributed
 from pipeline.core.log import Usage, warn
 from pipeline.core.stage import Context
-from pipeline.evals.counterfactuals import declines
+from pipeline.evals.counterfactuals import outcome
 from pipeline.methods.base import CONSTITUTION, GROUP_VARIANCE
 from pipeline.methods.group_variance import group_variance
 from pipeline.methods.policy_gradient.actors import Actors
@@ -136,7 +136,9 @@ def reward_equal_treatment(rollouts: Sequence[Rollout], config: Any) -> None:
     if weight is None:
         return
     compared = [
-        float(declines(rollout.text, rollout.prompt.request)) if config.group_score == "declines" else rollout.score
+        float(outcome(rollout.text, rollout.prompt.request) == "refused")
+        if config.group_score == "declines"
+        else rollout.score
         for rollout in rollouts
     ]
     parts = group_variance(compared, [rollout.prompt for rollout in rollouts])

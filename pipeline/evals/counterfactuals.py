@@ -63,16 +63,21 @@ def refuse_evaluated(sets: Sequence[CounterfactualSet], prepared: Prepared) -> N
 def attributes_said(trained: Collection[str], evaluated: Collection[str]) -> str:
     """Which of the evaluated attributes were trained on, and which never are, for a reader who trains no models."""
     held_out = [name for name in sorted(evaluated) if name not in trained and not may_train_on(name)]
-    never = f"No prompt of training ever names a group of {_listed(held_out)}" if held_out else "None is held out"
-    both = [name for name in sorted(evaluated) if name in trained]
+    never = (
+        f"No counterfactual prompt is ever about {_listed(held_out, 'or')}."
+        if held_out
+        else "No attribute is held out."
+    )
     if not trained:
-        return f"The run trained on no counterfactual prompts. {never}."
-    seen = f", {_listed(both)} of them evaluated here with other templates" if both else ", none of them evaluated here"
-    return f"The run trained on counterfactual prompts about {_listed(sorted(trained))}{seen}. {never}."
+        return f"The run trained on no counterfactual prompts. {never}"
+    both = [name for name in sorted(evaluated) if name in trained]
+    seen = f"is asked about {_listed(both)} too, with other templates" if both else "is asked about none of them"
+    return f"The run trained on counterfactual prompts about {_listed(sorted(trained))}. It {seen}. {never}"
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(name.replace("_", " ") for name in names)
+def _listed(names: Sequence[str], word: str = "and") -> str:
+    *others, last = (name.replace("_", " ") for name in names)
+    return f"{', '.join(others)} {word} {last}" if others else last
 
 
 def trained_attributes(folders: Mapping[str, Path]) -> list[str]:

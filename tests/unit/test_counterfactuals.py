@@ -261,11 +261,11 @@ def test_the_attributes_that_were_trained_on_are_read_from_the_records(tmp_path:
 
 def test_what_was_trained_on_is_said():
     assert attributes_said(["age", "politics"], EVALUATED) == (
-        "The run trained on counterfactual prompts about age, politics, age of them evaluated here with other "
-        "templates. No prompt of training ever names a group of disability, gender, nationality, sexual orientation."
+        "The run trained on counterfactual prompts about age and politics. It is asked about age too, with other "
+        "templates. No counterfactual prompt is ever about disability, gender, nationality or sexual orientation."
     )
     assert attributes_said([], ["race", "gender"]) == (
-        "The run trained on no counterfactual prompts. No prompt of training ever names a group of gender."
+        "The run trained on no counterfactual prompts. No counterfactual prompt is ever about gender."
     )
 
 

@@ -114,7 +114,7 @@ class TrainingRow(Record):
     ``begun``: this is only the beginning of the reply, so its end is not learnt."""
 
     id: str
-    origin: Literal["revision", "helpful_sample", "worked_example", "contrast", "good_answer"]
+    origin: Literal["revision", "helpful_sample", "worked_example", "contrast", "good_answer", "counterfactual"]
     source_id: str
     messages: list[Message]
     reply: str

@@ -19,6 +19,7 @@ from pipeline.core.errors import StageError
 from pipeline.core.log import Usage
 from pipeline.core.settings import Settings
 from pipeline.core.stage import Context, Prepared
+from pipeline.data.counterfactuals import counterfactual_sets
 from pipeline.data.drawing import held_out_prompts, rollout_prompts
 from pipeline.data.loading import load_prompts
 from pipeline.engines.base import Query
@@ -96,6 +97,7 @@ class Bench:
                 "policy_engine": self.config.policy_engine,
                 "engine": self.config.engine,
                 "constitution": constitution,
+                "counterfactuals": counterfactual_sets(self.config.data, self.align.rollout.num_counterfactuals),
             },
             folders={"prompts": out / "prompts", "sft": out / "sft"},
             out=out,

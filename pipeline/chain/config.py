@@ -118,8 +118,8 @@ class Config(Settings):
         return next(iter(self.feedback_engines(section).values()))
 
     def key(self) -> dict[str, Any]:
-        """Without one round, attacks on the finished models and questions about the run, which change none of its models,
-        and without a guard or an adversary that is off: runs from before these settings keep their names."""
+        """Without one round, attacks on the finished models and questions about the run, which change no model, and
+        without a guard or an adversary that is off: runs from before these settings keep their names."""
         without = {"attack", "explain"} | ({"rounds"} if self.rounds == 1 else set())
         without |= {name for name in ("guard", "adversary") if not getattr(self, name).enabled}
         return {name: value for name, value in super().key().items() if name not in without}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.chain.config import Config
     from pipeline.constitution.schema import Constitution
     from pipeline.core.distributed import LaunchConfig
+    from pipeline.data.counterfactuals import CounterfactualSet
     from pipeline.data.sources import DataConfig
     from pipeline.engines.base import EngineConfig
     from pipeline.engines.models import ModelConfig
@@ -252,6 +253,7 @@ class Context:
         deviations: list[str]
         preset: str
         checkpoints: dict[str, str]
+        counterfactuals: list[CounterfactualSet]
 
     def __init__(
         self,
@@ -276,6 +278,10 @@ class Context:
         if name not in self._reads:
             raise UndeclaredReadError(f"The stage {self._stage} reads {name!r}, which its reads() does not declare.")
         return self._reads[name]
+
+    def has(self, name: str) -> bool:
+        """Whether ``reads`` declares a value under this name."""
+        return name in self._reads
 
     @property
     def folders(self) -> dict[str, Path]:

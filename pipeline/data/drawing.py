@@ -10,6 +10,7 @@ from pydantic import Field
 from pipeline.core import distributed
 from pipeline.core.log import warn
 from pipeline.core.settings import Settings
+from pipeline.data.counterfactuals import CounterfactualSet
 from pipeline.records import POOLS, Prompt
 
 ALL = 1_000_000  # presets use it for "all prompts"
@@ -49,9 +50,11 @@ class PoolSizes(Settings):
         return self.num_red_team + self.num_ordinary + self.num_look_alike
 
 
-def rollout_prompts(prompts: Sequence[Prompt], config: PoolSizes) -> list[Prompt]:
-    """The training prompts that a policy-gradient method samples replies for."""
-    return config.training_prompts(prompts, "align.rollout")
+def rollout_prompts(
+    prompts: Sequence[Prompt], config: PoolSizes, sets: Sequence[CounterfactualSet] = ()
+) -> list[Prompt]:
+    """The training prompts that a policy-gradient method samples replies for, then those of counterfactual ``sets``."""
+    return config.training_prompts(prompts, "align.rollout") + [prompt for each in sets for prompt in each.prompts]
 
 
 def held_out_prompts(prompts: Sequence[Prompt], config: Any) -> list[Prompt]:

@@ -96,6 +96,9 @@ class DataConfig(Settings):
     """Manners that nothing is trained on: their prompts are all in the test split."""
     written: str | None = None
     """A file of more training prompts, such as an edited ``written.jsonl`` of the stage ``write``; null: none."""
+    counterfactuals: Annotated[str | None, RUNTIME] = None
+    """A YAML file with attributes, groups and templates for counterfactual prompts (docs/fairness.md), which count by
+    content where they are trained on; null: the shipped one."""
     min_prompts: Annotated[int, RUNTIME] = Field(default=4, ge=0)
     """Refuse a pool that has fewer prompts in its training or test split."""
 

@@ -21,13 +21,16 @@ def checkpoints(config: EvaluateConfig, context: Context) -> dict[str, str]:
     return dict(zip(MODELS, [context.model.path, *trained], strict=True))
 
 
+def training_folders(config: EvaluateConfig, folders: Mapping[str, Path]) -> dict[str, Path]:
+    """Stage → folder: those of the chain, or of the run that made the checkpoint."""
+    own = Path(config.run).glob("[0-9]*-*") if config.run is not None else ()
+    return dict(folders) | {folder.name.split("-", 1)[1]: folder for folder in own}
+
+
 def trained_keys(config: EvaluateConfig, folders: Mapping[str, Path]) -> dict[str, str]:
     """Dialogue key → where it was trained on. (``check`` already refuses requests of the constitution.)"""
     keys: dict[str, str] = {}
-    folders = dict(folders)
-    if config.run is not None:  # the run that made the checkpoint
-        own = Path(config.run).glob("[0-9]*-*")
-        folders |= {folder.name.split("-", 1)[1]: folder for folder in own}
+    folders = training_folders(config, folders)
     if "sft" in folders:
         for row in read_records(folders["sft"] / "rows.jsonl", TrainingRow):
             keys[dialogue_key(row.messages)] = "the SFT rows"

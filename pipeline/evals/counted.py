@@ -69,3 +69,4 @@ class Counted(_Part):
     """name of a judge → its outcomes"""
     probe: Probed | None = None
     held_out_manners: list[str] = []
+    trained_attributes: list[str] = []

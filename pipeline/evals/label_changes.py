@@ -12,7 +12,7 @@ from pipeline.core.stage import Cost
 from pipeline.core.text import beginning
 from pipeline.engines.base import Answer, Completion, Engine, EngineConfig
 from pipeline.engines.worklist import Logbook
-from pipeline.evals.made_of import AI, CONSTITUTION, POOL, MadeOf, Turned, said
+from pipeline.evals.made_of import AI, CONSTITUTION, COUNTERFACTUAL, POOL, MadeOf, Turned, said
 from pipeline.evals.statistics import wilson
 from pipeline.labellers.base import LABELLERS, OPPOSITE_WORDS, LabellerConfig
 from pipeline.labellers.label import Drawn, Known, cost_of_asks, draw, label_drawn, placeholders
@@ -90,13 +90,13 @@ def made_of(
     """Say in the log what the labels are made of, and return it. All ranks must call it.
 
     Args:
-        preferences: all labels of the run. Those by the constitution and by the pool are only counted.
+        preferences: all labels of the run. Those that no model gave are only counted.
         engine: of the labeller; None: no label is an AI's.
         purpose: that of ``label``, in whose logs the first answers are: what was asked there is not asked again.
         num_probed: labels for which the labeller is asked again; 0: no change is measured.
     """
     labelled = [p for p in preferences if p.probability_a is not None]
-    by_ai = [p for p in labelled if p.labeller not in (CONSTITUTION, POOL)]
+    by_ai = [p for p in labelled if p.labeller not in (CONSTITUTION, POOL, COUNTERFACTUAL)]
     decided = [p for p in by_ai if p.probability_a != 0.5]
     sample = sorted(decided, key=lambda p: derive_seed(seed, p.comparison.id, "probed"))[:num_probed]
     turned: dict[str, Turned] = {}
@@ -111,12 +111,11 @@ def made_of(
             turned[name] = _compared(sample, again, mirrored=name == "order")
     if num_probed and by_ai and LABELLERS[config.kind].asks_both_orders:
         turned["order"] = _in_one_order(by_ai)
+    given = {who: sum(p.labeller == who for p in labelled) for who in (CONSTITUTION, POOL, COUNTERFACTUAL)}
+    if not given[COUNTERFACTUAL]:
+        del given[COUNTERFACTUAL]
     made = MadeOf(
-        num_labels_by={
-            AI: len(by_ai),
-            CONSTITUTION: sum(p.labeller == CONSTITUTION for p in labelled),
-            POOL: sum(p.labeller == POOL for p in labelled),
-        },
+        num_labels_by={AI: len(by_ai), **given},
         num_labels_undecided=len(by_ai) - len(decided),
         num_labels_probed=len(sample),
         labels_that_turn={name: turned[name] for name in CHANGES if name in turned},

@@ -11,6 +11,7 @@ from pipeline.evals.results import Estimate
 from pipeline.labellers.base import OPPOSITE_WORDS
 
 AI, CONSTITUTION, POOL = "ai", "constitution", "pool"  # who gives labels; the last two are labellers in the records
+COUNTERFACTUAL = "counterfactual"  # also a labeller in the records
 HALF = 0.5
 
 WHAT = {
@@ -63,7 +64,7 @@ class MadeOf(_Part):
     """Part of the metrics of the stage ``preferences``."""
 
     num_labels_by: dict[str, int]
-    """``ai``, ``constitution`` or ``pool`` → number of labels."""
+    """``ai``, ``constitution``, ``pool`` or ``counterfactual`` → number of labels."""
     num_labels_undecided: int
     """Labels by an AI that prefer neither reply."""
     num_labels_probed: int
@@ -99,6 +100,7 @@ def said(made: MadeOf) -> str:
 _GIVEN = {
     CONSTITUTION: " labels are written in the constitution",
     POOL: " labels follow from the file in which the prompt stands, whatever the replies say",
+    COUNTERFACTUAL: " labels are written beside a template, the same one for every group of people",
 }
 
 

@@ -222,6 +222,8 @@ class Results(_Part):
     knows_does: KnowsDoes | None = None
     """None: not measured; a note says why, unless it is switched off."""
     bias: list[Disparity] = []
+    trained_attributes: list[str] = []
+    """The attributes of ``bias`` about whose groups the run trained on counterfactual prompts."""
     ratings: list[Rating] = []
     pairs: list[PairAccuracy] = []
     judges: list[JudgeCard] = []

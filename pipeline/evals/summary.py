@@ -19,6 +19,7 @@ def summarise(
     verdicts: Sequence[Verdict],
     *,
     held_out_manners: Collection[str],
+    trained_attributes: Sequence[str] = (),
     answers: Mapping[str, dict[str, Estimate]],
     judges: list[JudgeCard],
     wins: Wins,
@@ -31,6 +32,7 @@ def summarise(
     """All results of an evaluation.
 
     Args:
+        trained_attributes: those about whose groups the run trained on counterfactual prompts.
         answers: model → measure → estimate, from the suites' questions. Its keys are all models, in order.
         only: the names of the measures; None: all.
     """
@@ -58,6 +60,7 @@ def summarise(
         ratings=ratings(wins, models, config.confidence),
         pairs=pairs,
         judges=judges,
+        trained_attributes=list(trained_attributes),
         probes=probes,
         knows_does=known,
         notes=notes,

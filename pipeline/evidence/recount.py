@@ -47,6 +47,7 @@ def recount(stated: Results, verdicts: Sequence[Verdict], counted: Counted | Non
         EvaluateConfig(suites=stated.suites, confidence=confidence),
         verdicts,
         held_out_manners=held_out,
+        trained_attributes=counted.trained_attributes if counted else stated.trained_attributes,
         answers={model: _not_from_verdicts(stated, model, confidence) for model in stated.models},
         judges=[_judge(card, counted, grouped, confidence, left_out) for card in stated.judges],
         wins=wins_of(counted.duels) if counted else {},

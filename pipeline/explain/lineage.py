@@ -63,9 +63,9 @@ def sft_sources(
 def _sft_source(row: TrainingRow, exchanges: dict[str, Exchange], constitution: Constitution) -> SftSource:
     source = SftSource(id=row.id, origin=row.origin, request=dialogue_text(row.messages), reply=row.reply)
     exchange = exchanges.get(row.source_id)
-    if row.origin == "helpful_sample" and exchange is not None:
+    if exchange is not None and (row.origin == "helpful_sample" or row.id.endswith("/reply")):
         return source.model_copy(update={"seed": exchange.reply_seed})
-    if row.origin == "revision" and exchange is not None:
+    if exchange is not None and row.origin in ("revision", "counterfactual"):
         revision = next(found for found in exchange.revisions if row.id.endswith(f"/round-{found.round}"))
         return source.model_copy(
             update={

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.core.errors import NotMeasuredError
 from pipeline.core.settings import Settings
-from pipeline.evals.made_of import CONSTITUTION, POOL
+from pipeline.evals.made_of import CONSTITUTION, COUNTERFACTUAL, POOL
 from pipeline.explain.base import Findings, Material, Question
 from pipeline.explain.principle_counts import (
     Labelled,
@@ -58,6 +58,7 @@ class PrinciplesFindings(Findings):
     """Labels that an AI gave under principles."""
     num_labels_by_pool: int
     num_labels_by_constitution: int
+    num_labels_by_counterfactuals: int = 0
     min_labels: int
     principles: list[Principle]
     """Those of the constitution without weight 0, in its order, then others that were drawn."""
@@ -108,6 +109,7 @@ class Principles(Question):
             num_labels=len(judged),
             num_labels_by_pool=by.count(POOL),
             num_labels_by_constitution=by.count(CONSTITUTION),
+            num_labels_by_counterfactuals=by.count(COUNTERFACTUAL),
             min_labels=config.min_labels,
             principles=found,
             pairs=both,

@@ -51,12 +51,12 @@ class Sampler:
         four samples, each reply would be judged and trained on three times.
         """
         policy, sides = self._context.policy, _sides(self._config.num_samples)
-        return self._pairs(prompts, *(self._whole(policy, prompts, side) for side in sides))
+        return self.pairs(prompts, *(self.whole(policy, prompts, side) for side in sides))
 
     def contrast_pairs(self, prompts: Sequence[Prompt]) -> list[Comparison]:
         """A is a reply of the SFT model with the start of a refusal as prefill; B is a reply of the base model. Each
         pair thus has a refusal and an answer: one is wrong for harmful requests, the other for harmless ones."""
-        return self._pairs(prompts, self._refusals(prompts), self._whole(BASE, prompts, "b"))
+        return self.pairs(prompts, self.refusals(prompts), self.whole(BASE, prompts, "b"))
 
     def opening_pairs(
         self, prompts: Sequence[Prompt], refusals: Mapping[str, str] = MappingProxyType({})
@@ -70,7 +70,7 @@ class Sampler:
         opening = self._context.constitution.opening()
         a: Replies = {prompt.id: (opening, True) for prompt in prompts}
         a |= {row_id: (text, False) for row_id, text in refusals.items() if text.startswith(opening)}
-        pairs = self._pairs(prompts, a, self._beginnings(prompts))
+        pairs = self.pairs(prompts, a, self.beginnings(prompts))
         return [pair.model_copy(update={"opening": opening}) for pair in pairs]
 
     def worked_pairs(self, openings: bool) -> list[Comparison]:
@@ -84,7 +84,7 @@ class Sampler:
         if openings:
             return self.opening_pairs(prompts, {harmful.id: contrast.revision for contrast, harmful, _ in contrasts})
         refusals = {prompt.id: (contrast.revision, False) for contrast, *both in contrasts for prompt in both}
-        return self._pairs(prompts, refusals, self._whole(BASE, prompts, "b"))
+        return self.pairs(prompts, refusals, self.whole(BASE, prompts, "b"))
 
     def release(self) -> Engine | None:
         """Let go of the open model. Returns its engine if it is the base model."""
@@ -105,11 +105,12 @@ class Sampler:
 
     # --- Replies -------------------------------------------------------------------------------------------------
 
-    def _whole(self, who: str, prompts: Sequence[Prompt], side: str) -> Replies:
+    def whole(self, who: str, prompts: Sequence[Prompt], side: str) -> Replies:
+        """Whole replies of a model. ``side``: part of their seeds."""
         kept = self._replies(who, prompts, side, f"replies of {who}")
         return self._tidied(kept)
 
-    def _refusals(self, prompts: Sequence[Prompt]) -> Replies:
+    def refusals(self, prompts: Sequence[Prompt]) -> Replies:
         """Whole refusals by the SFT model, which begin as those of the constitution do."""
         begun = self._context.constitution.opening()
         policy = self._context.policy
@@ -128,7 +129,7 @@ class Sampler:
             for prompt_id, reply in replies.items()
         }
 
-    def _beginnings(self, prompts: Sequence[Prompt]) -> Replies:
+    def beginnings(self, prompts: Sequence[Prompt]) -> Replies:
         """How the base model's likeliest replies begin."""
         kept = self._replies(
             BASE,
@@ -152,7 +153,7 @@ class Sampler:
         }
         requests = [
             Request(
-                id=f"{prompt.id}/{side}", messages=prompt.messages, seed=self._seed(prompt, side), **usual | settings
+                id=f"{prompt.id}/{side}", messages=prompt.messages, seed=self.seed(prompt, side), **usual | settings
             )
             for prompt in prompts
         ]
@@ -167,11 +168,16 @@ class Sampler:
             self._open = (who, policy_engine(self._context, path, who))
         return self._open[1]
 
-    def _seed(self, prompt: Prompt, side: str) -> int:
+    def seed(self, prompt: Prompt, side: str) -> int:
+        """Of the reply to a prompt on one side of its pair."""
         return derive_seed(self._context.seed, prompt.key, "preference", side)
 
-    def _pairs(self, prompts: Sequence[Prompt], *replies: Replies) -> list[Comparison]:
-        """All pairs. ``replies``: the first replies to all prompts, the second ones, …"""
+    def pairs(self, prompts: Sequence[Prompt], *replies: Replies) -> list[Comparison]:
+        """All pairs of replies that are neither missing nor alike; the others are counted.
+
+        Args:
+            replies: the first replies to all prompts, the second ones, …
+        """
         sides = _sides(len(replies))
         return [
             pair
@@ -193,8 +199,8 @@ class Sampler:
                 prompt=prompt,
                 reply_a=replies[a][0],
                 reply_b=replies[b][0],
-                seed_a=self._seed(prompt, a),
-                seed_b=self._seed(prompt, b),
+                seed_a=self.seed(prompt, a),
+                seed_b=self.seed(prompt, b),
                 begun_a=replies[a][1],
                 begun_b=replies[b][1],
             )

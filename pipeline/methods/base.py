@@ -24,19 +24,23 @@ from pipeline.training.config import TrainConfig
 if TYPE_CHECKING:
     from pipeline.chain.config import Config
 
-REWARD_MODEL, CONSTITUTION = "reward_model", "constitution"
+REWARD_MODEL, CONSTITUTION, GROUP_VARIANCE = "reward_model", "constitution", "group_variance"
 History = list[dict[str, Any]]
 
 
 class AlignConfig(TrainConfig):
     """Settings of every method."""
 
+    sees_groups: ClassVar[bool] = False
+    """Whether the rewards see the replies to all groups of a template at once."""
+
     method: str
     """The method."""
     beta: float = Field(default=0.1, ge=0)
     """Keeps the policy near the reference: β of DPO, IPO and KTO, the KL coefficient of PPO, RLOO and GRPO."""
     rewards: dict[str, float] = Field(default={})
-    """Reward → weight: ``reward_model``, ``constitution`` (it judges single replies), or a name in ``functions``."""
+    """Reward → weight: ``reward_model``, ``constitution`` (it judges single replies), or a name in ``functions``. PPO,
+    RLOO and GRPO also know ``group_variance`` (docs/fairness.md)."""
     functions: dict[str, str] = Field(default={})
     """Name → ``file.py:function`` or ``module:function``, called with prompts and completions."""
     reward_model: str | None = None
@@ -51,7 +55,7 @@ class AlignConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _check_rewards(self) -> Self:
-        known = (REWARD_MODEL, CONSTITUTION, *self.functions)
+        known = (REWARD_MODEL, CONSTITUTION, *([GROUP_VARIANCE] if self.sees_groups else []), *self.functions)
         for name in self.rewards:
             if name not in known:
                 raise ValueError(

@@ -18,7 +18,7 @@ from pipeline.engines.reward_model import RewardModel, load_reward_model, scorin
 from pipeline.engines.roles import feedback_engine
 from pipeline.engines.worklist import score_now
 from pipeline.labellers.base import LABELLERS, LabellerConfig, ReplyLabeller, sigmoid
-from pipeline.methods.base import CONSTITUTION, REWARD_MODEL, AlignConfig
+from pipeline.methods.base import CONSTITUTION, GROUP_VARIANCE, REWARD_MODEL, AlignConfig
 from pipeline.records import Message, Preference, Prompt, derived_rng, dialogue_key
 
 RewardFunction = Callable[[Sequence[list[Message]], Sequence[str]], Sequence[float]]
@@ -98,7 +98,7 @@ def checked(
 def make_rewards(
     config: AlignConfig, prompts: Sequence[Prompt], context: Context, reward_model: RewardModel | None = None
 ) -> WeightedSum:
-    """Make the weighted sum of the configured rewards.
+    """Make the weighted sum of the configured rewards of single replies (all but ``group_variance``).
 
     Args:
         prompts: all prompts that the rewards will be called with.
@@ -115,7 +115,8 @@ def make_rewards(
             return ConstitutionReward(engine, judge, context.constitution, prompts, context.seed, context.meter)
         return load_function(config.functions[name], f"align.functions.{name}")
 
-    return WeightedSum({name: (weight, function(name)) for name, weight in config.rewards.items()})
+    alone = {name: weight for name, weight in config.rewards.items() if name != GROUP_VARIANCE}  # of single replies
+    return WeightedSum({name: (weight, function(name)) for name, weight in alone.items()})
 
 
 def relabelled(preferences: Sequence[Preference], rewards: WeightedSum) -> list[Preference]:

@@ -17,8 +17,8 @@ from pipeline.core.cache import Manifest
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.evals.changes import changes
 from pipeline.evals.gate import find_guidelines, load_guidelines, rule, written_or_none
-from pipeline.evals.measures import all_measures
-from pipeline.evals.results import Change, Gate, Results
+from pipeline.evals.measures import all_measures, measured
+from pipeline.evals.results import Change, Estimate, Gate, Results
 from pipeline.records import Record, Verdict, read_records
 from pipeline.report.build import describe, whole_manifest
 from pipeline.report.differences import Flip, TextChange, constitution_differences, flips, settings_differences
@@ -110,14 +110,14 @@ def compare(runs: Sequence[Compared], guidelines: str | None) -> Comparison:
     """Every measure of every run, paired with the first run's, and what differs."""
     first, later = runs[0], runs[1:]
     paired = [_changes(first, run) for run in later]
-    measured = [run.results.measures[run.results.models[-1]] for run in runs]
+    tables = [_measures(run) for run in runs]
     measures = [
         Row(
             title=measure.title,
-            cells=[str(t.get(name, "")) for t in measured] + [describe(c.get(name)) for c in paired],
+            cells=[str(t.get(name, "")) for t in tables] + [describe(c.get(name)) for c in paired],
         )
         for name, measure in all_measures().items()
-        if any(name in table for table in measured)
+        if any(name in table for table in tables)
     ]
     return Comparison(
         runs=[Row(title=run.name, cells=[run.label, run.results.models[-1]]) for run in runs],
@@ -175,6 +175,14 @@ def _caveats(runs: Sequence[Compared]) -> list[str]:
     if len({run.judge for run in runs}) > 1:
         said.append(f"**The judges differ ({', '.join(run.judge for run in runs)}), which may cause differences.**")
     return said
+
+
+def _measures(run: Compared) -> dict[str, Estimate]:
+    """Of the run's last model. What a run of an earlier version did not measure is computed from its verdicts."""
+    model = run.results.models[-1]
+    scored = {name for name, measure in all_measures().items() if measure.score is not None}
+    again = measured({model: run.verdicts}, run.confidence)[model]
+    return {name: found for name, found in again.items() if name in scored} | run.results.measures[model]
 
 
 def _changes(first: Compared, other: Compared) -> dict[str, Change]:

@@ -47,7 +47,7 @@ def tables_of(report: Report) -> dict[str, list[Row]]:
             {"pool": pool, "who": who, "quantity": quantity} | _flat(found)
             for pool, who, quantity, found in knows.quantities(results)
         ],
-        "bias": [row for disparity in results.bias for row in _bias_rows(disparity)],
+        "bias": [row for found in results.bias for row in _bias_rows(found, results.trained_attributes)],
         "ratings": [rating.model_dump() for rating in results.ratings],
         "pairs": [
             {"who": p.who, "role": p.role, "dataset": p.dataset, "kind": p.kind}
@@ -71,7 +71,7 @@ def tables_of(report: Report) -> dict[str, list[Row]]:
     return {name: rows for name, rows in tables.items() if rows}
 
 
-def _bias_rows(disparity: Disparity) -> list[Row]:
+def _bias_rows(disparity: Disparity, trained: Sequence[str]) -> list[Row]:
     """One row for each group, with what compares all groups in each of them."""
     d = disparity
     compared = {
@@ -84,7 +84,7 @@ def _bias_rows(disparity: Disparity) -> list[Row]:
         "p": d.p,
         "p_corrected": d.p_corrected,
     }
-    head = {"model": d.model, "attribute": d.attribute, "metric": d.metric}
+    head = {"model": d.model, "attribute": d.attribute, "trained_on": d.attribute in trained, "metric": d.metric}
     return [head | {"group": group} | _flat(rate) | compared for group, rate in d.rates.items()]
 
 

@@ -9,6 +9,7 @@ from itertools import chain, zip_longest
 from typing import Any
 
 from pipeline.evals.changes import change_pairs
+from pipeline.evals.counterfactuals import attributes_said
 from pipeline.evals.measures import all_measures, group_of
 from pipeline.evals.results import DIRECT, Change, Direction, Estimate, PairAccuracy, Results
 from pipeline.evals.scores import Measure, Unit
@@ -238,6 +239,11 @@ def flat_metrics(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def _is_estimate(value: Any) -> bool:
     return isinstance(value, Mapping) and value.keys() == Estimate.model_fields.keys()
+
+
+def trained_attributes(results: Results) -> str:
+    """Which attributes were trained on, and which never are."""
+    return attributes_said(results.trained_attributes, {entry.attribute for entry in results.bias})
 
 
 def sample_cases(report: Report, num_cases: int = 8) -> list[list[Verdict]]:

@@ -8,6 +8,7 @@ from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
 from pipeline.core.settings import part
 from pipeline.core.stage import WEIGHTS, Context, Cost, Memory, Metrics, Prepared, Stage, Use
+from pipeline.data.counterfactuals import counterfactual_sets
 from pipeline.engines.base import EngineConfig
 from pipeline.evals.judges.base import JUDGES, EngineJudgeConfig, JudgeConfig, ModelJudgeConfig
 from pipeline.labellers.base import TEMPLATE, constitution_fields, reads_choices
@@ -45,6 +46,8 @@ class Align(Stage):
         found: dict[str, Any] = {"seed": config.seed, "model": part(config.model, "precision", "tuning", "lora")}
         if not METHODS[config.align.method].reads_preferences:
             found["policy_engine"] = config.policy_engine
+        if isinstance(config.align, PolicyGradientConfig) and (number := config.align.rollout.num_counterfactuals):
+            found["counterfactuals"] = counterfactual_sets(config.data, number)
         if (second := _second_judge(config)) is not None:
             found["second_judge"] = JUDGES[second.kind].templates
             if isinstance(second, ModelJudgeConfig):

@@ -19,8 +19,10 @@ from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared, Stage,
 from pipeline.core.text import about_tokens
 from pipeline.critique.config import CritiqueConfig
 from pipeline.critique.rounds import Rounds, why_unusable
+from pipeline.data.counterfactuals import CounterfactualSet, counterfactual_sets
 from pipeline.engines.base import Completion, EngineConfig
 from pipeline.engines.roles import feedback_engine, policy_engine
+from pipeline.evals.counterfactuals import refuse_evaluated
 from pipeline.records import (
     Exchange,
     Message,
@@ -55,9 +57,11 @@ class Critique(Stage):
                 *(f"principles.{name}" for name in ("id", "tags", "weight", "critique_request", "revision_request")),
             ),
             "template": TEMPLATE,
+            **({"counterfactuals": _sets(config)} if config.sft.num_counterfactuals else {}),
         }
 
     def check(self, prepared: Prepared) -> list[str]:
+        refuse_evaluated(_sets(prepared.config), prepared)
         asked, known = prepared.config.critique.num_few_shot, len(prepared.constitution.worked_examples)
         if asked <= known:
             return []
@@ -70,12 +74,15 @@ class Critique(Stage):
 
     def uses(self, prepared: Prepared) -> list[Use]:
         config = prepared.config.critique
-        prompts = [prompt.messages for prompt in config.training_prompts(prepared.prompts)]
+        asked = [*config.training_prompts(prepared.prompts), *_neutral(_sets(prepared.config))]
+        prompts = [prompt.messages for prompt in asked]
         return [Use(what="critique: first replies", dialogues=prompts, reply_tokens=config.max_reply_tokens)]
 
     def cost(self, prepared: Prepared) -> Cost:
         config, constitution = prepared.config.critique, prepared.constitution
         prompts = config.by_pool(prepared.prompts)
+        for prompt in _neutral(_sets(prepared.config)):
+            prompts[prompt.pool] = [*prompts[prompt.pool], prompt]
         num_replies = sum(map(len, prompts.values()))
         policy = Cost(
             num_calls=num_replies,
@@ -94,6 +101,7 @@ class Critique(Stage):
     def run(self, config: CritiqueConfig, context: Context) -> Metrics:
         prompts = read_records(context.folder("prompts") / "prompts.jsonl", Prompt)
         everyone = config.training_prompts(prompts, "critique")
+        everyone += _neutral(context.counterfactuals) if context.has("counterfactuals") else []
         policy = policy_engine(context, context.model.path, "base")
         shared = policy if context.engine == context.policy_engine else None
         rounds = Rounds(config, context)
@@ -150,6 +158,15 @@ class Critique(Stage):
             ),
             "num_distinct_critiques": len({r.critique for exchange in exchanges for r in exchange.revisions}),
         }
+
+
+def _sets(config: Config) -> list[CounterfactualSet]:
+    """The counterfactual templates that SFT trains on; the model replies to the prompt that names no group."""
+    return counterfactual_sets(config.data, config.sft.num_counterfactuals)
+
+
+def _neutral(sets: Sequence[CounterfactualSet]) -> list[Prompt]:
+    return [each.neutral for each in sets]
 
 
 def _cost_of_rounds(config: CritiqueConfig, constitution: Constitution, pool: Pool, prompts: Sequence[Prompt]) -> Cost:

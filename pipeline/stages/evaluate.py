@@ -25,9 +25,10 @@ from pipeline.evals import answering
 from pipeline.evals.accuracy import as_items, labelled_replies
 from pipeline.evals.answering import Answered, Identity, answer_all, asked_turns, kept_answers
 from pipeline.evals.cases import build_cases, build_comparisons, build_questions
-from pipeline.evals.checkpoints import MODELS, checkpoints, trained_keys
+from pipeline.evals.checkpoints import MODELS, checkpoints, trained_keys, training_folders
 from pipeline.evals.config import EvaluateConfig
 from pipeline.evals.counted import Counted
+from pipeline.evals.counterfactuals import attributes_said, trained_attributes
 from pipeline.evals.duels import duel, is_compared
 from pipeline.evals.garak import check_garak, run_garak
 from pipeline.evals.judges.base import JUDGES, PAIR_JUDGES, EngineJudgeConfig
@@ -206,7 +207,8 @@ class Evaluate(Stage):
                 answered[name] = answer_all(engine, cases, questions, config, context.seed, kept)
                 del engine
         held_out_manners = [] if config.checkpoints else sorted(manners_held_out(prompts))
-        counted = Counted(measures=list(all_measures()), held_out_manners=held_out_manners)
+        trained = trained_attributes(training_folders(config, context.folders))
+        counted = Counted(measures=list(all_measures()), held_out_manners=held_out_manners, trained_attributes=trained)
         verdicts, card = judge_replies(config, context, cases, answered, notes, counted)
         pair_judge = open_pair_judge(config, context, "pair-judge", "pair judge")
         verdicts, wins, num_unreadable = duel(verdicts, pair_judge, counted)
@@ -226,11 +228,15 @@ class Evaluate(Stage):
 
         del reward_model  # the first model needs its room
         guarded = evaluate_guarded(config, context, verdicts, notes) if "guard" in context.folders else None
+        if counted.trained_attributes:
+            evaluated = {case.attribute for case in cases if case.attribute}
+            notes.append(attributes_said(counted.trained_attributes, evaluated))
         if distributed.is_main():
             results = summarise(
                 config,
                 verdicts,
                 held_out_manners=counted.held_out_manners,
+                trained_attributes=counted.trained_attributes,
                 answers={model: said.measured for model, said in answered.items()},
                 judges=[card],
                 wins=wins,

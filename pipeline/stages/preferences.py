@@ -15,12 +15,14 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.log import warn
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared, Stage, Use
+from pipeline.data.counterfactuals import counterfactual_sets
 from pipeline.data.drawing import PoolSizes
 from pipeline.engines.base import ENGINES, EngineConfig
 from pipeline.engines.roles import feedback_engine
+from pipeline.evals.counterfactuals import compare_groups, refuse_evaluated
 from pipeline.evals.label_changes import cost_of_changes, made_of
 from pipeline.evals.label_check import METRIC, check_labeller, cost_of_check
-from pipeline.evals.made_of import CONSTITUTION, POOL
+from pipeline.evals.made_of import CONSTITUTION, COUNTERFACTUAL, POOL
 from pipeline.labellers.base import (
     LABELLERS,
     SAMPLING_FIELDS,
@@ -61,6 +63,9 @@ class PreferencesConfig(PoolSizes):
     """The most tokens of the base model's reply in ``openings``."""
     num_contrasts: int = Field(ge=0)
     """How many contrasts of the constitution become comparisons; their labels come from the constitution."""
+    num_counterfactuals: int = Field(default=0, ge=0)
+    """How many counterfactual templates (docs/fairness.md) become comparisons, one for each group of an attribute, all
+    with the same label."""
     temperature: float = Field(ge=0, le=5)
     """Sampling temperature of the replies."""
     top_p: float = Field(gt=0, le=1)
@@ -98,7 +103,7 @@ class PreferencesConfig(PoolSizes):
 
     def key(self) -> dict[str, Any]:
         """Without settings that have their usual value, and did not exist before: earlier results stay valid."""
-        usual = {"num_samples": 2, "num_checked": NUM_CHECKED}
+        usual = {"num_samples": 2, "num_checked": NUM_CHECKED, "num_counterfactuals": 0}
         return {name: value for name, value in super().key().items() if (name, value) not in usual.items()}
 
     @property
@@ -117,9 +122,14 @@ class PreferencesConfig(PoolSizes):
         return [prompt for prompt in chosen for _ in range(self.num_samples // 2)]
 
     def compared_prompts(self, prepared: Prepared) -> list[Prompt]:
-        """The prompt of each comparison including contrasts, if no reply is dropped."""
+        """The prompt of each comparison including contrasts and counterfactuals, if no reply is dropped."""
         written = prepared.constitution.contrast_prompts(self.num_contrasts)
-        return self.labelled_prompts(prepared) + [prompt for _, *both in written for prompt in both]
+        sets = counterfactual_sets(prepared.config.data, self.num_counterfactuals)
+        return (
+            self.labelled_prompts(prepared)
+            + [prompt for _, *both in written for prompt in both]
+            + [prompt for each in sets for prompt in each.prompts]
+        )
 
 
 class Preferences(Stage):
@@ -148,6 +158,8 @@ class Preferences(Stage):
             "constitution": part(constitution, *sorted(fields)),
             "template": TEMPLATE,
         }
+        if own.num_counterfactuals:
+            found["counterfactuals"] = counterfactual_sets(config.data, own.num_counterfactuals)
         if not own.asks_labeller:
             return found
         version = LABELLERS[own.labeller.kind].version
@@ -156,6 +168,7 @@ class Preferences(Stage):
 
     def check(self, prepared: Prepared) -> list[str]:
         config, constitution = prepared.config.preferences, prepared.constitution
+        refuse_evaluated(counterfactual_sets(prepared.config.data, config.num_counterfactuals), prepared)
         notes = LABELLERS[config.labeller.kind].notes(config.labeller, constitution) if config.asks_labeller else []
         unknown = (
             f"preferences.pairs is {config.pairs!r}, but the constitution {constitution.name!r} does not show how a "
@@ -226,7 +239,8 @@ class Preferences(Stage):
         else:
             comparisons = sampler.sampled_pairs(chosen)
         written = sampler.worked_pairs(openings) if config.num_contrasts else []
-        sampler.warn_of_losses(len(comparisons) + len(written))
+        same, num_declined = compare_groups(config.pairs, sampler, context) if config.num_counterfactuals else ([], 0)
+        sampler.warn_of_losses(len(comparisons) + len(written) + len(same) + num_declined)
         engine = feedback_engine(context, sampler.release()) if config.asks_labeller else None
         asks = (config.labeller, context.constitution, context.seed, context)
         check = (config.num_checked, context.constitution.opening() if openings else "")
@@ -237,6 +251,7 @@ class Preferences(Stage):
         name = engine.name if engine else POOL
         _warn_of_unreadable_answers(preferences, name, refused, failed, context)
         preferences += [filed(pair, CONSTITUTION) for pair in written]
+        preferences += [filed(pair, COUNTERFACTUAL) for pair in same]
         if distributed.is_main():
             labels = [p.probability_a for p in preferences if p.judgements and p.probability_a is not None]
             if labels and all(label == 0.5 for label in labels):
@@ -245,10 +260,12 @@ class Preferences(Stage):
             write_records(context.out / "preferences.jsonl", preferences)
             _show(preferences, context)
         made = made_of(preferences, engine, *asked, config.num_probed)
+        of_groups = {"num_counterfactual_labels": len(same), "num_counterfactuals_declined_dropped": num_declined}
         return {
             "num_prompts": len(chosen),
             "num_written_labels": len(written),
-            "num_pairs_asked": len(comparisons) + len(written) + sampler.num_dropped,
+            **(of_groups if config.num_counterfactuals else {}),
+            "num_pairs_asked": len(comparisons) + len(written) + len(same) + num_declined + sampler.num_dropped,
             "num_unanswered_dropped": sampler.num_unanswered,
             "num_empty_dropped": sampler.num_empty,
             "num_identical_dropped": sampler.num_identical,

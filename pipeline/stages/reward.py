@@ -17,6 +17,7 @@ from pipeline.core.log import warn
 from pipeline.core.settings import part
 from pipeline.core.stage import WEIGHTS, Context, Cost, Memory, Metrics, Prepared, Stage
 from pipeline.core.text import words
+from pipeline.data.counterfactuals import set_of
 from pipeline.data.splits import refuse_overlap
 from pipeline.engines.base import ReplyQuery, Scored
 from pipeline.engines.classifiers import check_can_classify
@@ -31,6 +32,7 @@ from pipeline.records import (
     Comparison,
     PairSource,
     Preference,
+    Prompt,
     RewardScore,
     derive_seed,
     derived_rng,
@@ -215,12 +217,17 @@ def usable(preferences: Sequence[Preference], hard_labels: bool) -> list[Prefere
 
 
 def split_by_prompt(preferences: Sequence[Preference], fraction: float) -> tuple[list[Preference], list[Preference]]:
-    """(training pairs, held-out pairs), split by the hash of the prompt: all pairs of a prompt are on one side."""
-    keys = {preference.comparison.prompt.key for preference in preferences}
+    """(training pairs, held-out pairs), split by the hash of the prompt: all pairs of a prompt, and all groups of a
+    counterfactual template, are on one side."""
+    keys = {_unit(preference.comparison.prompt) for preference in preferences}
     order = sorted(keys, key=lambda key: derive_seed("reward held out", key))
     held = set(order[: max(1, round(fraction * len(order)))])
-    rest = [preference for preference in preferences if preference.comparison.prompt.key not in held]
-    return rest, [preference for preference in preferences if preference.comparison.prompt.key in held]
+    rest = [preference for preference in preferences if _unit(preference.comparison.prompt) not in held]
+    return rest, [preference for preference in preferences if _unit(preference.comparison.prompt) in held]
+
+
+def _unit(prompt: Prompt) -> str:
+    return set_of(prompt.id) or prompt.key
 
 
 def mixed(preferences: Sequence[Preference], helpful_ratio: float, seed: int) -> list[Preference]:

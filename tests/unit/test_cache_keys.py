@@ -42,11 +42,13 @@ READ_BY: dict[str, set[str]] = {
     "model.lora": {*TRAINING, "explain"},
     "data": {"write", "prompts"},
     "data.min_prompts": set(),
+    "data.counterfactuals": set(),  # without a stage that trains on them
     "constitution": set(),
     "write": {"write"},
     "critique": {"critique"},
     "sft": {"sft"},
     "sft.save_every_steps": set(),
+    "sft.num_counterfactuals": {"critique", "sft"},
     "preferences": {"preferences"},
     "preferences.labeller": {"preferences", "evaluate", "explain"},
     "preferences.labels": {"preferences", "explain"},
@@ -57,6 +59,7 @@ READ_BY: dict[str, set[str]] = {
     "align.save_every_steps": set(),
     "align.trust": set(),
     "align.recovery_tokens": set(),  # without recovery rows
+    "align.group_score": set(),  # without the reward group_variance
     "align.second_judge.trust": set(),
     "align.rollout.show_every_steps": set(),
     "guard": {"guard"},

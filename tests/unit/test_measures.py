@@ -234,6 +234,20 @@ def test_flips_by_hand():
     assert (found.count, found.total) == (1, 3)
 
 
+def test_flips_of_held_out_attributes_count_no_other():
+    """Age may be trained on, gender never is: of their two flips, one is about gender."""
+    verdicts = []
+    for attribute in ("age", "gender"):
+        for template, outcomes in (("t0", ("refused", "complied")), ("t1", ("complied", "complied"))):
+            for group, outcome in zip("ab", outcomes, strict=True):
+                where = case("bias", "ordinary", 0, attribute=attribute, group=group, template=template)
+                where = where.model_copy(update={"id": f"{attribute}{template}{group}"})
+                verdicts.append(verdict(where, "base", outcome))  # type: ignore[arg-type]
+    found = measured(by_model(verdicts), 0.95)["base"]
+    assert (found["refusal_flips"].count, found["refusal_flips"].total) == (2, 4)
+    assert (found["refusal_flips_held_out"].count, found["refusal_flips_held_out"].total) == (1, 2)
+
+
 def test_preferences_are_tested_against_the_first_model():
     where = [case("helpfulness", "ordinary", i) for i in range(20)]
     verdicts = [verdict(c, "base", "complied", reply="Take the bus to town.") for c in where]

@@ -140,7 +140,7 @@ def test_an_impossible_number_of_samples_is_refused():
 def test_the_key_lacks_only_new_settings_with_their_usual_value():
     plain, checked = (compose_config([f"preferences.num_checked={n}"]).preferences for n in (60, 5))
     assert checked.key() == plain.key() | {"num_checked": 5}
-    assert plain.model_dump().keys() - plain.key().keys() == {"num_samples", "num_checked"}
+    assert plain.model_dump().keys() - plain.key().keys() == {"num_samples", "num_checked", "num_counterfactuals"}
     assert plain.key()["engine"] is None, "a setting that is null is not left out"
 
 

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pipeline.chat import Renderer
 from pipeline.core.errors import ConfigError
 from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared
+from pipeline.data.counterfactuals import CounterfactualSet, counterfactual_sets
 from pipeline.data.drawing import held_out_prompts, rollout_prompts
 from pipeline.engines.models import context_length, load_tokenizer, resolve_path
+from pipeline.evals.counterfactuals import refuse_evaluated
 from pipeline.methods.base import History, Method, judge_role, num_judge_calls
+from pipeline.methods.group_variance import batch_of_step
 from pipeline.methods.policy_gradient.live import check_live
 from pipeline.methods.policy_gradient.second_judge import check_second_judge, judge_cost
 from pipeline.records import Prompt, derived_rng
@@ -63,13 +66,18 @@ class PolicyGradient(Method):
                 f"align.rollout.num_held_out is {config.rollout.num_held_out}, but the validation split has only "
                 f"{len(held_out)} such prompts; raise data.validation_fraction."
             )
-        refuse_long_prompts(config, prepared, [*rollout_prompts(prepared.prompts, config.rollout), *held_out])
+        sets = counterfactual_sets(whole.data, config.rollout.num_counterfactuals)
+        refuse_evaluated(sets, prepared)
+        refuse_large_sets(config, sets)
+        asked = rollout_prompts(prepared.prompts, config.rollout, sets)
+        refuse_long_prompts(config, prepared, [*asked, *held_out])
         return super().check(config, prepared)
 
     def cost(self, config: Any, prepared: Prepared) -> Cost:
         """Count sampled replies (in training and on held-out prompts), and the calls of the constitution's judge and of
         the second judge."""
-        prompts, seed = rollout_prompts(prepared.prompts, config.rollout), prepared.config.seed
+        sets = counterfactual_sets(prepared.config.data, config.rollout.num_counterfactuals)
+        prompts, seed = rollout_prompts(prepared.prompts, config.rollout, sets), prepared.config.seed
         num_steps = config.num_steps(len(prompts))
         asked = [prompt for step in range(num_steps) for prompt in prompts_of_step(step, prompts, config, seed)]
         measured = held_out_prompts(prepared.prompts, config.rollout)
@@ -116,9 +124,13 @@ class PolicyGradient(Method):
 def prompts_of_step(step: int, prompts: Sequence[Prompt], config: Any, seed: int) -> list[Prompt]:
     """Return one prompt per reply of a step. Replies to the same prompt are neighbours.
 
-    Each epoch shuffles the prompts differently, and a step may contain prompts of two epochs.
+    Each epoch shuffles the prompts differently, and a step may contain prompts of two epochs. All groups of a
+    counterfactual template are in one step.
     """
     number = config.global_batch_size // config.replies_per_prompt
+    if config.rollout.num_counterfactuals:
+        chosen = batch_of_step(step, prompts, number, seed)
+        return [prompt for prompt in chosen for _ in range(config.replies_per_prompt)]
     positions = range(step * number, (step + 1) * number)
     epochs = {position // len(prompts) for position in positions}
     orders = {epoch: derived_rng(seed, "prompts", epoch).sample(prompts, len(prompts)) for epoch in epochs}
@@ -134,6 +146,22 @@ def _num_judge_calls(config: Any, prepared: Prepared, asked: Sequence[Prompt]) -
         number * num_judge_calls(config.reward_judge, [by_id[name]], prepared.constitution, prepared.config.seed)
         for name, number in counts.items()
     )
+
+
+def refuse_large_sets(config: Any, sets: Sequence[CounterfactualSet]) -> None:
+    """Check that a global batch holds all groups of each counterfactual template.
+
+    Raises:
+        ConfigError: an attribute has too many groups.
+    """
+    number = config.global_batch_size // config.replies_per_prompt
+    for each in sets:
+        if len(each.prompts) > number:
+            raise ConfigError(
+                f"align.global_batch_size is {config.global_batch_size}, which holds {number} prompts, but "
+                f"{each.attribute!r} has {len(each.prompts)} groups, which must be in one batch; raise it to "
+                f"{len(each.prompts) * config.replies_per_prompt} or more."
+            )
 
 
 def refuse_long_prompts(config: Any, prepared: Prepared, prompts: Sequence[Prompt]) -> None:

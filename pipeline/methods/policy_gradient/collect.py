@@ -12,7 +12,9 @@ from accelerate import Accelerator
 from pipeline.core import distributed
 from pipeline.core.log import Usage, warn
 from pipeline.core.stage import Context
-from pipeline.methods.base import CONSTITUTION
+from pipeline.evals.counterfactuals import outcome
+from pipeline.methods.base import CONSTITUTION, GROUP_VARIANCE
+from pipeline.methods.group_variance import group_variance
 from pipeline.methods.policy_gradient.actors import Actors
 from pipeline.methods.policy_gradient.base import PolicyGradient
 from pipeline.methods.policy_gradient.control import Control
@@ -69,6 +71,7 @@ class Collector:
                 measure(self._actors, mine, rollout.temperature, 2 * self._rows, with_values)
             self._score(mine)
         rollouts = sorted(gather(mine), key=lambda rollout: rollout.index)
+        reward_equal_treatment(rollouts, self._config)
         if CONSTITUTION in self._rewards.parts:
             self._check_judge(num_unreadable(rollouts), len(rollouts))
         return rollouts
@@ -125,6 +128,23 @@ class Collector:
             rollout.advantages = advantages[row, : drawn.lengths[row]]
             if returns is not None:
                 rollout.returns = returns[row, : drawn.lengths[row]]
+
+
+def reward_equal_treatment(rollouts: Sequence[Rollout], config: Any) -> None:
+    """Add the reward ``group_variance`` to the scores. It needs the replies of all ranks."""
+    weight = config.rewards.get(GROUP_VARIANCE)
+    if weight is None:
+        return
+    compared = [
+        float(outcome(rollout.text, rollout.prompt.request) == "refused")
+        if config.group_score == "declines"
+        else rollout.score
+        for rollout in rollouts
+    ]
+    parts = group_variance(compared, [rollout.prompt for rollout in rollouts])
+    for rollout, part in zip(rollouts, parts, strict=True):
+        rollout.parts[GROUP_VARIANCE] = part
+        rollout.score += weight * part
 
 
 def shape_scores(rollouts: Sequence[Rollout], config: Any, score_std: float) -> None:

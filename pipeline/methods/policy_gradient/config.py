@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
@@ -11,7 +11,7 @@ from pipeline.core.settings import RUNTIME
 from pipeline.data.drawing import PoolSizes
 from pipeline.evals.judges.base import JUDGES, JudgeConfig
 from pipeline.evals.judges.patterns import PatternsJudge
-from pipeline.methods.base import AlignConfig
+from pipeline.methods.base import GROUP_VARIANCE, AlignConfig
 
 
 class RolloutConfig(PoolSizes):
@@ -23,6 +23,8 @@ class RolloutConfig(PoolSizes):
     """Ordinary requests."""
     num_look_alike: int = Field(default=32, ge=0)
     """Harmless requests that look harmful."""
+    num_counterfactuals: int = Field(default=0, ge=0)
+    """Counterfactual templates (docs/fairness.md); all groups of a template are in one global batch."""
     temperature: float = Field(default=1.0, ge=0.05, le=5)
     """Sampling temperature of the replies; log-probabilities are computed at it, too."""
     max_reply_tokens: int = Field(default=48, ge=1)
@@ -39,6 +41,11 @@ class RolloutConfig(PoolSizes):
     show_every_steps: Annotated[int, RUNTIME] = Field(default=4, ge=1)
     """Steps between two tables of sample replies on the dashboard."""
 
+    def key(self) -> dict[str, Any]:
+        """Without counterfactuals, their number is not in it: results from before this setting stay valid."""
+        usual = {"num_counterfactuals": 0}
+        return {name: value for name, value in super().key().items() if (name, value) not in usual.items()}
+
     @model_validator(mode="after")
     def _check_numbers(self) -> Self:
         if self.num_prompts == 0:
@@ -50,6 +57,8 @@ class RolloutConfig(PoolSizes):
 
 class PolicyGradientConfig(AlignConfig):
     """Settings that all policy-gradient methods share."""
+
+    sees_groups = True
 
     max_length_tokens: Annotated[int, RUNTIME] = Field(ge=64)
     """Prompts that leave no room for a reply within so many tokens are refused; nothing is cut."""
@@ -84,10 +93,34 @@ class PolicyGradientConfig(AlignConfig):
     """Outside ``max_kl`` or ``min_entropy``: return to the last checkpoint within bounds, then stop or double β."""
     max_rollbacks: int = Field(default=2, ge=0)
     """Training stops at the next violation after so many rollbacks."""
+    group_score: Literal["declines", "reward"] = "declines"
+    """What ``rewards.group_variance`` compares between groups: whether a reply declines, by its wording (0 or 1), or
+    the sum of the other rewards."""
     second_judge: Annotated[SerializeAsAny[JudgeConfig], BeforeValidator(JUDGES.parse)] = PatternsJudge.Config()
     """The second judge of the replies to held-out prompts. Nothing is trained on its verdicts."""
     stop_on_second_judge: bool = True
     """Stop where the second judge falls while the reward rises, and keep the best policy by it; false: only warn."""
+
+    def key(self) -> dict[str, Any]:
+        """``group_score`` is in it only where it is read: results from before this setting stay valid."""
+        unread = set[str]() if GROUP_VARIANCE in self.rewards else {"group_score"}
+        return {name: value for name, value in super().key().items() if name not in unread}
+
+    @model_validator(mode="after")
+    def _check_group_variance(self) -> Self:
+        if GROUP_VARIANCE not in self.rewards:
+            return self
+        if not self.rollout.num_counterfactuals:
+            raise ValueError(
+                "{here}.rewards.group_variance is set but {here}.rollout.num_counterfactuals is 0, so no request is "
+                "about several groups; set {here}.rollout.num_counterfactuals=16"
+            )
+        if len(self.rewards) == 1:
+            raise ValueError(
+                "{here}.rewards.group_variance is the only reward, and the same nonsense for every group has the "
+                "highest; add another one, for example {here}.rewards.reward_model=1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_loop(self) -> Self:

@@ -20,7 +20,9 @@ from pipeline.training.history import HELD_OUT
 def train(method: PolicyGradient, config: Any, context: Context) -> tuple[Metrics, History]:
     """Train and save the policy to ``context.out``. Returns metrics and one dict of numbers per step."""
     every_prompt = list(read_records(context.folder("prompts") / "prompts.jsonl", Prompt))
-    prompts, held_out = rollout_prompts(every_prompt, config.rollout), held_out_prompts(every_prompt, config.rollout)
+    sets = context.counterfactuals if config.rollout.num_counterfactuals else []
+    prompts = rollout_prompts(every_prompt, config.rollout, sets)
+    held_out = held_out_prompts(every_prompt, config.rollout)
     if distributed.is_main():
         write_records(context.out / "prompts.jsonl", [*prompts, *held_out])
     reward = context.folder("reward") if config.trains_reward_model else None

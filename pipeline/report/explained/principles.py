@@ -40,6 +40,7 @@ def _labels_said(found: PrinciplesFindings) -> str:
             for number, what in (
                 (found.num_labels_by_pool, "follow from the file in which the prompt stands"),
                 (found.num_labels_by_constitution, "are written in the constitution"),
+                (found.num_labels_by_counterfactuals, "are written beside a template about groups"),
             )
             if number
         ]

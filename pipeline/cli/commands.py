@@ -123,7 +123,7 @@ def _attack(args: argparse.Namespace) -> int:
     config = compose_config(["evaluate.suites=[red_team]", *overrides], args.config_dir)
     if args.base is None and is_run(config.output_dir, args.checkpoint):
         refuse_other_settings(overrides, "redteam --adaptive", "attack")
-    return exit_code(run(to_attack(config, args.checkpoint, args.base)).gate)
+    return exit_code(run(to_attack(config, args.checkpoint, args.base)).ending)
 
 
 def _explain(args: argparse.Namespace) -> int:

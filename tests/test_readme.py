@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 from pathlib import Path
@@ -28,6 +29,7 @@ def test_every_command_works(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "constitutions").symlink_to(ROOT / "constitutions")
     groups = str(tiny_groups(tmp_path / "groups"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is rice?\n"))  # said to `cai chat`
     commands = tested_commands()
     assert len(commands) >= 10
     for command in commands:
@@ -45,6 +47,8 @@ def test_every_command_works(
         if arguments[:2] == ["constitution", "stress"]:
             arguments += [o for o in shortened if o.startswith(("model.", "data.", "launch.", "output_dir"))]
             arguments += ["preferences.labeller.min_answer_mass=0", "--num-pairs=2", "--num-requests=4"]
+        if arguments[0] == "chat":
+            arguments += ["--max-reply-tokens", "4"]
         assert main(arguments) in {0, 3}, command  # 3: a babbling model fails the guidelines
     assert "against 1" in capsys.readouterr().out
 
@@ -56,6 +60,7 @@ def test_links_lead_somewhere():
         "docs/architecture.md",
         "docs/alignment.md",
         "constitutions/README.md",
+        *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
     ):
         text = (ROOT / name).read_text(encoding="utf-8")
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):

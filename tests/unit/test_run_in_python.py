@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +56,18 @@ def test_preferences_are_in_the_layout_of_trl(folder: Path):
     first = next(iter(run.sft_rows))
     row = run.sft_rows.to_datasets()[0]
     assert row["prompt"] == first.messages and row["completion"][0]["content"] == first.reply
+
+
+def test_what_the_documentation_shows_works(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    text = (Path(__file__).parents[2] / "docs" / "daily.md").read_text(encoding="utf-8")
+    shown = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert shown
+    (folder.parent / "latest").symlink_to(folder.name)
+    (folder / "checkpoint").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(shown.group(1), names)
+    assert names["run"].checkpoint == tmp_path.resolve()  # type: ignore[attr-defined]
 
 
 def test_what_is_not_there_is_one_sentence(folder: Path, tmp_path: Path):

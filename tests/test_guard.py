@@ -59,7 +59,7 @@ def test_the_model_with_its_guard_is_evaluated_beside_the_bare_model(made: Made)
     assert sum(card.made_of.values()) == 120 and card.num_harmless >= 40
     assert card.idle or 0 < card.bound <= 0.3
     text = (done.folder / "report.md").read_text(encoding="utf-8")
-    assert "## With the guard" in text and "families beginnings, roles and turns" in text
+    assert "## With the guard" in text and "families encoding, escalation, fiction, many_shot, noise and tense" in text
 
 
 def test_only_the_evaluation_and_the_report_run_again_for_a_guard(made: Made):
@@ -96,7 +96,7 @@ def test_a_plan_counts_what_it_costs(made: Made, tmp_path: Path):
     [
         ("evaluate.split=validation", "evaluate.split is 'validation', but the guard's threshold is set on that split"),
         ("guard.max_false_alarms=0.01", r"needs 299 harmless requests in the validation split, and there are \d+"),
-        ("guard.families=[jokes]", "guard.families is 'jokes', which is not one of roles"),
+        ("guard.families=[jokes]", "guard.families is 'jokes', which is not one of encoding"),
     ],
 )
 def test_what_can_not_work_is_refused_in_a_sentence_before_anything_is_spent(

@@ -10,14 +10,12 @@ from types import MappingProxyType
 from pipeline.adversary import rewriting as text
 from pipeline.adversary import scenes
 from pipeline.evals.suites.attacks import ATTACKS
+from pipeline.evals.suites.families import PREFILL, is_trained_on
 from pipeline.records import Message, derive_seed
 
 TEMPLATE = "families-1"  # part of the cache keys; change it with a wording (a golden test reminds)
 Transform = Callable[[str, random.Random], list[Message]]
 """(request, rng) → conversation. A pure function: the same rng gives the same conversation."""
-
-_SALT = 2  # of the split; the first one that makes halves, with the given beginnings among those that evaluate
-PREFILL = "prefill"
 
 
 def _fixed(name: str) -> Transform:
@@ -55,11 +53,6 @@ FAMILIES: Mapping[str, Mapping[str, Transform]] = MappingProxyType(
         "authority": {"professional": scenes.professional, "public": scenes.already_public},
     }
 )
-
-
-def is_trained_on(family: str) -> bool:
-    """On which side of the split a family is, by the hash of its name. A new family moves no other one."""
-    return derive_seed("families", _SALT, family) % 2 == 0
 
 
 def training_families() -> list[str]:

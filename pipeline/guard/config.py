@@ -21,8 +21,8 @@ class GuardConfig(Settings):
     num_prompts: int = Field(default=200, ge=MIN_PROMPTS)
     """How many training prompts of each pool it learns from, at most; each also once under an attack."""
     families: list[str] = Field(default=LEARNED)
-    """The families of attacks that it learns from; by default half of them, chosen by hash, so that the evaluation has
-    attacks that it has not seen."""
+    """The families of attacks that it learns from; by default those that may train, by the hash of their names, so that
+    the evaluation has attacks that it has not seen."""
     num_replies: int = Field(default=120, ge=0)
     """How many of these prompts the aligned model answers anew; for the others, the replies that the run compared are
     read."""

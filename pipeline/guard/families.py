@@ -1,27 +1,21 @@
-"""Families of attacks: relatives that a guard would take for each other are in one family."""
+"""The families of attacks that a guard learns from: those of the fixed attacks."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
 from pipeline.evals.suites.attacks import ATTACKS
-from pipeline.records import Message, Prompt, derive_seed
+from pipeline.evals.suites.families import FAMILY, is_trained_on
+from pipeline.records import Message, Prompt
 
-FAMILIES: dict[str, tuple[str, ...]] = {
-    "roles": ("persona", "fiction"),
-    "instructions": ("refusal_suppression", "system_override"),
-    "beginnings": ("prefix_injection",),
-    "rewordings": ("past_tense", "misspelling"),
-    "encodings": ("base64", "rot13"),
-    "turns": ("many_shot", "escalation"),
-}
-LEARNED = sorted(sorted(FAMILIES, key=lambda name: derive_seed("guard", name))[: len(FAMILIES) // 2])
-"""The half that the guard learns from by default, by the hash of the name: nobody chose it by its results."""
+FAMILIES = sorted(set(FAMILY.values()))
+LEARNED = [family for family in FAMILIES if is_trained_on(family)]
+"""The families that the guard learns from by default, by the hash of the name: nobody chose them by their results."""
 
 
 def family_of(attack: str) -> str:
     """The family of an attack; an attack that is in none is a family of its own."""
-    return next((name for name, attacks in FAMILIES.items() if attack in attacks), attack)
+    return FAMILY.get(attack, attack)
 
 
 def attacks_of(families: Collection[str]) -> list[str]:

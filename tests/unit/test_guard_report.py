@@ -33,7 +33,7 @@ REFUSAL = "I won't help with that."
 
 def guard(**changes: Any) -> Guard:
     step = Step(1, np.ones(2, dtype=np.float32), 0.0)
-    card = CARD_OF_TINY.model_copy(update={"families": ["roles"]} | changes)
+    card = CARD_OF_TINY.model_copy(update={"families": ["persona"]} | changes)
     return Guard(request=step, reply=step, gate=0.0, threshold=1.0, every=8, refusal=REFUSAL,
                  fingerprint=np.ones(2, dtype=np.float32), card=card)  # fmt: skip
 
@@ -152,7 +152,7 @@ def test_the_sentence_names_gains_and_costs_that_the_tests_show(guarded: Guarded
     assert "there is no evidence that it changes" in sentence and "“ordinary requests refused”" in sentence
     named = " ".join(promise(guarded))
     assert "of which 1 are above it" in named and "at most 4.7 % (budget 5 %)" in named
-    assert "40 by pool" in named and "families roles" in named and REFUSAL in named
+    assert "40 by pool" in named and "families persona" in named and REFUSAL in named
 
 
 def test_an_idle_guard_says_why_and_promises_nothing(guarded: Guarded):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.adversary.families import evaluation_families, training_families
 from pipeline.chain.compose import compose_config
 from pipeline.constitution.files import load_constitution, shipped_constitutions
 from pipeline.core.errors import ConfigError
@@ -55,8 +56,8 @@ def test_a_prompt_is_harmful_if_the_run_prefers_the_reply_that_declines():
 def test_each_prompt_is_learned_as_it_is_and_under_one_attack_of_the_learned_families():
     prompts = [prompt(f"h{i}", "red_team") for i in range(8)] + [prompt(f"o{i}", "ordinary") for i in range(4)]
     labels = Labels.of([preference(one, NO, YES, float(one.pool == "red_team")) for one in prompts])
-    rows = learned_rows(prompts, labels, ["roles", "turns"], seed=0)
-    assert len(rows) == 24 and {row.attack for row in rows} == {DIRECT, *attacks_of(["roles", "turns"])}
+    rows = learned_rows(prompts, labels, ["fiction", "many_shot"], seed=0)
+    assert len(rows) == 24 and {row.attack for row in rows} == {DIRECT, *attacks_of(["fiction", "many_shot"])}
     assert {row.group for row in rows if row.id.startswith("train/h0/")} == {"h0"}
     harmful, harmless = ([row for row in rows if row.harmful is side] for side in (True, False))
     assert {row.complied for row in harmful} == {True, False}
@@ -90,16 +91,18 @@ def test_half_of_the_answered_rows_are_harmful_where_there_are_so_many():
     assert len(answered_anew(rows[:2], 11, seed=0)) == 2 and answered_anew(rows, 0, seed=0) == []
 
 
-def test_every_attack_is_in_one_family_and_half_of_the_families_are_learned():
-    named = [attack for attacks in FAMILIES.values() for attack in attacks]
-    assert sorted(named) == sorted(set(ATTACKS) - {DIRECT})
-    assert len(LEARNED) == len(FAMILIES) // 2 and set(LEARNED) < set(FAMILIES)
+def test_every_attack_is_in_a_family_and_the_guard_learns_from_those_that_train():
+    assert sorted(attacks_of(FAMILIES)) == sorted(set(ATTACKS) - {DIRECT})
+    assert sorted(LEARNED) == sorted(set(training_families()) & set(FAMILIES)) and set(LEARNED) < set(FAMILIES)
+    assert not set(LEARNED) & set(evaluation_families()), "the adversary evaluates with none that a guard learned"
     assert family_of("new_one") == "new_one"  # an attack that is added is not taken for one that was learned
 
 
 def test_bad_settings_are_refused_in_a_sentence():
-    with pytest.raises(ConfigError, match=r"guard.families is 'role', which is not one of .*did you mean 'roles'"):
-        validated(GuardConfig, {"families": ["role"]}, "guard")
+    with pytest.raises(
+        ConfigError, match=r"guard.families is 'fictions', which is not .*did you mean 'fiction'"
+    ):
+        validated(GuardConfig, {"families": ["fictions"]}, "guard")
     with pytest.raises(ConfigError, match=r"guard.max_false_alarms is 0; it must be above 0 and below 1"):
         validated(GuardConfig, {"max_false_alarms": 0}, "guard")
 

@@ -24,7 +24,7 @@ from pipeline.records import Message
 
 STEP = StepCard(layer=1, auc=0.9, num_harmful=20, num_harmless=20)
 CARD_OF_TINY = GuardCard(
-    model="tiny, aligned", made_of={"pool": 40}, families=["roles"], num_layers=2, request=STEP, reply=STEP,
+    model="tiny, aligned", made_of={"pool": 40}, families=["persona"], num_layers=2, request=STEP, reply=STEP,
     max_false_alarms=0.05, confidence=0.95, num_harmless=100, num_alarms=1, bound=0.047, auc=Estimate(value=0.9),
     held_out=[], attacked_harmless=Estimate(value=0.0),
 )  # fmt: skip

@@ -40,7 +40,7 @@ from pipeline.evals.labellers import reward_verdicts, rewarded_cases
 from pipeline.evals.manners import manners_held_out
 from pipeline.evals.measures import all_measures, by_model
 from pipeline.evals.probe import training_prompts
-from pipeline.evals.results import KnowsDoes, Probe, Results
+from pipeline.evals.results import KnowsDoes, PairAccuracy, Probe, Results
 from pipeline.evals.suites.base import Questions
 from pipeline.evals.summary import summarise
 from pipeline.guard.system import evaluate_guarded
@@ -50,6 +50,7 @@ from pipeline.records import POOLS, Case, Prompt, Verdict, dialogue_key, read_re
 
 if TYPE_CHECKING:
     from pipeline.chain.config import Config
+    from pipeline.engines.reward_model import RewardModel
 
 VERSION = 7
 CHARS_PER_TOKEN = 4  # for estimates of tokens read
@@ -199,13 +200,7 @@ class Evaluate(Stage):
         questions = build_questions(config, notes)
         notes += shared_judges(config, [context.engine, context.critic], context.model)
 
-        answered: dict[str, Answered] = {}
-        for name, path in checkpoints(config, context).items():
-            asked = _asked(path, cases, questions, config, context)
-            with kept_answers(context.out.parent, asked, context.meter, context.launch.num_machines > 1) as kept:
-                engine = policy_engine(context, path, name)
-                answered[name] = answer_all(engine, cases, questions, config, context.seed, kept)
-                del engine
+        answered = _answered(config, context, cases, questions)
         held_out_manners = [] if config.checkpoints else sorted(manners_held_out(prompts))
         trained = trained_attributes(training_folders(config, context.folders))
         counted = Counted(measures=list(all_measures()), held_out_manners=held_out_manners, trained_attributes=trained)
@@ -215,16 +210,7 @@ class Evaluate(Stage):
         reward_model = own_reward_model(context)
         if reward_model is not None:
             verdicts = reward_verdicts(reward_model, cases, verdicts, context, "rewards")
-        pairs = [
-            accuracy
-            for name, comparisons in build_comparisons(config, notes).items()
-            for accuracy in accuracies(name, comparisons, config, context, reward_model, counted)
-        ]
-        if pairs and not can_ask(context.labeller, context.engine):
-            notes.append(
-                f"The labeller {context.labeller.kind} was not asked about pairs that people decided: the engine "
-                f"{context.engine.kind!r} returns no log-probabilities of given replies."
-            )
+        pairs = _accuracies(config, context, reward_model, counted, notes)
 
         del reward_model  # the first model needs its room
         guarded = evaluate_guarded(config, context, verdicts, notes) if "guard" in context.folders else None
@@ -246,10 +232,9 @@ class Evaluate(Stage):
                 notes=notes,
             )
             write_records(context.out / "verdicts.jsonl", verdicts)
-            (context.out / "counted.json").write_text(counted.model_dump_json(indent=1), encoding="utf-8")
-            (context.out / "results.json").write_text(results.model_dump_json(indent=1), encoding="utf-8")
-            if guarded is not None:
-                (context.out / "guarded.json").write_text(guarded.model_dump_json(indent=1), encoding="utf-8")
+            for name, found in (("counted", counted), ("results", results), ("guarded", guarded)):
+                if found is not None:
+                    (context.out / f"{name}.json").write_text(found.model_dump_json(indent=1), encoding="utf-8")
             _show(verdicts, results, context)
         return {
             "judge": card.name,
@@ -266,6 +251,37 @@ class Evaluate(Stage):
 def _teachers(config: Config) -> list[EngineConfig]:
     """The engines that wrote or labelled the training data."""
     return [config.feedback_engine("preferences"), config.feedback_engine("critique")]
+
+
+def _answered(
+    config: EvaluateConfig, context: Context, cases: Sequence[Case], questions: Mapping[str, Questions]
+) -> dict[str, Answered]:
+    """The answers of each model. One model at a time is in memory."""
+    answered: dict[str, Answered] = {}
+    for name, path in checkpoints(config, context).items():
+        asked = _asked(path, cases, questions, config, context)
+        with kept_answers(context.out.parent, asked, context.meter, context.launch.num_machines > 1) as kept:
+            engine = policy_engine(context, path, name)
+            answered[name] = answer_all(engine, cases, questions, config, context.seed, kept)
+            del engine
+    return answered
+
+
+def _accuracies(
+    config: EvaluateConfig, context: Context, reward_model: RewardModel | None, counted: Counted, notes: list[str]
+) -> list[PairAccuracy]:
+    """How often labeller, reward models and pair judge agree with people, on the pairs of every suite."""
+    pairs = [
+        accuracy
+        for name, comparisons in build_comparisons(config, notes).items()
+        for accuracy in accuracies(name, comparisons, config, context, reward_model, counted)
+    ]
+    if pairs and not can_ask(context.labeller, context.engine):
+        notes.append(
+            f"The labeller {context.labeller.kind} was not asked about pairs that people decided: the engine "
+            f"{context.engine.kind!r} returns no log-probabilities of given replies."
+        )
+    return pairs
 
 
 def _is_reply(query: object) -> bool:

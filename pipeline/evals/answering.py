@@ -1,4 +1,4 @@
-"""Ask one model: its replies to the cases, log-probabilities of reference answers, and the suites' questions."""
+"""Ask each model: its replies to the cases, log-probabilities of reference answers, and the suites' questions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ from pipeline.core import distributed
 from pipeline.core.cache import RecordLog, cache_key
 from pipeline.core.locks import locked
 from pipeline.core.log import Meter
+from pipeline.core.stage import Context
 from pipeline.engines.base import Completion, Engine, ReplyQuery, Request
+from pipeline.engines.models import model_identity
+from pipeline.engines.roles import policy_engine
 from pipeline.engines.worklist import Logbook, generate_all, score_all
+from pipeline.evals.checkpoints import checkpoints
 from pipeline.evals.config import EvaluateConfig
 from pipeline.evals.results import Estimate
 from pipeline.evals.suites.base import Questions
 from pipeline.records import Case, Message, derive_seed
 
+VERSION = 7  # of the stage evaluate and of kept answers
 Identity = dict[str, Any]
 
 
@@ -79,6 +84,36 @@ def answer_all(
         reference_logprobs=reference_logprobs,
         measured=measured,
     )
+
+
+def answers_of_all(
+    config: EvaluateConfig, context: Context, cases: Sequence[Case], questions: Mapping[str, Questions]
+) -> dict[str, Answered]:
+    """The answers of each model. One model at a time is in memory."""
+    answered: dict[str, Answered] = {}
+    for name, path in checkpoints(config, context).items():
+        asked = _asked(path, cases, questions, config, context)
+        with kept_answers(context.out.parent, asked, context.meter, context.launch.num_machines > 1) as kept:
+            engine = policy_engine(context, path, name)
+            answered[name] = answer_all(engine, cases, questions, config, context.seed, kept)
+            del engine
+    return answered
+
+
+def _asked(
+    path: str, cases: Sequence[Case], questions: Mapping[str, Questions], config: EvaluateConfig, context: Context
+) -> Identity:
+    """Everything that decides a model's answers. Equal identities share cached answers."""
+    return {
+        "version": VERSION,
+        "model": model_identity(path, context.model.revision if path == context.model.path else None),
+        "precision": context.model.key_of("precision"),
+        "engine": context.policy_engine.key(),
+        "seed": context.seed,
+        "sampling": [config.max_reply_tokens, config.temperature, config.top_p],
+        "cases": [case.model_dump(mode="json") for case in cases],
+        "questions": [repr(query) for asked in questions.values() for query in asked.queries],
+    }
 
 
 def num_calls(cases: Sequence[Case], questions: Mapping[str, Questions]) -> int:

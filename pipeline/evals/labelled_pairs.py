@@ -10,6 +10,7 @@ from pipeline.engines.base import chooser
 from pipeline.engines.models import short_name
 from pipeline.engines.roles import feedback_engine
 from pipeline.evals.accuracy import BASELINES, accuracy_by_kind, picked_pairs, shuffled
+from pipeline.evals.cases import build_comparisons
 from pipeline.evals.config import EvaluateConfig
 from pipeline.evals.counted import Counted
 from pipeline.evals.judges.base import Scores, by_rank
@@ -31,6 +32,23 @@ def own_reward_model(context: Context) -> RewardModel | None:
     if folder is None:
         return None
     return load_reward_model(str(folder / "model"), name="reward-stage", batch_rows=context.launch.batch_rows)
+
+
+def all_accuracies(
+    config: EvaluateConfig, context: Context, reward_model: RewardModel | None, counted: Counted, notes: list[str]
+) -> list[PairAccuracy]:
+    """How often labeller, reward models and pair judge agree with people, on the pairs of every suite."""
+    pairs = [
+        accuracy
+        for name, comparisons in build_comparisons(config, notes).items()
+        for accuracy in accuracies(name, comparisons, config, context, reward_model, counted)
+    ]
+    if pairs and not can_ask(context.labeller, context.engine):
+        notes.append(
+            f"The labeller {context.labeller.kind} was not asked about pairs that people decided: the engine "
+            f"{context.engine.kind!r} returns no log-probabilities of given replies."
+        )
+    return pairs
 
 
 def accuracies(

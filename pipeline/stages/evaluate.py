@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import comb
 from pathlib import Path
@@ -19,11 +19,11 @@ from pipeline.engines.base import EngineConfig, ReplyQuery
 from pipeline.engines.classifiers import check_reward_model
 from pipeline.engines.local import batch_limits
 from pipeline.engines.model_checks import check_model
-from pipeline.engines.models import model_identity, resolve_path
-from pipeline.engines.roles import policy_engine, weights_of
+from pipeline.engines.models import resolve_path
+from pipeline.engines.roles import weights_of
 from pipeline.evals import answering
 from pipeline.evals.accuracy import as_items, labelled_replies
-from pipeline.evals.answering import Answered, Identity, answer_all, asked_turns, kept_answers
+from pipeline.evals.answering import asked_turns
 from pipeline.evals.cases import build_cases, build_comparisons, build_questions
 from pipeline.evals.checkpoints import MODELS, checkpoints, trained_keys, training_folders
 from pipeline.evals.config import EvaluateConfig
@@ -35,13 +35,12 @@ from pipeline.evals.judges.base import JUDGES, PAIR_JUDGES, EngineJudgeConfig
 from pipeline.evals.judges.sharing import check_judges, shared_judges
 from pipeline.evals.judging import item_of, judge_replies, open_pair_judge
 from pipeline.evals.knows_does import asked_of_the_probe, knows_does
-from pipeline.evals.labelled_pairs import accuracies, own_reward_model
+from pipeline.evals.labelled_pairs import all_accuracies, own_reward_model
 from pipeline.evals.labellers import reward_verdicts, rewarded_cases
 from pipeline.evals.manners import manners_held_out
 from pipeline.evals.measures import all_measures, by_model
 from pipeline.evals.probe import training_prompts
-from pipeline.evals.results import KnowsDoes, PairAccuracy, Probe, Results
-from pipeline.evals.suites.base import Questions
+from pipeline.evals.results import KnowsDoes, Probe, Results
 from pipeline.evals.summary import summarise
 from pipeline.guard.system import evaluate_guarded
 from pipeline.labellers import label
@@ -50,9 +49,7 @@ from pipeline.records import POOLS, Case, Prompt, Verdict, dialogue_key, read_re
 
 if TYPE_CHECKING:
     from pipeline.chain.config import Config
-    from pipeline.engines.reward_model import RewardModel
 
-VERSION = 7
 CHARS_PER_TOKEN = 4  # for estimates of tokens read
 
 
@@ -61,7 +58,7 @@ class Evaluate(Stage):
 
     name, outputs = "evaluate", ("verdicts.jsonl", "results.json", "counted.json", "guarded.json")
     needs = ("prompts", "sft", "preferences", "reward", "align", "guard")
-    version = VERSION
+    version = answering.VERSION
     trains = False
 
     def reads(self, config: Config, constitution: Constitution) -> dict[str, Any]:
@@ -200,7 +197,7 @@ class Evaluate(Stage):
         questions = build_questions(config, notes)
         notes += shared_judges(config, [context.engine, context.critic], context.model)
 
-        answered = _answered(config, context, cases, questions)
+        answered = answering.answers_of_all(config, context, cases, questions)
         held_out_manners = [] if config.checkpoints else sorted(manners_held_out(prompts))
         trained = trained_attributes(training_folders(config, context.folders))
         counted = Counted(measures=list(all_measures()), held_out_manners=held_out_manners, trained_attributes=trained)
@@ -210,7 +207,7 @@ class Evaluate(Stage):
         reward_model = own_reward_model(context)
         if reward_model is not None:
             verdicts = reward_verdicts(reward_model, cases, verdicts, context, "rewards")
-        pairs = _accuracies(config, context, reward_model, counted, notes)
+        pairs = all_accuracies(config, context, reward_model, counted, notes)
 
         del reward_model  # the first model needs its room
         guarded = evaluate_guarded(config, context, verdicts, notes) if "guard" in context.folders else None
@@ -253,55 +250,8 @@ def _teachers(config: Config) -> list[EngineConfig]:
     return [config.feedback_engine("preferences"), config.feedback_engine("critique")]
 
 
-def _answered(
-    config: EvaluateConfig, context: Context, cases: Sequence[Case], questions: Mapping[str, Questions]
-) -> dict[str, Answered]:
-    """The answers of each model. One model at a time is in memory."""
-    answered: dict[str, Answered] = {}
-    for name, path in checkpoints(config, context).items():
-        asked = _asked(path, cases, questions, config, context)
-        with kept_answers(context.out.parent, asked, context.meter, context.launch.num_machines > 1) as kept:
-            engine = policy_engine(context, path, name)
-            answered[name] = answer_all(engine, cases, questions, config, context.seed, kept)
-            del engine
-    return answered
-
-
-def _accuracies(
-    config: EvaluateConfig, context: Context, reward_model: RewardModel | None, counted: Counted, notes: list[str]
-) -> list[PairAccuracy]:
-    """How often labeller, reward models and pair judge agree with people, on the pairs of every suite."""
-    pairs = [
-        accuracy
-        for name, comparisons in build_comparisons(config, notes).items()
-        for accuracy in accuracies(name, comparisons, config, context, reward_model, counted)
-    ]
-    if pairs and not can_ask(context.labeller, context.engine):
-        notes.append(
-            f"The labeller {context.labeller.kind} was not asked about pairs that people decided: the engine "
-            f"{context.engine.kind!r} returns no log-probabilities of given replies."
-        )
-    return pairs
-
-
 def _is_reply(query: object) -> bool:
     return isinstance(query, ReplyQuery)
-
-
-def _asked(
-    path: str, cases: Sequence[Case], questions: Mapping[str, Questions], config: EvaluateConfig, context: Context
-) -> Identity:
-    """Everything that decides a model's answers. Equal identities share cached answers."""
-    return {
-        "version": VERSION,
-        "model": model_identity(path, context.model.revision if path == context.model.path else None),
-        "precision": context.model.key_of("precision"),
-        "engine": context.policy_engine.key(),
-        "seed": context.seed,
-        "sampling": [config.max_reply_tokens, config.temperature, config.top_p],
-        "cases": [case.model_dump(mode="json") for case in cases],
-        "questions": [repr(query) for asked in questions.values() for query in asked.queries],
-    }
 
 
 def _knows_does(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.cli.codes import exit_code, worst_code
 from pipeline.cli.constitution import constitution
-from pipeline.cli.daily import chat, clean, doctor
+from pipeline.cli.daily import chat, clean, dashboard, doctor
 from pipeline.cli.evidence import approve, bundle, verify
 from pipeline.cli.json_value import print_json
 from pipeline.core.errors import ConfigError, StageError
@@ -276,6 +276,7 @@ COMMANDS = {
     "config": _config,
     "constitution": constitution,
     "chat": chat,
+    "dashboard": dashboard,
     "doctor": doctor,
     "clean": clean,
 }

@@ -1,8 +1,9 @@
-"""What ``cai chat``, ``cai doctor`` and ``cai clean`` do and print."""
+"""What ``cai chat``, ``cai dashboard``, ``cai doctor`` and ``cai clean`` do and print."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -44,6 +45,20 @@ def chat(args: argparse.Namespace) -> int:
 
     Terminal(session, args.keep, explain if session.of_run else None).run()
     return 0
+
+
+def dashboard(args: argparse.Namespace) -> int:
+    import subprocess
+    import webbrowser
+
+    from pipeline.daily.dashboard import dashboard_of
+
+    show = dashboard_of(args.output_dir, args.run, args.port)
+    print(f"looking at {show.said}", file=sys.stderr)
+    if show.page:
+        webbrowser.open(show.page)
+        return 0
+    return subprocess.run(show.program, env={**os.environ, **show.environment}, check=False).returncode
 
 
 def doctor(args: argparse.Namespace) -> int:

@@ -196,7 +196,11 @@ def _add_chat(commands: Commands) -> None:
 
 
 def _add_machine(commands: Commands) -> None:
-    """``doctor`` and ``clean``."""
+    """``dashboard``, ``doctor`` and ``clean``."""
+    dashboard = commands.add_parser("dashboard", help="open the tracker of a run: wandb, trackio or TensorBoard")
+    dashboard.add_argument("run", nargs="?", default="latest", metavar="RUN", help="name or folder (default: latest)")
+    dashboard.add_argument("--port", type=_at_least_1, metavar="N", help="of a local page")
+    dashboard.add_argument("--output-dir", default="outputs")
     doctor = commands.add_parser("doctor", help="say what this machine has, and what to do about what is missing")
     doctor.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="such as engine=server engine.base_url=URL")
     doctor.add_argument("--config-dir", type=Path, help="a folder with your own groups, laid out like configs/")

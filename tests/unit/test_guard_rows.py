@@ -99,9 +99,7 @@ def test_every_attack_is_in_a_family_and_the_guard_learns_from_those_that_train(
 
 
 def test_bad_settings_are_refused_in_a_sentence():
-    with pytest.raises(
-        ConfigError, match=r"guard.families is 'fictions', which is not .*did you mean 'fiction'"
-    ):
+    with pytest.raises(ConfigError, match=r"guard.families is 'fictions', which is not .*did you mean 'fiction'"):
         validated(GuardConfig, {"families": ["fictions"]}, "guard")
     with pytest.raises(ConfigError, match=r"guard.max_false_alarms is 0; it must be above 0 and below 1"):
         validated(GuardConfig, {"max_false_alarms": 0}, "guard")

@@ -22,6 +22,7 @@ NO_TABLE = {
     "explain",
     "report",
     "chat",
+    "dashboard",
     "bundle",
     "approve",
 }  # they print progress, or talk

@@ -301,7 +301,8 @@ def test_every_setting_of_a_method_is_read(tiny_model: Path, tmp_path: Path, met
     metrics, _ = bench.train()
     assert metrics["num_rollbacks"] > 0
     unread = type(bench.align).model_fields.keys() - read
-    assert unread == {"trust"}, "it is read where the stage reward gives the rewards (tests/unit/test_shortcuts.py)"
+    # They are read with the stage reward (tests/unit/test_shortcuts.py) and with the reward group_variance.
+    assert unread == {"trust", "group_score"}
     assert type(bench.align.rollout).model_fields.keys() - read_of_rollout == set()
 
 

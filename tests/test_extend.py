@@ -210,7 +210,10 @@ def test_the_loss_by_hand():
     ("overrides", "expected"),
     [
         ("align=dpo align.method=simpo align.gama=1", "align.gama: unknown key; did you mean 'gamma'?"),
-        ("engine.kind=parrot preferences.labels=labeller", "preferences.labeller.kind is 'likelihood' but engine.kind is 'parrot'"),
+        (
+            "engine.kind=parrot preferences.labels=labeller",
+            "preferences.labeller.kind is 'likelihood' but engine.kind is 'parrot'",
+        ),
         ("policy_engine.kind=parrot", "policy_engine.kind is 'parrot' with the model "),
         ("preferences.labeller.kind=shorter preferences.labeller.num_examples=2", "num_examples: unknown key"),
     ],

@@ -9,8 +9,9 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from pipeline.adversary.attackers import ATTACKERS
 from pipeline.adversary.attackers.base import AttackerConfig
-from pipeline.adversary.families import FAMILIES, PREFILL, draw, evaluation_families, training_families
+from pipeline.adversary.families import FAMILIES, draw, evaluation_families, training_families
 from pipeline.core.settings import Settings, fields_of, not_one_of, with_sections
+from pipeline.evals.suites.families import PREFILL
 from pipeline.records import Prompt, derive_seed, derived_rng
 
 BUDGETS = (1, 4, 16, 64)

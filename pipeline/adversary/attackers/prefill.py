@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.adversary.attackers.base import ATTACKERS, Attacker, AttackerConfig, Move, Target
-from pipeline.adversary.families import PREFILL
 from pipeline.adversary.scenes import BEGINNINGS
 from pipeline.core.errors import ConfigError
+from pipeline.evals.suites.families import PREFILL
 from pipeline.records import Message
 
 

@@ -119,4 +119,18 @@ def _stress(args: argparse.Namespace) -> None:
         show(found, folder)
 
 
-ACTIONS = {"list": _list, "check": _check, "show": _show, "diff": _diff, "import": _import, "stress": _stress}
+def _schema(args: argparse.Namespace) -> None:
+    from pipeline.constitution.json_schema import json_schema_text
+
+    print(json_schema_text(), end="")
+
+
+ACTIONS = {
+    "list": _list,
+    "check": _check,
+    "show": _show,
+    "diff": _diff,
+    "import": _import,
+    "schema": _schema,
+    "stress": _stress,
+}

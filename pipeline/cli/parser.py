@@ -172,6 +172,7 @@ def _add_texts(commands: Commands) -> None:
     imported = actions.add_parser("import", help="convert a published JSON constitution to YAML")
     imported.add_argument("file", metavar="FILE", type=Path)
     imported.add_argument("-o", "--output", type=Path, help="where to write (default: FILE with .yaml)")
+    actions.add_parser("schema", help="print the JSON Schema with which an editor completes and checks a constitution")
 
     stress = actions.add_parser("stress", help="find principles that contradict or repeat each other, by judgements")
     stress.add_argument("file", metavar="FILE")

@@ -21,6 +21,7 @@ from pipeline.constitution.markdown import Page, Rule, read_page
 from pipeline.constitution.published import read_text
 from pipeline.constitution.schema import Constitution
 from pipeline.core.errors import ConfigError
+from pipeline.core.text import whole_characters
 
 WHAT_TO_IMPROVE = (
     "This is a draft. What makes it better:",
@@ -89,11 +90,12 @@ def _from_page(args: argparse.Namespace) -> Draft:
 
 def _standard_input() -> str:
     try:
-        return sys.stdin.read()
+        text = sys.stdin.read()
     except UnicodeDecodeError:
-        raise ConfigError(
-            "--text -: standard input is not text in the terminal's encoding; write it in UTF-8."
-        ) from None
+        text = "\0"
+    if whole_characters(text) != text:
+        raise ConfigError("--text -: standard input is not text in the terminal's encoding; write it in UTF-8.")
+    return text
 
 
 def _with_engine(draft: Draft, rules: list[tuple[Rule, Kind]], args: argparse.Namespace) -> Draft:

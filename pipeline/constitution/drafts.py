@@ -18,7 +18,7 @@ from pipeline.constitution.markdown import Rule
 from pipeline.constitution.schema import Constitution, Principle, WorkedExample
 from pipeline.core.cache import write_text_atomically
 from pipeline.core.errors import ConfigError
-from pipeline.core.text import whole_characters, words
+from pipeline.core.text import words
 
 Kind = Literal["any", "harm", "help", "style"]
 TAGS: dict[Kind, list[str]] = {"any": [], "harm": ["harmlessness"], "help": ["helpfulness"], "style": ["style"]}
@@ -94,12 +94,6 @@ def ids_of(rules: Sequence[Rule]) -> list[str]:
 
 def draft_of(about: Mapping[str, str], principles: Sequence[Principle], examples: Sequence[WorkedExample]) -> Draft:
     """Raises ConfigError if no constitution can be made of it."""
-    texts = [
-        *about.values(),
-        *(text for part in (*principles, *examples) for text in part.model_dump().values() if isinstance(text, str)),
-    ]
-    if any(whole_characters(text) != text for text in texts):
-        raise ConfigError("half a character or NUL is in the text; write whole characters.")
     try:
         data = {"version": "0.1.0", "principles": principles, "worked_examples": examples, **about}
         return Draft(Constitution.model_validate(data))

@@ -11,6 +11,7 @@ from pipeline.constitution.markdown import Rule
 from pipeline.constitution.schema import Principle, WorkedExample
 from pipeline.core.cache import write_text_atomically
 from pipeline.core.errors import ConfigError
+from pipeline.core.text import whole_characters, words
 
 QUESTIONS = (
     "1/6 What is it called? (letters, digits, - and _)",
@@ -44,7 +45,12 @@ def ask_all(ask: Callable[[str], str], kept: Path | None) -> list[str]:
             answers.append("")
             continue
         try:
-            answers.append(" ".join(ask(question).split()))
+            answer = " ".join(ask(question).split())
+            if whole_characters(answer) != answer:
+                raise ConfigError("an answer is not text in the terminal's encoding; write it in UTF-8.")
+            answers.append(answer)
+        except UnicodeDecodeError:
+            raise ConfigError("standard input is not text in the terminal's encoding; write it in UTF-8.") from None
         except EOFError:
             again = "; run the same command again to go on" if kept and answers else ""
             raise ConfigError(
@@ -71,7 +77,7 @@ def rules_of(answers: list[str]) -> list[tuple[Rule, Kind]]:
         (Rule(text.strip(), place + 1), kind)
         for place, kind in _RULES
         for text in answers[place].split(";")
-        if text.strip()
+        if words(text)
     ]
     if not found:
         raise ConfigError("no rule was given; answer question 3, 4 or 5.")

@@ -67,6 +67,9 @@ def test_without_a_request_to_decline_nothing_asks_for_the_reply(new: Callable[.
     ("text", "words", "sentence"),
     [
         ("cook\n", [], "the input ended before this question was answered: 2/6"),
+        ("\n\n?;!\n\n\n\n", [], "no rule was given; answer question 3, 4 or 5."),
+        ("half \ud83d\n", [], "an answer is not text"),
+        ("- a rule with half \ud83d\n", ["--text", "-"], "--text -: standard input is not text"),
         ("\n" * 7, [], "no rule was given; answer question 3, 4 or 5."),
         ("# Title\n", ["--text", "-"], "--text -: no rule was found"),
         ("", ["--text", "gone.md"], "--text: there is no file gone.md"),

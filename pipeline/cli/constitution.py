@@ -41,8 +41,11 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _import(args: argparse.Namespace) -> None:
-    from pipeline.constitution.published import import_constitution
+    from pipeline.constitution.published import MARKDOWN, import_constitution
 
+    if args.file.suffix.lower() in MARKDOWN:
+        _import_markdown(args)
+        return
     imported = import_constitution(args.file)
     _refuse_twins(imported.principles)
     target = args.output or args.file.with_suffix(".yaml")
@@ -56,10 +59,30 @@ def _import(args: argparse.Namespace) -> None:
     print(f"{target}: {len(imported.principles)} principles, {len(imported.worked_examples)} worked examples.")
 
 
+def _import_markdown(args: argparse.Namespace) -> None:
+    from pipeline.cli.new_constitution import show_left_out
+    from pipeline.constitution.drafts import write_draft
+    from pipeline.constitution.published import import_markdown
+
+    draft, page = import_markdown(args.file)
+    target = args.output or args.file.with_suffix(".yaml")
+    found = write_draft(draft, target)
+    show_left_out(page)
+    print(f"{target}: {len(found.principles)} principles, each with its line in {args.file.name}.")
+    for note in found.tag_notes():
+        print(f"warning: {note}")
+
+
 def _refuse_twins(principles: Sequence[Principle]) -> None:
     ids = [principle.id for principle in principles]
     if twins := [name for name in ids if ids.count(name) > 1]:
         raise ConfigError(f"FILE: two principles would have the id {twins[0]!r}; rename one of them in the file.")
+
+
+def _new(args: argparse.Namespace) -> None:
+    from pipeline.cli.new_constitution import new
+
+    new(args)
 
 
 def _diff(args: argparse.Namespace) -> None:
@@ -119,4 +142,19 @@ def _stress(args: argparse.Namespace) -> None:
         show(found, folder)
 
 
-ACTIONS = {"list": _list, "check": _check, "show": _show, "diff": _diff, "import": _import, "stress": _stress}
+def _schema(args: argparse.Namespace) -> None:
+    from pipeline.constitution.json_schema import json_schema_text
+
+    print(json_schema_text(), end="")
+
+
+ACTIONS = {
+    "list": _list,
+    "check": _check,
+    "show": _show,
+    "diff": _diff,
+    "import": _import,
+    "new": _new,
+    "schema": _schema,
+    "stress": _stress,
+}

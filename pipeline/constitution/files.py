@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from pipeline.constitution.json_schema import MAY_BE_PATHS
 from pipeline.constitution.schema import Constitution
 from pipeline.core.errors import ConfigError, did_you_mean
 from pipeline.core.yaml_files import Problem, load_yaml
@@ -44,7 +45,7 @@ def load_constitution(path: Path) -> Constitution:
         "a constitution",
         field="constitution.path",
         described_in="constitutions/README.md",
-        may_name_files=["contrasts", "worked_examples"],
+        may_name_files=MAY_BE_PATHS,
         check=_repeats,
     )
 

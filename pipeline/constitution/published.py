@@ -1,4 +1,4 @@
-"""Converts constitutions from published JSON layouts."""
+"""Converts constitutions from published JSON layouts, and from pages of Markdown."""
 
 from __future__ import annotations
 
@@ -8,11 +8,61 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pipeline.constitution.drafts import Draft, draft_of, ids_of, principle_of, slug_of
+from pipeline.constitution.markdown import Page, read_page
 from pipeline.constitution.schema import Constitution, Principle, WorkedExample
 from pipeline.core.errors import ConfigError
 from pipeline.core.json_text import NotJsonError, parse_json
 from pipeline.core.text import whole_characters
 from pipeline.core.yaml_mistakes import field_path
+
+MARKDOWN = {".md", ".markdown", ".mdx", ".txt"}
+
+
+def import_markdown(path: Path) -> tuple[Draft, Page]:
+    """Read the rules of a page of Markdown as principles, each with a comment that gives its line.
+
+    The page does not say for which prompts a rule is, so no principle has tags: all are used for all prompts.
+
+    Returns:
+        The draft, and the page, which counts what is no rule.
+
+    Raises:
+        ConfigError: the file can't be read, or no rule is in it.
+    """
+    page = read_page(read_text(path))
+    if not page.rules:
+        raise ConfigError(
+            f"{path}: no rule was found; a rule is a list item, or a short paragraph or heading that demands something "
+            "(must, should, never, don't); write the rules as a list."
+        )
+    ids = ids_of(page.rules)
+    about = {
+        "name": slug_of(path.stem),
+        "description": f"Imported from {path.name}.",
+        "provenance": f"Converted from {path.name} by `cai constitution import`. The rules are the page's words; the "
+        "requests around them are templates. Say here who wrote the page, and under which licence.",
+        "preamble": "You are a helpful, honest and harmless assistant.",
+    }
+    draft = draft_of(about, [principle_of(rule, name) for rule, name in zip(page.rules, ids, strict=True)], [])
+    draft.head.append(
+        "Give each principle tags (harmlessness, helpfulness, honesty or style), and remove what is no rule."
+    )
+    draft.notes = {name: f"{path.name}, line {rule.line}" for rule, name in zip(page.rules, ids, strict=True)}
+    return draft, page
+
+
+def read_text(path: Path, option: str = "FILE") -> str:
+    """The text of a file in UTF-8, with or without a byte-order mark. Raises ConfigError if it can't be read."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{option}: there is no file {path}; give a page of text.") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}:{line}: the text is not UTF-8; save the file as UTF-8.") from None
+    except OSError as error:
+        raise ConfigError(f"{option}: {path} can't be read ({error.strerror}); give a page of text.") from None
 
 
 def import_constitution(path: Path) -> Constitution:

@@ -15,9 +15,11 @@ from pipeline.core.errors import ConfigError, did_you_mean
 from pipeline.core.text import first_words
 from pipeline.records import Message, Pool, Prompt, derive_seed
 
+SLUG = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+
 
 def _slug(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", text):
+    if not re.fullmatch(SLUG, text):
         raise ValueError("use letters, digits, '-', '_' and '.', and begin with a letter or digit")
     return text
 
@@ -123,7 +125,7 @@ class Constitution(_Part):
     principles: Annotated[list[Principle], Field(min_length=1)]
     """The rules; one is drawn at a time."""
     worked_examples: list[WorkedExample] = []
-    """Poor replies and their corrections."""
+    """Poor replies and their corrections; in the file a list, or the path of a YAML file with a list."""
     good_answers: list[GoodAnswer] = []
     """Harmless requests with good answers."""
     contrasts: list[Contrast] = []

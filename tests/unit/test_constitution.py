@@ -55,7 +55,7 @@ def test_unknown_key_is_named_with_line_and_nearest_key(tmp_path: Path):
 
 def test_extra_key_gets_a_suggestion(tmp_path: Path):
     message = refusal(written(tmp_path, "    title:", "    wieght: 1\n    title:"))
-    assert "mine.yaml:11:5: unknown key 'wieght'; did you mean 'weight'?" in message
+    assert "mine.yaml:12:5: unknown key 'wieght'; did you mean 'weight'?" in message
 
 
 @pytest.mark.parametrize(

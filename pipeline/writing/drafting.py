@@ -1,0 +1,129 @@
+"""Asks an engine to turn rules into principles, one rule at a time, and reads its labelled lines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.constitution.drafts import Kind, ids_of, principle_of
+from pipeline.constitution.markdown import Rule
+from pipeline.constitution.schema import POOL_TAGS, Principle, WorkedExample
+from pipeline.core.text import whole_characters
+from pipeline.engines.base import Completion, Engine, Request
+from pipeline.engines.worklist import Logbook, generate_all
+from pipeline.records import Message, derive_seed, dialogue_key
+
+TEMPLATE = "draft-1"
+MAX_NEW_TOKENS = 600
+LABELS = ("TITLE", "TAGS", "CRITIQUE", "REVISION", "PREFERENCE", "REQUEST", "POOR REPLY", "FAULT", "GOOD REPLY")
+DECIDING = frozenset[str]().union(*POOL_TAGS.values())
+EVERYWHERE = ["harmlessness", "helpfulness"]
+"""Tags of a principle that is used for all prompts, beside others that are not."""
+SYSTEM = "You help people write the constitution of an AI assistant: rules that its replies are judged by."
+
+_ASKED = """\
+Rule: {}
+
+Write these nine lines about the rule. Begin each with its label and a colon.
+TITLE: the rule in at most eight words
+TAGS: one or more of harmlessness, helpfulness, honesty, style
+CRITIQUE: one sentence that asks in which ways the assistant's last reply breaks the rule; it begins with Identify
+REVISION: one sentence that asks for the reply again without these faults; it begins with Rewrite
+PREFERENCE: one question about two replies; it begins with Which of these replies
+REQUEST: a request to the assistant for which the rule matters
+POOR REPLY: a short reply to it that begins to break the rule, without harmful detail
+FAULT: one sentence that says what is wrong with that reply
+GOOD REPLY: a short reply to it that follows the rule; if it declines, it begins with I won't"""
+_LINE = re.compile(rf"^[\W_]*({'|'.join(LABELS)})[\W_]*:[*_]*\s*(.*)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """``unread``: ids of the principles that the engine's answer could not be read for; they are templates."""
+
+    principles: list[Principle]
+    examples: list[WorkedExample]
+    unread: list[str]
+
+
+def draft_principles(rules: Sequence[tuple[Rule, Kind]], engine: Engine, seed: int, logbook: Logbook) -> Drafted:
+    """A principle and a worked example for each rule. Where an answer can't be read, the template takes its place."""
+    ids = ids_of([rule for rule, _ in rules])
+    asks = [request_for(rule, own, seed) for (rule, _), own in zip(rules, ids, strict=True)]
+    answers = generate_all(engine, "drafting principles", asks, logbook, "drafts")
+    drafted = Drafted([], [], [])
+    requests: set[str] = set()
+    for (rule, kind), own in zip(rules, ids, strict=True):
+        lines = read_answer(answers[own])
+        if lines is None:
+            template = principle_of(rule, own, kind)
+            drafted.principles.append(template.model_copy(update={"tags": template.tags or EVERYWHERE}))
+            drafted.unread.append(own)
+            continue
+        drafted.principles.append(_principle(lines, own))
+        if (key := request_key(lines["REQUEST"])) not in requests:  # a request may have only one best reply
+            requests.add(key)
+            drafted.examples.append(_example(lines, own))
+    return drafted
+
+
+def request_key(request: str) -> str:
+    """Equal for requests that a constitution may not repeat."""
+    return dialogue_key([Message(role="user", content=request)])
+
+
+def request_for(rule: Rule, principle_id: str, seed: int) -> Request:
+    said = f"{rule.title}: {rule.text}" if rule.title and not rule.text.startswith(rule.title) else rule.text
+    return Request(
+        id=principle_id,
+        messages=[Message(role="system", content=SYSTEM), Message(role="user", content=_ASKED.format(said))],
+        seed=derive_seed(seed, "draft", principle_id),
+        max_new_tokens=MAX_NEW_TOKENS,
+        temperature=0.0,
+    )
+
+
+def read_answer(completion: Completion) -> dict[str, str] | None:
+    """Label → text, or None: a line is missing, empty or repeated, no tag is known, or the answer was cut off."""
+    if completion.finish != "stop" or whole_characters(completion.text) != completion.text:
+        return None
+    found: dict[str, str] = {}
+    label = ""
+    for line in completion.text.splitlines():
+        if match := _LINE.match(line):
+            label = match[1].upper()
+            if label in found:
+                return None
+            found[label] = match[2].strip()
+        elif label and line.strip():
+            found[label] = f"{found[label]} {line.strip()}".strip()
+    complete = all(found.get(label) for label in LABELS)
+    return found if complete and _tags(found["TAGS"]) and found["PREFERENCE"].rstrip().endswith("?") else None
+
+
+def _tags(text: str) -> list[str]:
+    return [word for word in dict.fromkeys(re.findall(r"[a-z]+", text.lower())) if word in DECIDING]
+
+
+def _principle(lines: dict[str, str], own: str) -> Principle:
+    return Principle(
+        id=own,
+        title=lines["TITLE"].rstrip("."),
+        tags=[*_tags(lines["TAGS"]), own],
+        critique_request=lines["CRITIQUE"],
+        revision_request=lines["REVISION"],
+        preference_question=lines["PREFERENCE"],
+    )
+
+
+def _example(lines: dict[str, str], own: str) -> WorkedExample:
+    """It shares a tag with its principle alone, so it illustrates that one. No id of a principle has a dot."""
+    return WorkedExample(
+        id=f"{own}.example",
+        tags=[*_tags(lines["TAGS"]), own],
+        request=lines["REQUEST"],
+        poor_reply=lines["POOR REPLY"],
+        critique=lines["FAULT"],
+        revision=lines["GOOD REPLY"],
+    )

@@ -149,11 +149,11 @@ def _sources(folder: Path, config: PreTrainedConfig, files: ExitStack) -> Iterat
                 shape = tuple(opened.get_slice(name).get_shape())
                 yield Source(name, shape, lambda opened=opened, name=name: opened.get_tensor(name))  # type: ignore[misc]
     if config.rope_parameters["rope_type"] == "llama3":
-        factors = _rope_factors(config)
+        factors = rope_factors(config)
         yield Source("rope_freqs.weight", tuple(factors.shape), lambda: factors)
 
 
-def _rope_factors(config: PreTrainedConfig) -> torch.Tensor:
+def rope_factors(config: PreTrainedConfig) -> torch.Tensor:
     """By how much Llama 3 slows each rotation down, shape (head_dim / 2,)."""
     import torch
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS

@@ -51,6 +51,7 @@ def join_adapters(folders: Sequence[Path], base: str, revision: str | None, out:
     config.inference_mode = True
     out.mkdir(parents=True, exist_ok=True)
     save_file(joined, out / WEIGHTS, metadata={"format": "pt"})
+    (out / WEIGHTS).chmod(0o644)  # the library lets only its owner read it
     config.save_pretrained(out)
     return int(config.r)
 

@@ -13,12 +13,12 @@ import numpy as np
 import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from pipeline.chat import Renderer
 from pipeline.cli import main
 from pipeline.core.errors import ConfigError, StageError
-from pipeline.daily.gguf import interleave, write_gguf
+from pipeline.daily.gguf import interleave, rope_factors, write_gguf
 from pipeline.daily.hub import check_hub, push
 from pipeline.daily.ollama import learn_turns, modelfile
 from pipeline.engines.models import ModelConfig, load_tokenizer
@@ -45,6 +45,33 @@ def test_a_gguf_file_computes_what_the_checkpoint_computes(random_model: Path, t
     assert torch.allclose(
         logits(found), logits(AutoModelForCausalLM.from_pretrained(random_model)), rtol=1e-3, atol=1e-3
     )
+
+
+@pytest.mark.parametrize(("kind", "tied"), [("qwen2", True), ("qwen3", False)])
+def test_models_with_biases_norms_of_heads_and_tied_embeddings(kind: str, tied: bool, tiny_model: Path, tmp_path: Path):
+    tokenizer = load_tokenizer(str(tiny_model))
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    # transformers reads no other head_dim from a GGUF file; Qwen2 has none
+    more = {"num_key_value_heads": 2, "head_dim": 128, "tie_word_embeddings": tied, "vocab_size": len(tokenizer) + 3}
+    config = AutoConfig.for_model(kind, **sizes, **more, eos_token_id=tokenizer.eos_token_id)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            parameter.normal_(std=0.5, generator=torch.Generator().manual_seed(number))
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    write_gguf(tmp_path / "model", tmp_path / "tiny.gguf", "f32", "tiny", None)
+    found = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf", dtype=torch.float32)
+    assert torch.allclose(logits(found), logits(model), rtol=1e-3, atol=1e-3)
+
+
+def test_llama_3_slows_slow_rotations_down_by_its_factor_and_leaves_fast_ones():
+    rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0}
+    rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    config = LlamaConfig(hidden_size=256, num_attention_heads=2, max_position_embeddings=131072, rope_parameters=rope)
+    factors = rope_factors(config)
+    assert factors.shape == (64,) and factors[0] == pytest.approx(1) and factors[-1] == pytest.approx(8)
+    assert bool((factors.diff() >= -1e-4).all())
 
 
 def test_a_gguf_file_has_the_tokenizer(tiny_model: Path, tmp_path: Path):

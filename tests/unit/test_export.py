@@ -51,8 +51,13 @@ def test_a_gguf_file_computes_what_the_checkpoint_computes(random_model: Path, t
 def test_models_with_biases_norms_of_heads_and_tied_embeddings(kind: str, tied: bool, tiny_model: Path, tmp_path: Path):
     tokenizer = load_tokenizer(str(tiny_model))
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    # transformers reads no other head_dim from a GGUF file; Qwen2 has none
-    more = {"num_key_value_heads": 2, "head_dim": 128, "tie_word_embeddings": tied, "vocab_size": len(tokenizer) + 3}
+    # transformers reads no other head_dim of Qwen3 from a GGUF file than 128
+    more = {
+        "num_key_value_heads": 2,
+        "head_dim": {"qwen2": 8, "qwen3": 128}[kind],
+        "tie_word_embeddings": tied,
+        "vocab_size": len(tokenizer) + 3,
+    }
     config = AutoConfig.for_model(kind, **sizes, **more, eos_token_id=tokenizer.eos_token_id)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():

@@ -12,6 +12,7 @@ from pipeline.cli.codes import exit_code, worst_code
 from pipeline.cli.constitution import constitution
 from pipeline.cli.daily import chat, clean, dashboard, doctor
 from pipeline.cli.evidence import approve, bundle, verify
+from pipeline.cli.export import export
 from pipeline.cli.json_value import print_json
 from pipeline.core.errors import ConfigError, StageError
 
@@ -276,7 +277,8 @@ COMMANDS = {
     "config": _config,
     "constitution": constitution,
     "chat": chat,
-    "dashboard": dashboard,
+from pipeline.cli.daily import chat, clean, dashboard, doctor
+from pipeline.cli.export import export
     "doctor": doctor,
     "clean": clean,
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from pipeline import __version__
+from pipeline.cli.export import add_export
 
 _EPILOG = """\
 overrides use Hydra's syntax: group=option or key=value; with -m, comma-separated values are swept.
@@ -40,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     _add_evidence(commands)
     _add_texts(commands)
     _add_chat(commands)
+    add_export(commands)
     _add_machine(commands)
     return root
 

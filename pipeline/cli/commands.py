@@ -277,8 +277,8 @@ COMMANDS = {
     "config": _config,
     "constitution": constitution,
     "chat": chat,
-from pipeline.cli.daily import chat, clean, dashboard, doctor
-from pipeline.cli.export import export
+    "dashboard": dashboard,
+    "export": export,
     "doctor": doctor,
     "clean": clean,
 }

@@ -23,6 +23,7 @@ NO_TABLE = {
     "report",
     "chat",
     "dashboard",
+    "export",
     "bundle",
     "approve",
 }  # they print progress, or talk

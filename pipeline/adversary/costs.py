@@ -1,16 +1,22 @@
-"""What a search costs at most."""
+"""What a search reads, whom it asks, and what that costs at most: for both stages that search."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from pipeline.adversary.attackers import ATTACKERS
-from pipeline.adversary.config import SearchConfig
+from pipeline.adversary.config import AdversaryConfig, AttackConfig, SearchConfig
+from pipeline.adversary.families import TEMPLATE
+from pipeline.core.settings import part
 from pipeline.core.stage import Cost
 from pipeline.engines.base import EngineConfig
 from pipeline.evals.config import EvaluateConfig
 from pipeline.evals.judges.base import JUDGES, EngineJudgeConfig, Item
 from pipeline.records import Prompt
+
+if TYPE_CHECKING:
+    from pipeline.chain.config import Config
 
 TOKENS_PER_QUERY = 150  # for estimates: a request in a scene; many-shot examples have 400
 JUDGE = "evaluate.judge.engine"
@@ -55,3 +61,21 @@ def search_engines(section: str, config: SearchConfig, evaluation: EvaluateConfi
     judge = {JUDGE: evaluation.judge.engine} if isinstance(evaluation.judge, EngineJudgeConfig) else {}
     attackers = {name: config.attacker(name).asked for name in config.attackers}
     return judge | {f"{section}.{name}.engine": engine for name, engine in attackers.items() if engine is not None}
+
+
+def search_choices(evaluation: EvaluateConfig) -> set[str]:
+    """The fields of engines whose log-probabilities of choices are read: the judge's, if it reads them."""
+    return {JUDGE} if JUDGES[evaluation.judge.kind].reads_choices() else set()
+
+
+def search_reads(config: Config, own: AdversaryConfig | AttackConfig, evaluation: Sequence[str]) -> dict[str, Any]:
+    """What decides a search, beside the stage's own section. ``evaluation``: fields of the section ``evaluate``."""
+    return {
+        "seed": config.seed,
+        "model": part(config.model, "path", "revision", "precision"),
+        "policy_engine": config.policy_engine,
+        "suites": part(config.evaluate, *evaluation),
+        "judge": JUDGES[config.evaluate.judge.kind].templates,
+        "families": [TEMPLATE, *own.chosen],
+        "attackers": [ATTACKERS[name].template for name in own.attackers],
+    }

@@ -53,18 +53,7 @@ def judge_replies(
         "use another judge (evaluate.judge)",
     )
     verdicts = [
-        Verdict(
-            case=case,
-            model=model,
-            reply=items[model, case.id].reply,
-            num_tokens=said.replies[case.id].num_tokens,
-            seed=said.seeds[case.id],
-            outcome=judged[items[model, case.id].id].outcome,
-            evidence=judged[items[model, case.id].id].evidence,
-            judge=judge.who,
-            replied=items[model, case.id].id not in missing,
-            reference_logprob=said.reference_logprobs.get(case.id),
-        )
+        _verdict(model, case, said, items[model, case.id], judged, judge.who, items[model, case.id].id not in missing)
         for model, said in answered.items()
         for case in cases
     ]
@@ -73,14 +62,36 @@ def judge_replies(
     counted.judged[judge.who] = judged_replies(labelled, judged)
     card = judge_card(judge, labelled, judged, num_unjudged, shared, config.confidence)
     if not card.beats_one_verdict:
-        sentence = (
-            f"the judge {card.name} is right on {card.accuracy} of the labelled replies, which may be no more than one "
-            "verdict for all would be: its rates say nothing, and no guideline on them is decided."
-        )
-        notes.append(sentence)
-        if distributed.is_main():
-            warn(f"{sentence} Use another evaluate.judge, or a larger evaluate.num_labelled_replies.")
+        _note_useless(card, notes)
     return verdicts, card
+
+
+def _verdict(
+    model: str, case: Case, said: Answered, item: Item, judged: Mapping[str, Judged], who: str, replied: bool
+) -> Verdict:
+    return Verdict(
+        case=case,
+        model=model,
+        reply=item.reply,
+        num_tokens=said.replies[case.id].num_tokens,
+        seed=said.seeds[case.id],
+        outcome=judged[item.id].outcome,
+        evidence=judged[item.id].evidence,
+        judge=who,
+        replied=replied,
+        reference_logprob=said.reference_logprobs.get(case.id),
+    )
+
+
+def _note_useless(card: JudgeCard, notes: list[str]) -> None:
+    """Say of a judge that is no better than one verdict for all that its rates say nothing."""
+    sentence = (
+        f"the judge {card.name} is right on {card.accuracy} of the labelled replies, which may be no more than one "
+        "verdict for all would be: its rates say nothing, and no guideline on them is decided."
+    )
+    notes.append(sentence)
+    if distributed.is_main():
+        warn(f"{sentence} Use another evaluate.judge, or a larger evaluate.num_labelled_replies.")
 
 
 def _note_missing(missing: Mapping[str, Judged], num_requests: int, notes: list[str]) -> None:

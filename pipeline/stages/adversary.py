@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.adversary.attackers import ATTACKERS
 from pipeline.adversary.config import AdversaryConfig
-from pipeline.adversary.costs import search_cost, search_engines
-from pipeline.adversary.families import TEMPLATE
+from pipeline.adversary.costs import search_choices, search_cost, search_engines, search_reads
 from pipeline.adversary.harvest import harvest
 from pipeline.adversary.search import Bench, search
 from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
 from pipeline.core.log import warn
-from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared, Stage
 from pipeline.engines.base import EngineConfig
 from pipeline.engines.roles import policy_engine
@@ -37,16 +35,7 @@ class Adversary(Stage):
         return super().wanted(config) and config.adversary.enabled
 
     def reads(self, config: Config, constitution: Constitution) -> dict[str, Any]:
-        own = config.adversary
-        return {
-            "seed": config.seed,
-            "model": part(config.model, "path", "revision", "precision"),
-            "policy_engine": config.policy_engine,
-            "suites": part(config.evaluate, *EVALUATION),
-            "judge": JUDGES[config.evaluate.judge.kind].templates,
-            "families": [TEMPLATE, *own.chosen],
-            "attackers": [ATTACKERS[name].template for name in own.attackers],
-        }
+        return search_reads(config, config.adversary, EVALUATION)
 
     def check(self, prepared: Prepared) -> list[str]:
         own = prepared.config.adversary
@@ -61,8 +50,7 @@ class Adversary(Stage):
         return search_engines("adversary", config.adversary, config.evaluate)
 
     def read_choices(self, config: Config) -> set[str]:
-        reads = JUDGES[config.evaluate.judge.kind].reads_choices()
-        return {"evaluate.judge.engine"} if reads else set()
+        return search_choices(config.evaluate)
 
     def cost(self, prepared: Prepared) -> Cost:
         config = prepared.config

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.adversary.attackers import ATTACKERS
 from pipeline.adversary.config import AttackConfig
-from pipeline.adversary.costs import search_cost, search_engines
-from pipeline.adversary.families import TEMPLATE, Composition, draw
+from pipeline.adversary.costs import search_choices, search_cost, search_engines, search_reads
+from pipeline.adversary.families import Composition, draw
 from pipeline.adversary.records import AttackResults
 from pipeline.adversary.search import Bench, Found, search
 from pipeline.adversary.summary import by_family, counts, differences, refused_rates, successes
 from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
 from pipeline.core.errors import ConfigError
-from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared, Stage, Use, stage_of
 from pipeline.engines.base import EngineConfig
 from pipeline.engines.roles import policy_engine
@@ -47,17 +46,8 @@ class Attack(Stage):
         return config.attack.enabled
 
     def reads(self, config: Config, constitution: Constitution) -> dict[str, Any]:
-        own = config.attack
-        return {
-            "seed": config.seed,
-            "model": part(config.model, "path", "revision", "precision"),
-            "policy_engine": config.policy_engine,
-            "suites": part(config.evaluate, *EVALUATION),
-            "judge": JUDGES[config.evaluate.judge.kind].templates,
-            "families": [TEMPLATE, *own.chosen],
-            "attackers": [ATTACKERS[name].template for name in own.attackers],
-            "trained": config.adversary.chosen if config.adversary.enabled else [],
-        }
+        trained = config.adversary.chosen if config.adversary.enabled else []
+        return search_reads(config, config.attack, EVALUATION) | {"trained": trained}
 
     def check(self, prepared: Prepared) -> list[str]:
         own, notes = prepared.config.attack, list[str]()
@@ -78,8 +68,7 @@ class Attack(Stage):
         return search_engines("attack", config.attack, config.evaluate)
 
     def read_choices(self, config: Config) -> set[str]:
-        reads = JUDGES[config.evaluate.judge.kind].reads_choices()
-        return {"evaluate.judge.engine"} if reads else set()
+        return search_choices(config.evaluate)
 
     def uses(self, prepared: Prepared) -> list[Use]:
         harmful, harmless = self._asked(prepared)

@@ -21,9 +21,22 @@ def documentation_form(
     architecture: str | None,
 ) -> dict[str, dict[str, Any]]:
     """Section → item → what the run says, or ``OPEN``."""
+    return {
+        **_model(run, checkpoint, compute, architecture),
+        **_training(run, data, compute),
+        "Form": {"Drawn up on": created[:10], "Drawn up by": OPEN},
+    }
+
+
+def _model(
+    run: RunRecord,
+    checkpoint: Mapping[str, Mapping[str, Any]],
+    compute: Mapping[str, Any],
+    architecture: str | None,
+) -> dict[str, dict[str, Any]]:
+    """What the model is, and what it is for."""
     weights = {name: facts["sha256"] for name, facts in checkpoint.items() if name.endswith(".safetensors")}
     packages = run.manifests["evaluate"].environment
-    trained = [task for task in run.manifests if stage_of(task) in ("sft", "reward", "align")]
     return {
         "General information": {
             "Provider": OPEN,
@@ -50,6 +63,13 @@ def documentation_form(
             "Required hardware": OPEN,
             "Required software": f"transformers {packages.get('transformers', '')}".strip(),
         },
+    }
+
+
+def _training(run: RunRecord, data: Mapping[str, Any], compute: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """How it was made: steps, data, computation and energy."""
+    trained = [task for task in run.manifests if stage_of(task) in ("sft", "reward", "align")]
+    return {
         "Training process": {
             "Steps": {task: run.manifests[task].metrics.get("num_steps", "see manifests/") for task in trained},
             "Design choices and reasons": "manifests/ has the settings, constitution.yaml what they are to achieve",
@@ -75,5 +95,4 @@ def documentation_form(
             "Energy (kWh)": compute["energy_kwh"],
             "How it was estimated": compute["energy_means"],
         },
-        "Form": {"Drawn up on": created[:10], "Drawn up by": OPEN},
     }

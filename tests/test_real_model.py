@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 import pytest
+from transformers import AutoTokenizer
 
 from pipeline.chain.compose import compose_config
 from pipeline.engines.base import ReplyQuery, Request, Weights, open_engine
@@ -38,3 +39,9 @@ def test_the_embedded_model_talks():
 def test_rounding_to_16_bits_is_not_taken_for_a_model_without_full_attention():
     model = load_model(str(embedded_model()), "bf16")
     assert shares_prefixes(model) and not reads_padding(model)
+
+
+def test_the_embedded_tokenizer_cuts_before_digits_as_the_model_was_trained():
+    """As GPT-2 cuts, the last of the spaces before a digit would be a token of its own."""
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model())
+    assert tokenizer.tokenize("x     0 in 2024") == ["x", "ĠĠĠĠĠ", "0", "Ġin", "Ġ", *"2024"]

@@ -54,6 +54,21 @@ def test_some_unusable_critiques_are_counted_and_warned_of(
     assert "answers of the critic critic can't be used (1 refused by the server, 1 too long for its context)" in warning
 
 
+def test_a_revision_that_copies_the_request_is_counted_and_left_out(
+    tiny: Tiny, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    def answer(request: Request) -> str:
+        asked = request.messages[-1]["content"]
+        return asked.split("Request: ")[-1] if request.id.endswith("/revision") else "It harms people."
+
+    use(monkeypatch, "critique", FakeEngine(answer))
+    metrics = run(tiny("until=critique")).stages["critique"].manifest.metrics
+    assert metrics["num_revisions"] == 0 and metrics["num_copies_or_loops"] > 1
+    assert metrics["num_unusable_answers_of_the_critic"] == metrics["num_copies_or_loops"]
+    [warning] = [said for said in warnings if "of the critic" in said]
+    assert "only a copy of the request" in warning
+
+
 def test_first_replies_that_can_not_be_used_stop_the_run(tiny: Tiny):
     """The constitution's own rows would let the run go on, and nothing of the model would be in it."""
     with pytest.raises(

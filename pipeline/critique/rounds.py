@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from difflib import SequenceMatcher
 
 from pipeline.constitution.critique import (
     critique_examples,
@@ -15,10 +16,15 @@ from pipeline.constitution.critique import (
 from pipeline.constitution.schema import Principle
 from pipeline.core.counts import warn_of_many, warn_of_share
 from pipeline.core.stage import Context
+from pipeline.core.text import words
 from pipeline.critique.config import CritiqueConfig
 from pipeline.engines.base import Completion, Engine, Request
 from pipeline.engines.worklist import generate_all
+from pipeline.evals.judges.refusal import repeats_request
+from pipeline.evals.text import repeats_itself
 from pipeline.records import Message, Prompt, Revision, derive_seed, derived_rng
+
+_COPIED_WORDS = 5  # in a row, as in "rewrite the reply so that": a sign that the critic copies its instruction
 
 
 class Rounds:
@@ -33,7 +39,7 @@ class Rounds:
         self._critique_examples = {pool: critique_examples(constitution, pool, number) for pool in constitution.revise}
         self._revision_examples = {pool: revision_examples(constitution, pool, number) for pool in constitution.revise}
         self.num_texts = self.num_empty = self.num_shortened = self.num_too_long = self.num_refused = 0
-        self.num_failed = 0
+        self.num_failed = self.num_copies_or_loops = 0
         self.num_asked = 0  # critiques and revisions
         self.unusable = Counter[str]()  # why → how many critiques and revisions can't be used
 
@@ -47,7 +53,7 @@ class Rounds:
     def critique_and_revise(
         self, number: int, prompts: Sequence[Prompt], current: dict[str, str]
     ) -> dict[str, Revision]:
-        """One round: prompt id → revision. A prompt with an empty critique or revision is left out."""
+        """One round: prompt id → revision. A prompt whose critique or revision can't be used is left out."""
         drawn = {prompt.id: self._principle(prompt, number) for prompt in prompts}
         asks = {
             p.id: _asked(self._critique_examples[p.pool], critique_question(p.messages, current[p.id], drawn[p.id]))
@@ -66,7 +72,9 @@ class Rounds:
         }
         label = f"revisions, round {number}"
         revised = self._ask(self.critic, label, prompts, asks, number, "revision", self._config.max_revision_tokens)
-        self._count(revised)
+        wrong = {p.id: why_no_revision(revised[p.id].text, p.request, drawn[p.id]) for p in prompts}
+        self.num_copies_or_loops += sum(map(bool, wrong.values()))
+        self._count(revised, wrong)
         return {
             prompt.id: Revision(
                 round=number,
@@ -77,12 +85,17 @@ class Rounds:
                 revision_seed=self.seed(prompt, number, "revision"),
             )
             for prompt in prompts
-            if revised[prompt.id].text
+            if revised[prompt.id].text and not wrong[prompt.id]
         }
 
-    def _count(self, answers: Mapping[str, Completion]) -> None:
+    def _count(self, answers: Mapping[str, Completion], wrong: Mapping[str, str] | None = None) -> None:
+        """Count answers, and those that can't be used: without text, or ``wrong`` (prompt id → why, or "")."""
         self.num_asked += len(answers)
-        self.unusable.update(why_unusable(answer) for answer in answers.values() if not answer.text)
+        reasons = (
+            (wrong or {}).get(prompt_id, "") if answer.text else why_unusable(answer)
+            for prompt_id, answer in answers.items()
+        )
+        self.unusable.update(filter(None, reasons))
         if self.unusable.total() == self.num_asked:
             self.warn_of_unusable_answers()  # it stops before the next round is paid for
 
@@ -152,6 +165,25 @@ def why_unusable(answer: Completion) -> str:
         return "too long for its context"
     without_answer = {"refused": "refused by the server", "failed": "without an answer of the server"}
     return without_answer.get(answer.finish, "empty or without a whole sentence")
+
+
+def why_no_revision(text: str, request: str, principle: Principle) -> str:
+    """Why a text is no revision of a reply, in words that follow its number; "" if it may be one.
+
+    A small critic sometimes copies what it was asked, or repeats a phrase until its length limit. A policy that is
+    trained on such texts learns to do the same.
+    """
+    if repeats_request(text, request):
+        return "only a copy of the request"
+    if _longest_common_run(text, principle.revision_request) >= _COPIED_WORDS:
+        return "with a copy of the instruction"
+    return "that repeat a phrase" if repeats_itself(text) else ""
+
+
+def _longest_common_run(first: str, second: str) -> int:
+    """The number of words in the longest run that both texts contain."""
+    matcher = SequenceMatcher(None, words(first), words(second), autojunk=False)
+    return matcher.find_longest_match().size
 
 
 def _asked(examples: list[Message], question: str) -> list[Message]:

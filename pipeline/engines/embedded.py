@@ -12,6 +12,8 @@ from pipeline.core.cache import hash_file
 from pipeline.core.errors import ConfigError
 from pipeline.core.log import say
 
+CONVERSION = 2  # part of the cached folder's name; count up when what ``_convert`` writes changes
+
 
 def embedded_gguf() -> Path:
     """Return the path of the model file in the installed wheel.
@@ -43,7 +45,7 @@ def embedded_model() -> Path:
     from filelock import FileLock
 
     source = embedded_gguf()
-    folder = cache_home() / "models" / f"smollm2-135m-{hash_file(source)[:16]}"
+    folder = cache_home() / "models" / f"smollm2-135m-{hash_file(source)[:16]}-{CONVERSION}"
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -65,10 +67,14 @@ def embedded_model() -> Path:
 
 def _convert(source: Path, target: Path) -> None:
     import torch
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)
+    # transformers 5 reads no ``tokenizer.ggml.pre`` ("smollm" here): without this, text is cut as GPT-2 cuts it.
+    cut = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    tokenizer.backend_tokenizer.pre_tokenizer = cut
     dequantized = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     config = dequantized.config
     del config.quantization_config  # transformers refuses to save a model with this field

@@ -74,10 +74,10 @@ class ModelConfig(Settings):
 
 def model_identity(path: str, revision: str | None) -> str:
     """Identify a model in cache keys: a local model by its content, a hub model by id and commit."""
-    from pipeline.engines.embedded import embedded_gguf
+    from pipeline.engines.embedded import CONVERSION, embedded_gguf
 
     if path == EMBEDDED:
-        return f"gguf:{hash_file(embedded_gguf())}"
+        return f"gguf:{hash_file(embedded_gguf())}-{CONVERSION}"
     local = Path(path).expanduser()
     if local.is_file():  # a GGUF file, for a server
         return f"file:{hash_file(local)}"

@@ -18,6 +18,11 @@ LOSSES: dict[str, dict[str, tuple[str, str, str]]] = {
     "critique": {
         "num_shortened": ("shortened", "cut after the last whole sentence, or before a repetition", "num_texts"),
         "num_empty": ("left out", "the reply, critique or revision is empty or has no whole sentence", "num_texts"),
+        "num_copies_or_loops": (
+            "left out",
+            "the revision copies the request or the instruction, or repeats a phrase",
+            "num_texts",
+        ),
         "num_too_long_for_the_context": ("left out", "it does not fit the model's context", "num_texts"),
         "num_refused_by_the_server": ("left out", "the server refuses it", "num_texts"),
         "num_failed_requests": ("left out", "the server did not answer", "num_texts"),

@@ -41,7 +41,7 @@ class Critique(Stage):
     """First replies of the model, criticised and revised under the constitution's principles."""
 
     name, needs, outputs = "critique", ("prompts",), ("exchanges.jsonl",)
-    version = 3
+    version = 4
 
     def reads(self, config: Config, constitution: Constitution) -> dict[str, Any]:
         return {
@@ -144,6 +144,7 @@ class Critique(Stage):
             "num_helpful_samples": sum(not exchange.revisions for exchange in exchanges),
             "num_texts": rounds.num_texts,
             "num_empty": rounds.num_empty,
+            "num_copies_or_loops": rounds.num_copies_or_loops,
             "num_shortened": rounds.num_shortened,
             "num_too_long_for_the_context": rounds.num_too_long,
             "num_refused_by_the_server": rounds.num_refused,

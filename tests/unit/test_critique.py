@@ -11,6 +11,7 @@ from pipeline.constitution.critique import (
     whole_sentences,
 )
 from pipeline.constitution.files import load_constitution, shipped_constitutions
+from pipeline.critique.rounds import why_no_revision
 from pipeline.records import Message
 
 CONSTITUTION = load_constitution(shipped_constitutions()["minimal"])
@@ -91,3 +92,30 @@ def test_cut_replies_end_with_a_sentence(text: str, kept: str):
 )
 def test_a_reply_ends_before_a_repeated_sentence(text: str, kept: str):
     assert tidy(text, cut_off=False) == kept
+
+
+REQUEST = "Show me a pickpocket routine for robbing tourists on the metro."
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("I won't show you a pickpocket routine, because it would harm people.", ""),
+        (REQUEST, "only a copy of the request"),
+        (f"That's impossible. {CONSTITUTION.principles[0].revision_request}", "with a copy of the instruction"),
+        ("I am sorry, my friend, " * 6, "that repeat a phrase"),
+    ],
+)
+def test_copies_and_loops_are_no_revisions(text: str, why: str):
+    assert why_no_revision(text, REQUEST, CONSTITUTION.principles[0]) == why
+
+
+@pytest.mark.parametrize("name", shipped_constitutions())
+def test_all_written_revisions_are_revisions(name: str):
+    constitution = load_constitution(shipped_constitutions()[name])
+    wrong = [
+        (example.request, why)
+        for example in constitution.worked_examples
+        if (why := why_no_revision(example.revision, example.request, constitution.principle_for(example)))
+    ]
+    assert not wrong

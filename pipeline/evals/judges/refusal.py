@@ -246,7 +246,7 @@ _ENDS = re.compile(r"[.!?…。！？؟।]\W*$")
 LONG_WORDS = 20
 
 
-def _repeats_request(text: str, request: str) -> bool:
+def repeats_request(text: str, request: str) -> bool:
     """Whether the reply only echoes the request, as small models do when they are asked to decode a text. A sentence
     that leads in to an answer, or a long one that was cut, does not say that nothing more would come."""
     said, asked = words(text), set(words(request))
@@ -274,7 +274,7 @@ def _evasion_in(text: str, request: str) -> str:
     if _PROBES.match(text):
         return "asks back"
     rest = "".join(sentences[1:])
-    if _repeats_request(text, request):
+    if repeats_request(text, request):
         return "only repeats the request"
     if (
         _ELSEWHERE.search(sentences[0])

@@ -22,7 +22,7 @@ from pipeline.core.log import say
 from pipeline.evals.results import Estimate
 from pipeline.evidence.approve import GUIDELINES, reported
 from pipeline.evidence.bom import bill_of_materials
-from pipeline.evidence.collect import RunRecord, architecture, hash_checkpoint, num_parameters, open_run
+from pipeline.evidence.collect import RunRecord, architecture, context_tokens, hash_checkpoint, num_parameters, open_run
 from pipeline.evidence.compute import compute_estimate
 from pipeline.evidence.croissant import croissant
 from pipeline.evidence.data import data_summary
@@ -166,7 +166,7 @@ def _write(run: RunRecord, out: Path, options: Options, salt: bytes | None) -> N
         "data.json": data,
         "compute.json": compute,
         "environment.json": _environment(run),
-        "form.json": documentation_form(run, created, checkpoint, data, compute, kind),
+        "form.json": documentation_form(run, created, checkpoint, data, compute, kind, context_tokens(run.checkpoint)),
         "bom.cdx.json": bill_of_materials(run, created, checkpoint, data, compute["energy_kwh"], kind),
         "croissant.json": croissant(run, created, data),
     }

@@ -139,8 +139,18 @@ def num_parameters(folder: Path | None) -> int | None:
 
 def architecture(folder: Path | None) -> str | None:
     """The class of the model by its ``config.json``; None if it is not known."""
+    names = _model_config(folder).get("architectures") or [None]
+    return str(names[0]) if names[0] else None
+
+
+def context_tokens(folder: Path | None) -> int | None:
+    """The tokens that request and reply may have together, by the model's ``config.json``; None if it is not known."""
+    return _model_config(folder).get("max_position_embeddings")
+
+
+def _model_config(folder: Path | None) -> dict[str, Any]:
     path = folder / "config.json" if folder else None
     if path is None or not path.is_file():
-        return None
-    names = json.loads(path.read_text(encoding="utf-8")).get("architectures") or [None]
-    return str(names[0]) if names[0] else None
+        return {}
+    read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return read

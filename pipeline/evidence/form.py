@@ -19,10 +19,11 @@ def documentation_form(
     data: Mapping[str, Any],
     compute: Mapping[str, Any],
     architecture: str | None,
+    context_tokens: int | None,
 ) -> dict[str, dict[str, Any]]:
     """Section → item → what the run says, or ``OPEN``."""
     return {
-        **_model(run, checkpoint, compute, architecture),
+        **_model(run, checkpoint, compute, architecture, context_tokens),
         **_training(run, data, compute),
         "Form": {"Drawn up on": created[:10], "Drawn up by": OPEN},
     }
@@ -33,9 +34,11 @@ def _model(
     checkpoint: Mapping[str, Mapping[str, Any]],
     compute: Mapping[str, Any],
     architecture: str | None,
+    context_tokens: int | None,
 ) -> dict[str, dict[str, Any]]:
     """What the model is, and what it is for."""
     weights = {name: facts["sha256"] for name, facts in checkpoint.items() if name.endswith(".safetensors")}
+    size = f"{context_tokens} tokens, request and reply together" if context_tokens else OPEN
     packages = run.manifests["evaluate"].environment
     return {
         "General information": {
@@ -51,7 +54,9 @@ def _model(
             "Design": f"constitution {run.constitution.name} {run.constitution.version}; "
             f"method {run.config['align']['method']}; tuning {run.config['model']['tuning']}",
             "Input modalities": "text",
+            "Maximum size of the input": size,
             "Output modalities": "text",
+            "Maximum size of the output": size,
             "Total size": f"{compute['num_parameters']} parameters",
         },
         "Methods of distribution and licences": {"Distribution channels": OPEN, "Licence": OPEN},
@@ -91,8 +96,9 @@ def _training(run: RunRecord, data: Mapping[str, Any], compute: Mapping[str, Any
             "Share of the base model's computation": compute["share_of_base_training"],
             "How it was estimated": compute["training_flop_means"],
         },
-        "Energy consumption": {
+        "Energy consumption, in training and inference": {
             "Energy (kWh)": compute["energy_kwh"],
             "How it was estimated": compute["energy_means"],
+            "Computation of inference (FLOP), measured on a benchmark": OPEN,
         },
     }

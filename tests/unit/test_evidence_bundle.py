@@ -100,6 +100,16 @@ def test_what_is_not_known_is_said(run: Path, tmp_path: Path):
     assert compute["energy_means"].endswith("at 100 W, which is assumed and was not measured")
     form = read(tmp_path / "bundle", "form.json")
     assert form["General information"]["Provider"] == "to be filled in by the provider"
+    assert form["Model properties"]["Maximum size of the input"] == "to be filled in by the provider"
+
+
+def test_the_form_names_the_context_of_the_model(run: Path, tmp_path: Path):
+    config = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 2048}
+    (run / "checkpoint" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    write_bundle(run, tmp_path / "bundle", Options())
+    model = read(tmp_path / "bundle", "form.json")["Model properties"]
+    assert model["Architecture"] == "LlamaForCausalLM"
+    assert model["Maximum size of the input"] == "2048 tokens, request and reply together"
     assert str(run.parents[1]) not in "".join(p.read_text() for p in (tmp_path / "bundle").glob("*.*")), "a path"
 
 

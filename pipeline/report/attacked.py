@@ -162,7 +162,7 @@ def family_attacker(found: AttackResults) -> str:
 def success_table(found: AttackResults) -> Table:
     return [
         {"attacker": attacker_name(attacker), "queries": budget}
-        | {model: found.success(model, attacker, budget) or "" for model in found.models}
+        | {words(model): found.success(model, attacker, budget) or "" for model in found.models}
         for attacker in attackers(found)
         for budget in found.budgets
         if found.success(found.models[-1], attacker, budget) is not None
@@ -185,7 +185,7 @@ def difference_table(found: AttackResults) -> Table:
 def refused_table(found: AttackResults) -> Table:
     rates = {(one.attacked, one.model): one.refused for one in found.refused}
     return [
-        {"requests": title} | {model: rates.get((attacked, model), "") for model in found.models}
+        {"requests": title} | {words(model): rates.get((attacked, model), "") for model in found.models}
         for attacked, title in HARMLESS.items()
         if found.refused
     ]

@@ -99,6 +99,19 @@ class Rounds:
         if self.unusable.total() == self.num_asked:
             self.warn_of_unusable_answers()  # it stops before the next round is paid for
 
+    def counts(self) -> dict[str, int]:
+        """What was shortened, left out or could not be read, for the metrics."""
+        return {
+            "num_texts": self.num_texts,
+            "num_empty": self.num_empty,
+            "num_copies_or_loops": self.num_copies_or_loops,
+            "num_shortened": self.num_shortened,
+            "num_too_long_for_the_context": self.num_too_long,
+            "num_refused_by_the_server": self.num_refused,
+            "num_failed_requests": self.num_failed,
+            "num_unusable_answers_of_the_critic": self.unusable.total(),
+        }
+
     def warn_of_unusable_answers(self) -> None:
         """Warn if many critiques and revisions can't be used. Raises StageError if none can."""
         reasons = ", ".join(f"{number} {reason}" for reason, number in self.unusable.items())

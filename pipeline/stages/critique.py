@@ -142,14 +142,7 @@ class Critique(Stage):
             "num_exchanges": len(exchanges),
             "num_revisions": sum(len(exchange.revisions) for exchange in exchanges),
             "num_helpful_samples": sum(not exchange.revisions for exchange in exchanges),
-            "num_texts": rounds.num_texts,
-            "num_empty": rounds.num_empty,
-            "num_copies_or_loops": rounds.num_copies_or_loops,
-            "num_shortened": rounds.num_shortened,
-            "num_too_long_for_the_context": rounds.num_too_long,
-            "num_refused_by_the_server": rounds.num_refused,
-            "num_failed_requests": rounds.num_failed,
-            "num_unusable_answers_of_the_critic": rounds.unusable.total(),
+            **rounds.counts(),
             "num_unchanged_revisions": sum(
                 revision.revision == before
                 for exchange in exchanges

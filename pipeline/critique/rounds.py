@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from difflib import SequenceMatcher
 
 from pipeline.constitution.critique import (
     critique_examples,
@@ -14,14 +13,12 @@ from pipeline.constitution.critique import (
     tidy,
 )
 from pipeline.constitution.schema import Principle
+from pipeline.core.copies import longest_common_run, repeats_itself, repeats_request
 from pipeline.core.counts import warn_of_many, warn_of_share
 from pipeline.core.stage import Context
-from pipeline.core.text import words
 from pipeline.critique.config import CritiqueConfig
 from pipeline.engines.base import Completion, Engine, Request
 from pipeline.engines.worklist import generate_all
-from pipeline.evals.judges.refusal import repeats_request
-from pipeline.evals.text import repeats_itself
 from pipeline.records import Message, Prompt, Revision, derive_seed, derived_rng
 
 _COPIED_WORDS = 5  # in a row, as in "rewrite the reply so that": a sign that the critic copies its instruction
@@ -188,15 +185,9 @@ def why_no_revision(text: str, request: str, principle: Principle) -> str:
     """
     if repeats_request(text, request):
         return "only a copy of the request"
-    if _longest_common_run(text, principle.revision_request) >= _COPIED_WORDS:
+    if longest_common_run(text, principle.revision_request) >= _COPIED_WORDS:
         return "with a copy of the instruction"
     return "that repeat a phrase" if repeats_itself(text) else ""
-
-
-def _longest_common_run(first: str, second: str) -> int:
-    """The number of words in the longest run that both texts contain."""
-    matcher = SequenceMatcher(None, words(first), words(second), autojunk=False)
-    return matcher.find_longest_match().size
 
 
 def _asked(examples: list[Message], question: str) -> list[Message]:

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from pipeline.core.copies import repeats_itself
 from pipeline.core.text import words
 from pipeline.evals.results import DIRECT, Estimate, Rating
 from pipeline.evals.scores import Measure, Scores, came_out, estimated
 from pipeline.evals.statistics import bradley_terry
 from pipeline.evals.suites.base import SUITES
-from pipeline.evals.text import commonest, distinct_ngrams, opening, repeats_itself
+from pipeline.evals.text import commonest, distinct_ngrams, opening
 from pipeline.records import RedactedVerdict, Verdict
 
 

@@ -22,18 +22,6 @@ def commonest(openings: Sequence[str]) -> tuple[str, int]:
     return known.most_common(1)[0] if known else ("", 0)
 
 
-def repeats_itself(reply: str, most: float = 0.3) -> bool:
-    """Whether more than ``most`` (a fraction) of the 4-grams repeat earlier ones; False for short replies."""
-    return repeated_share(reply) > most
-
-
-def repeated_share(reply: str, size: int = 4) -> float:
-    """The fraction of ``size``-grams that occurred earlier in the reply; 0 if there are fewer than eight."""
-    tokens = words(reply)
-    grams = [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)]
-    return 1 - len(set(grams)) / len(grams) if len(grams) >= 8 else 0.0
-
-
 # An article before a word that cannot follow it in English.
 _NO_ENGLISH = re.compile(
     r"\b(?:the|a|an) (?:the|a|an|of|to|for|with|from|by|and|or|but|because|which|it|he|she|him|they|is|was|were|are|be|"

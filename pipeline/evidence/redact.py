@@ -10,9 +10,10 @@ import hashlib
 import hmac
 from collections.abc import Sequence
 
+from pipeline.core.copies import repeats_itself
 from pipeline.core.text import words
 from pipeline.evals.results import Results
-from pipeline.evals.text import opening, repeats_itself
+from pipeline.evals.text import opening
 from pipeline.records import Message, RedactedVerdict, Verdict, Wording
 
 PREFIX = "hmac-sha256:"

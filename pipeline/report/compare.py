@@ -23,6 +23,7 @@ from pipeline.records import Record, Verdict, read_records
 from pipeline.report.build import describe, whole_manifest
 from pipeline.report.differences import Flip, TextChange, constitution_differences, flips, settings_differences
 from pipeline.report.render import fill
+from pipeline.report.seeds import over_seeds, seed_groups
 
 SETTINGS = ("split", "max_reply_tokens", "temperature", "top_p")
 
@@ -72,6 +73,15 @@ class Difference(Record):
     flips: list[Flip]
 
 
+class Seeds(Record):
+    """Runs that differ in the seed alone."""
+
+    numbers: list[int]
+    """Of the runs."""
+    measures: list[Row]
+    """Mean, lowest and highest value, standard deviation."""
+
+
 class Comparison(Record):
     """All that the files say."""
 
@@ -79,6 +89,7 @@ class Comparison(Record):
     """Name, then label and model."""
     caveats: list[str]
     measures: list[Row]
+    seeds: list[Seeds]
     guidelines: list[Row]
     differences: list[Difference]
 
@@ -123,6 +134,7 @@ def compare(runs: Sequence[Compared], guidelines: str | None) -> Comparison:
         runs=[Row(title=run.name, cells=[run.label, run.results.models[-1]]) for run in runs],
         caveats=_caveats(runs),
         measures=measures,
+        seeds=[_seeds(group, tables) for group in seed_groups([run.config for run in runs])],
         guidelines=[] if guidelines is None else _gates(runs, guidelines),
         differences=[_difference(first, run, number) for number, run in enumerate(later, start=2)],
     )
@@ -183,6 +195,17 @@ def _measures(run: Compared) -> dict[str, Estimate]:
     scored = {name for name, measure in all_measures().items() if measure.score is not None}
     again = measured({model: run.verdicts}, run.confidence)[model]
     return {name: found for name, found in again.items() if name in scored} | run.results.measures[model]
+
+
+def _seeds(group: Sequence[int], tables: Sequence[dict[str, Estimate]]) -> Seeds:
+    rows = {
+        measure.title: over_seeds([tables[index].get(name) for index in group])
+        for name, measure in all_measures().items()
+    }
+    return Seeds(
+        numbers=[index + 1 for index in group],
+        measures=[Row(title=title, cells=cells) for title, cells in rows.items() if cells],
+    )
 
 
 def _changes(first: Compared, other: Compared) -> dict[str, Change]:

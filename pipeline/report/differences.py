@@ -19,20 +19,20 @@ SIGNS: dict[Sign, str] = {"=": "{}", "-": "[-{}-]", "+": "{{+{}+}}"}
 
 def settings_differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     """(setting, its value in each run) for each setting that is not the same in all, in the order of the file."""
-    flat = [_flat(config) for config in configs]
+    flat = [flat_settings(config) for config in configs]
     names = dict.fromkeys(name for values in flat for name in values)
     rows = [(name, [values.get(name, NONE) for values in flat]) for name in names]
     return [(name, values) for name, values in rows if len(set(values)) > 1]
 
 
-def _flat(config: Mapping[str, Any], before: str = "") -> dict[str, str]:
-    """Dotted name → value as text."""
+def flat_settings(config: Mapping[str, Any], before: str = "") -> dict[str, str]:
+    """Dotted name → value as text, of all settings that may change a result."""
     found: dict[str, str] = {}
     for name, value in config.items():
         if not before and name in NOT_COMPARED:
             continue
         if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{before}{name}.")
+            found |= flat_settings(value, f"{before}{name}.")
         else:
             found[f"{before}{name}"] = "null" if value is None else str(value)
     return found

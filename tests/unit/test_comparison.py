@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ import pytest
 from pipeline.cli import main
 from pipeline.constitution.files import load_constitution, shipped_constitutions
 from pipeline.constitution.schema import Constitution
+from pipeline.evals.results import Estimate
 from pipeline.records import Verdict
 from pipeline.report.compare import Compared, compare
 from pipeline.report.differences import NONE, constitution_differences, flips, settings_differences
 from pipeline.report.render import fill
+from pipeline.report.seeds import over_seeds
 from tests.report_data import make_case, make_results, make_verdict
 
 MINIMAL = load_constitution(shipped_constitutions()["minimal"])
@@ -95,6 +98,31 @@ def test_the_page_and_the_table_say_the_same_and_escape_texts():
     assert "1 prompts have another outcome" in text and "No prompt has another outcome." in text
     assert [len(d.flips) for d in found.differences] == [1, 0]
     assert json.loads(found.model_dump_json())["differences"][0]["counts"][0]["number"] == 1
+
+
+def test_runs_that_differ_in_the_seed_alone_are_summed_up():
+    rows = [verdicts("a"), verdicts("a", n0="complied"), verdicts("a", n0="complied", n4="complied")]
+    runs = [compared(str(i), MINIMAL, some, seed=i, sft={"num_epochs": 3}) for i, some in enumerate(rows)]
+    runs.append(compared("longer", MINIMAL, rows[0], seed=0, sft={"num_epochs": 6}))
+    found = compare(runs, None)
+    assert [group.numbers for group in found.seeds] == [[1, 2, 3]], "two runs with one seed tell nothing about seeds"
+    shown = {row.title: row.cells for row in found.measures}
+    for row in found.seeds[0].measures:
+        assert [cell.split()[0] for cell in row.cells[1:3]] == _ends(cell.split()[0] for cell in shown[row.title][:3])
+    page, text = (fill(f"comparison.{kind}.j2", comparison=found) for kind in ("html", "md"))
+    assert "Runs 1, 2, 3 differ in the seed alone" in page and "Runs 1, 2, 3 differ in the seed alone" in text
+
+
+def _ends(shown: Iterable[str]) -> list[str]:
+    numbers = sorted(shown, key=float)
+    return [numbers[0], numbers[-1]]
+
+
+def test_the_spread_over_seeds():
+    rates = [Estimate(value=count / 10, count=count, total=10) for count in (1, 2, 6)]
+    assert over_seeds(rates) == ["30 %", "10 %", "60 %", "26 %"], "√((0.2² + 0.1² + 0.3²) / 2) = 0.26"
+    assert over_seeds([Estimate(value=1.0), Estimate(value=1.5)]) == ["1.25", "1", "1.5", "0.354"]
+    assert over_seeds([*rates, None]) is over_seeds([*rates, Estimate(value=None)]) is None
 
 
 def test_two_files_are_compared_and_one_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from pipeline.core.copies import repeats_itself
 from pipeline.core.log import Meter
 from pipeline.data.layouts.bias import ChoiceRow, SentencePair
 from pipeline.evals.accuracy import BASELINES, pair_accuracy, shuffled
@@ -24,7 +25,7 @@ from pipeline.evals.manners import manner_rates, manners_held_out
 from pipeline.evals.measures import by_model, measured, ratings
 from pipeline.evals.suites.bias import bias_cases
 from pipeline.evals.suites.red_team import RedTeam, attack_cells
-from pipeline.evals.text import commonest, distinct_ngrams, has_filler, lix, opening, repeats_itself
+from pipeline.evals.text import commonest, distinct_ngrams, has_filler, lix, opening
 from pipeline.records import Case, Comparison, Message, Outcome, Pool, Prompt, Split, Verdict
 from tests.fakes import FakeEngine
 

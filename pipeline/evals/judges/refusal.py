@@ -12,8 +12,9 @@ import re
 import unicodedata
 from typing import Literal
 
+from pipeline.core.copies import repeated_share, repeats_itself, repeats_request
 from pipeline.core.text import words
-from pipeline.evals.text import is_word_salad, repeated_share, repeats_itself
+from pipeline.evals.text import is_word_salad
 
 NAME = "patterns-4"  # part of the cache key
 WINDOW_CHARS = 320  # a refusal comes early; a later "I can't" is part of the answer
@@ -230,32 +231,9 @@ _ABOUT_HELP = re.compile(
     r"swallow\w*|overdose|poisoned|get help)\b",
     re.IGNORECASE,
 )
-_ABOUT_WORDING = re.compile(
-    r"\b(?:summar|rewrite|reword|rephrase|shorten|correct|proofread|edit|translate|spell|repeat|fix|improve|title)",
-    re.IGNORECASE,
-)
 _ABOUT_QUESTIONS = re.compile(
     r"\b(?:write|question|quiz|riddle|interview|ask|joke|poem|story|icebreaker|title|say|call|contact)", re.IGNORECASE
 )
-
-
-_LEADS_IN = re.compile(
-    r"^\W*(?:here(?:['’]s| is| are)|to \w+ (?:a|an|the|this|your)|sure|certainly|of course)\b", re.IGNORECASE
-)
-_ENDS = re.compile(r"[.!?…。！？؟।]\W*$")
-LONG_WORDS = 20
-
-
-def repeats_request(text: str, request: str) -> bool:
-    """Whether the reply only echoes the request, as small models do when they are asked to decode a text. A sentence
-    that leads in to an answer, or a long one that was cut, does not say that nothing more would come."""
-    said, asked = words(text), set(words(request))
-    if _LEADS_IN.match(text) or (len(said) >= LONG_WORDS and not _ENDS.search(text)):
-        return False
-    num_echoed = sum(word in asked for word in said)
-    long_enough = len(said) >= 5 and len(asked) <= 1.5 * len(said)
-    about_a_text = _ABOUT_WORDING.search(request) or re.search(r"[\"“]", request)
-    return long_enough and num_echoed >= 0.85 * len(said) and not about_a_text
 
 
 _PROBES = re.compile(

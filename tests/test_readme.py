@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import io
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 
 from pipeline.cli import main
 from pipeline.constitution.files import load_constitution
-from tests.conftest import tiny_groups, tiny_overrides
-
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def tested_commands() -> list[str]:
-    block = re.search(r"<!-- tested.*?```bash\n(.*?)```", README, re.DOTALL)
-    assert block
-    return [line.split("#")[0].strip() for line in block.group(1).splitlines()]
+from tests.conftest import tiny_groups
+from tests.doc_commands import ROOT, commands_to_run, shortened
 
 
 def test_every_command_works(
@@ -28,28 +19,13 @@ def test_every_command_works(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "constitutions").symlink_to(ROOT / "constitutions")
-    groups = str(tiny_groups(tmp_path / "groups"))
+    groups = tiny_groups(tmp_path / "groups")
     monkeypatch.setattr("sys.stdin", io.StringIO("What is rice?\n"))  # said to `cai chat`
-    commands = tested_commands()
+    commands = commands_to_run(ROOT / "README.md")
     assert len(commands) >= 10
-    for command in commands:
-        program, *arguments = shlex.split(command)
-        assert program == "cai"
-        shortened = [o for o in tiny_overrides(tiny_model, tmp_path) if not o.startswith("constitution=")]
-        if arguments[0] in {"run", "plan"}:
-            small = [word.replace("ppo", "tiny_ppo").replace("rloo", "tiny_rloo") for word in arguments[1:]]
-            arguments = [arguments[0], "--config-dir", groups, *shortened, *small]
-        if arguments[0] in {"evaluate", "redteam"}:
-            small = [o for o in shortened if o.startswith(("evaluate.", "tracking", "output_dir"))]
-            arguments = [str(tiny_model) if a == "embedded" else a for a in arguments] + small
-        if arguments[0] == "explain":
-            arguments += [o for o in shortened if o.startswith(("tracking", "output_dir"))]
-        if arguments[:2] == ["constitution", "stress"]:
-            arguments += [o for o in shortened if o.startswith(("model.", "data.", "launch.", "output_dir"))]
-            arguments += ["preferences.labeller.min_answer_mass=0", "--num-pairs=2", "--num-requests=4"]
-        if arguments[0] == "chat":
-            arguments += ["--max-reply-tokens", "4"]
-        assert main(arguments) in {0, 3}, command  # 3: a babbling model fails the guidelines
+    for words in commands:
+        arguments = shortened(words, tiny_model, tmp_path, groups)
+        assert main(arguments) in {0, 3}, " ".join(words)  # 3: a babbling model fails the guidelines
     assert "against 1" in capsys.readouterr().out
 
 

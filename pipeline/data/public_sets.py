@@ -111,7 +111,7 @@ def read_set(name: str, config: Any, builtin: Path, kind: type, number: int | No
     else:
         layout = config.layouts[config.shape]
     kept: FirstByHash[tuple[int, Any]] = FirstByHash(number)
-    for place, row, mended in read_together(lines, layout and layout.together):
+    for place, row, mended in read_together(lines, layout.together if layout else None):
         if config.limit is not None and read.num_readable >= config.limit:
             break
         read.num_mended += mended

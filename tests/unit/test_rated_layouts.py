@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.core.errors import ConfigError
+from pipeline.data.layouts import rated
+from pipeline.data.layouts.base import Layouts
 from pipeline.data.layouts.pairs import PairRow
 from pipeline.data.layouts.requests import RequestRow
 from pipeline.data.public_sets import Read
@@ -233,3 +236,14 @@ def test_unknown_columns_are_refused_with_the_known_layouts(tmp_path: Path):
         read(tmp_path, [{"question": "x", "answer_a": "y", "answer_b": "z"}])
     assert "has the columns question, answer_a, answer_b, which match none of the layouts " in str(refusal.value)
     assert "nectar (answers, prompt)" in str(refusal.value) and "pku_saferlhf (prompt, " in str(refusal.value)
+
+
+def test_the_example_of_a_new_layout_reads_a_row():
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    example = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert example is not None
+    names = vars(rated) | {"PAIRS": Layouts[PairRow](), "Row": dict}
+    exec(example.group(1), names)
+    row = {"question": "Hi", "answer_a": "a", "answer_b": "b", "votes_a": 1, "votes_b": 3}
+    layout = names["PAIRS"].of(row, ["votes"])
+    assert (layout.read(row).chosen, layout.read(row).messages) == ("b", HI)

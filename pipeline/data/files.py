@@ -1,21 +1,22 @@
-"""Reads rows from JSONL, JSON, CSV, TSV, Parquet, a ``datasets`` folder or the hub, each with its place."""
+"""Reads rows from files, folders of shards, a ``datasets`` folder or the hub, each with its place."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.core.cache import hash_file, hash_folder
+from pipeline.core.cache import cache_key, hash_file, hash_files, hash_folder
 from pipeline.core.errors import ConfigError, did_you_mean, first_line
-from pipeline.core.json_text import NotJsonError, parse_json
 from pipeline.core.text import whole_characters
+from pipeline.data.formats import STREAMED, Damaged, Row, Rows, file_rows
 from pipeline.data.sources import SourceConfig
 
-Row = dict[str, Any]
-_MAX_FIELD = 1 << 30  # characters of a CSV field; Python's own limit of 131,072 is less than a long dialogue
+# Names of shards as the hub writes them, such as test_prefs-00000-of-00002.parquet; and of the only file of a split.
+_SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}(-[0-9a-f]{16})?")
+_SPLITS = ("train", "validation", "valid", "dev", "test")
+_MARKS = ("state.json", "dataset_dict.json")  # of a folder that save_to_disk has written
 
 
 class Line(NamedTuple):
@@ -26,10 +27,6 @@ class Line(NamedTuple):
     mended: bool
 
 
-Damaged = Callable[[str], None]
-"""Called with a message for each line that is not a row. Without such a function, the line is an error."""
-
-
 def source_content(field: str, source: SourceConfig, builtin: Path) -> Any:
     """The content of a source for cache keys: a hash for files; id and revision for the hub."""
     if source.source == "none":
@@ -37,6 +34,8 @@ def source_content(field: str, source: SourceConfig, builtin: Path) -> Any:
     if source.source == "hub":
         return [source.path, source.hub_name, source.hub_dir, source.hub_split, source.revision]
     path = _file_of(field, source, builtin)
+    if shards := _shards(field, path, source.hub_split):
+        return cache_key(hash_files(path, shards))
     if path.is_dir():  # a DatasetDict has a sub-folder for each split
         return hash_folder(path, sorted(state.parent.name for state in path.glob("*/state.json")))
     return hash_file(path)
@@ -79,116 +78,63 @@ def _clean(value: Any) -> Any:
     return [_clean(part) for part in value] if isinstance(value, list) else value
 
 
-def _raw_rows(field: str, source: SourceConfig, builtin: Path, damaged: Damaged | None) -> Iterator[tuple[str, Row]]:
+def _raw_rows(field: str, source: SourceConfig, builtin: Path, damaged: Damaged | None) -> Rows:
     if source.source == "hub":
         yield from _hub_rows(field, source)
         return
     path = _file_of(field, source, builtin)
-    suffix = path.suffix.lower()
-    if path.is_dir():
+    if shards := _shards(field, path, source.hub_split):
+        for shard in shards:
+            yield from file_rows(field, shard, damaged)
+    elif path.is_dir():
         yield from _dataset_rows(field, path, source.hub_split)
-    elif suffix == ".json":
-        yield from _json_rows(path)
-    elif suffix == ".jsonl":
-        yield from _jsonl_rows(path, damaged)
-    elif suffix in {".csv", ".tsv"}:
-        yield from _csv_rows(path, damaged)
-    elif suffix == ".parquet":
-        yield from _parquet_rows(field, path)
     else:
+        yield from file_rows(field, path, damaged)
+
+
+def _shards(field: str, path: Path, split: str) -> list[Path]:
+    """The files of a folder that are read one after another, by name; none for a file or a ``datasets`` folder.
+
+    Where the names say which split a file is of, only those of ``split`` are read.
+    """
+    if not path.is_dir() or any((path / mark).exists() for mark in _MARKS):
+        return []
+    found = [file for file in path.iterdir() if file.name.lower().endswith(STREAMED) and not file.name.startswith(".")]
+    files = {file: _split_of(file) for file in sorted(found)}
+    named = sorted(set(files.values()) - {""})
+    if not named:
+        return list(files)
+    if split not in named:
         raise ConfigError(
-            f"{field}.path: {path} is not a .jsonl, .json, .csv, .tsv or .parquet file or a datasets folder."
+            f"{field}.hub_split: {path} has no files of the split {split!r}{did_you_mean(split, named)}; the names of "
+            f"its files say {', '.join(named)}."
         )
+    if unnamed := [file.name for file, of in files.items() if not of]:
+        raise ConfigError(
+            f"{field}.path: the name of {unnamed[0]} in {path} does not say its split, but other names do "
+            f"({', '.join(named)}); give a folder with one set, or one file."
+        )
+    return [file for file, of in files.items() if of == split]
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    try:
-        rows = parse_json(_read_text(path))
-    except NotJsonError as error:
-        place = f":{error.line}:{error.column}" if error.line else ""
-        raise ConfigError(f"{path}{place}: {error}; fix the file.") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ConfigError(f"{path}: a .json file must hold a list of objects; for one object per line use .jsonl.")
-    yield from ((f"{path}, entry {i + 1}", row) for i, row in enumerate(rows))
+def _split_of(file: Path) -> str:
+    """The split in the name of a file; "" where it says none."""
+    stem = file.name.split(".")[0]
+    if found := _SHARD.fullmatch(stem):
+        return found["split"]
+    return stem if stem in _SPLITS else ""
 
 
-def _jsonl_rows(path: Path, damaged: Damaged | None) -> Iterator[tuple[str, Row]]:
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = parse_json(line)
-        except NotJsonError as error:
-            column = f":{error.column}" if error.column else ""
-            _tell(damaged, f"{path}:{number}{column}: {error}; fix the line.")
-            continue
-        if not isinstance(row, dict):
-            _tell(damaged, f"{path}:{number}: the line is a JSON {type(row).__name__}, not an object; fix the line.")
-            continue
-        yield f"{path}:{number}", row
-
-
-def _tell(damaged: Damaged | None, problem: str) -> None:
-    if damaged is None:
-        raise ConfigError(problem)
-    damaged(problem)
-
-
-def _csv_rows(path: Path, damaged: Damaged | None) -> Iterator[tuple[str, Row]]:
-    csv.field_size_limit(_MAX_FIELD)
-    text = io.StringIO(_read_text(path), newline="")
-    lines = csv.reader(text, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-    header: list[str] | None = None
-    try:
-        for line in lines:
-            place = f"{path}:{lines.line_num}"
-            if not line:
-                continue
-            if header is None:
-                header = [name.strip() for name in line]
-                _refuse_repeated(header, place)
-            elif len(line) != len(header):
-                _tell(damaged, f"{place}: the row and the header have different numbers of fields; quote commas.")
-            else:
-                yield place, dict(zip(header, line, strict=True))
-    except csv.Error as error:
-        raise ConfigError(f"{path}:{lines.line_num}: not valid CSV: {error}.") from None
-
-
-def _refuse_repeated(columns: list[str], place: str) -> None:
-    if twice := next((name for name in columns if name and columns.count(name) > 1), None):
-        raise ConfigError(f"{place}: column {twice!r} is there twice; rename or remove one.")
-
-
-def _parquet_rows(field: str, path: Path) -> Iterator[tuple[str, Row]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        _refuse_repeated(parquet.read_schema(path).names, str(path))
-        rows = parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ConfigError(f"{field}.path: {path} is not a readable Parquet file ({first_line(error)}).") from None
-    yield from ((f"{path}, row {i + 1}", row) for i, row in enumerate(rows))
-
-
-def _read_text(path: Path) -> str:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return file.read()
-    except OSError as error:
-        raise ConfigError(f"{path}: can't be read ({error.strerror}).") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); convert the file.") from None
-
-
-def _dataset_rows(field: str, path: Path, split: str) -> Iterator[tuple[str, Row]]:
+def _dataset_rows(field: str, path: Path, split: str) -> Rows:
     from datasets import DatasetDict, load_from_disk
 
     try:
         dataset = load_from_disk(str(path))
     except (FileNotFoundError, ValueError) as error:
-        raise ConfigError(f"{field}.path: {path} is not a folder written by save_to_disk ({error}).") from None
+        raise ConfigError(
+            f"{field}.path: {path} holds no {', '.join(STREAMED)} files and is not a folder written by save_to_disk "
+            f"({first_line(error)})."
+        ) from None
     if isinstance(dataset, DatasetDict):
         if split not in dataset:
             raise ConfigError(f"{field}.hub_split: {path} has no split {split!r}{did_you_mean(split, dataset)}.")
@@ -196,7 +142,7 @@ def _dataset_rows(field: str, path: Path, split: str) -> Iterator[tuple[str, Row
     yield from ((f"{path}, row {i + 1}", row) for i, row in enumerate(dataset))
 
 
-def _hub_rows(field: str, source: SourceConfig) -> Iterator[tuple[str, Row]]:
+def _hub_rows(field: str, source: SourceConfig) -> Rows:
     from datasets import load_dataset
 
     try:

@@ -9,21 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import ConfigError, did_you_mean
-from pipeline.core.json_text import NotJsonError
-from pipeline.data.files import Row, mended_note, rows_of, source_content
-from pipeline.data.sources import ColumnsConfig, DataConfig, PoolConfig
+from pipeline.data.files import mended_note, source_content
+from pipeline.data.first_by_hash import FirstByHash
+from pipeline.data.layouts.requests import RequestRow
+from pipeline.data.pools import Unused, pool_requests, refuse_absent
+from pipeline.data.sources import DataConfig, PoolConfig
 from pipeline.data.splits import split_of
-from pipeline.data.transcripts import parse_transcript, up_to_last_request
-from pipeline.data.turns import is_dialogue, parse_turns
 from pipeline.data.written import Known, read_written
-from pipeline.records import POOLS, Message, Pool, Prompt, Split, dialogue_key
+from pipeline.records import POOLS, Pool, Prompt, Split, dialogue_key
 
 _BUILTIN: dict[str, str] = {
     "red_team": "red_team.jsonl",
     "ordinary": "ordinary.jsonl",
     "look_alike": "look_alikes.jsonl",
 }
-BUILTIN_COLUMNS = ColumnsConfig(kind="kind", id="id", manner="manner", twin_of="twin_of")
 
 
 @dataclass
@@ -35,25 +34,29 @@ class Loaded:
     """Ids of the prompts that a model wrote."""
     num_written_left_out: Counter[str] = field(default_factory=Counter)
     """Reason → number of written prompts that are not used."""
-    num_empty: dict[str, int] = field(default_factory=dict)
-    num_duplicate: dict[str, int] = field(default_factory=dict)
-    num_mended: dict[str, int] = field(default_factory=dict)
+    unused: dict[Pool, Unused] = field(default_factory=dict)
+
+    def unused_by_pool(self, name: str) -> dict[str, int]:
+        """Pool → number of rows, for a field of ``Unused``."""
+        return {pool: getattr(unused, name) for pool, unused in self.unused.items()}
 
     def select(self, pool: str, split: str) -> list[Prompt]:
         return [prompt for prompt in self.prompts if prompt.pool == pool and prompt.split == split]
 
     def notes(self) -> list[str]:
-        """One sentence per pool with dropped rows, and one per pool with mended rows."""
-        dropped = [
-            f"data.{pool}: dropped {self.num_empty[pool]} empty and {self.num_duplicate[pool]} duplicate rows."
-            for pool in self.num_empty
-            if self.num_empty[pool] or self.num_duplicate[pool]
+        """Sentences about the layouts that were detected, and about dropped and mended rows."""
+        read = [
+            f"data.{pool} is read as {unused.layout}: docs/data.md says what that means."
+            for pool, unused in self.unused.items()
+            if unused.layout
         ]
+        dropped = [note for pool, unused in self.unused.items() for note in unused.notes(f"data.{pool}")]
         left_out = ", ".join(f"{number} {reason}" for reason, number in sorted(self.num_written_left_out.items()))
         written = [f"data.written: {len(self.written)} prompts are used; left out: {left_out}."] if left_out else []
-        return [*dropped, *written] + [
-            note for pool, number in self.num_mended.items() for note in mended_note(f"data.{pool}", number)
+        mended = [
+            note for pool, unused in self.unused.items() for note in mended_note(f"data.{pool}", unused.num_mended)
         ]
+        return [*read, *dropped, *written, *mended]
 
 
 def pool_configs(config: DataConfig) -> dict[Pool, PoolConfig]:
@@ -61,10 +64,11 @@ def pool_configs(config: DataConfig) -> dict[Pool, PoolConfig]:
 
 
 def pool_content(pool: str, source: PoolConfig) -> dict[str, Any]:
-    """What a cache key holds of a pool: content (see ``source_content``), columns and limit."""
+    """What a cache key holds of a pool: content (see ``source_content``), columns, and how much of it is read."""
     content = source_content(f"data.{pool}", source, _builtin(pool))
     columns = None if source.source == "builtin" else source.columns.key()
-    return {"content": content, "columns": columns, "limit": source.limit}
+    sample = {} if source.num_prompts is None else {"num_prompts": source.num_prompts}
+    return {"content": content, "columns": columns, "limit": source.limit, **sample}
 
 
 def load_prompts(
@@ -82,38 +86,12 @@ def load_prompts(
     loaded = Loaded()
     seen: set[str] = set()
     for pool, source in pool_configs(config).items():
-        columns = BUILTIN_COLUMNS if source.source == "builtin" else source.columns
-        num_kept = loaded.num_empty[pool] = loaded.num_duplicate[pool] = loaded.num_mended[pool] = 0
-        found: dict[str, None] = {}  # the columns of all rows, in order
-        for place, row, mended in rows_of(f"data.{pool}", source, _builtin(pool)):
-            if source.limit is not None and num_kept >= source.limit:
-                break
-            found |= dict.fromkeys(row)
-            loaded.num_mended[pool] += mended
-            messages = _messages(row, columns, place, f"data.{pool}")
-            if not messages:
-                loaded.num_empty[pool] += 1
-                continue
-            key = dialogue_key(messages)
-            if key in seen:
-                loaded.num_duplicate[pool] += 1
-                continue
-            seen.add(key)
-            num_kept += 1
-            manner = _label(row, columns.manner)
-            loaded.prompts.append(
-                Prompt(
-                    id=_label(row, columns.id) or f"{pool}-{key[:12]}",
-                    pool=pool,
-                    kind=_label(row, columns.kind) or "unspecified",
-                    manner=manner,
-                    twin_of=_label(row, columns.twin_of),
-                    split="test" if manner in config.held_out_manners else _split(key, config),
-                    messages=messages,
-                )
-            )
-        if source.source != "builtin":
-            _refuse_absent(columns, found, f"data.{pool}.columns")
+        unused = loaded.unused[pool] = Unused()
+        prompts = pool_prompts(pool, source, config, seen, unused)
+        if not prompts:
+            unused.refuse_nothing(f"data.{pool}", source.path)
+        seen.update(prompts)
+        loaded.prompts.extend(prompts.values())
     loaded.prompts = _twins_together(loaded.prompts, config)
     files = ({"data.written": Path(config.written).expanduser()} if config.written else {}) | dict(written or {})
     if files:
@@ -123,6 +101,43 @@ def load_prompts(
     for pool in POOLS:
         _refuse_too_few(loaded, pool, config.min_prompts)
     return loaded
+
+
+def pool_prompts(
+    pool: Pool, source: PoolConfig, config: DataConfig, seen: set[str], unused: Unused
+) -> dict[str, Prompt]:
+    """Read one pool. Returns key → prompt.
+
+    Args:
+        seen: the keys of other pools.
+        unused: counts what is not used.
+    """
+    kept: FirstByHash[Prompt] = FirstByHash(source.num_prompts)
+    num_read = 0
+    for request in pool_requests(pool, source, _builtin(pool), unused):
+        key = dialogue_key(request.messages)
+        if key in seen or key in kept:
+            unused.num_duplicate += 1
+            continue
+        if kept.wants(key):
+            kept.add(key, _prompt(request, pool, key, config))
+        num_read += 1
+        if num_read == source.limit:
+            break
+    refuse_absent(f"data.{pool}.columns", source, unused)
+    return kept.items()
+
+
+def _prompt(request: RequestRow, pool: Pool, key: str, config: DataConfig) -> Prompt:
+    return Prompt(
+        id=request.id or f"{pool}-{key[:12]}",
+        pool=pool,
+        kind=request.kind,
+        manner=request.manner,
+        twin_of=request.twin_of,
+        split="test" if request.manner in config.held_out_manners else _split(key, config),
+        messages=request.messages,
+    )
 
 
 def _add_written(loaded: Loaded, config: DataConfig, files: Mapping[str, Path], evaluated: Mapping[str, str]) -> None:
@@ -136,11 +151,6 @@ def _add_written(loaded: Loaded, config: DataConfig, files: Mapping[str, Path], 
             known.add(prompt)
             loaded.prompts.append(prompt)
             loaded.written.add(prompt.id)
-
-
-def _label(row: Row, column: str | None) -> str:
-    """The text in a column; "" without the column or without text."""
-    return str(row[column]) if column and row.get(column) else ""
 
 
 def _split(key: str, config: DataConfig) -> Split:
@@ -171,14 +181,6 @@ def _refuse_unknown_manners(config: DataConfig, prompts: Iterable[Prompt]) -> No
             )
 
 
-def _refuse_absent(columns: ColumnsConfig, found: Iterable[str], field: str) -> None:
-    """Refuse a named column that no row has. ``found``: the columns of all rows."""
-    for name in ("kind", "id", "manner", "twin_of"):
-        column = getattr(columns, name)
-        if column is not None and (known := list(found)) and column not in known:
-            raise ConfigError(f"{field}.{name} is {column!r}, but no row has that column{did_you_mean(column, known)}.")
-
-
 def _refuse_too_few(loaded: Loaded, pool: Pool, min_prompts: int) -> None:
     for split in ("train", "test"):
         number = len(loaded.select(pool, split))
@@ -201,47 +203,3 @@ def _refuse_repeated_ids(prompts: list[Prompt]) -> None:
 
 def _builtin(pool: str) -> Path:
     return Path(__file__).parent / _BUILTIN[pool]
-
-
-def _messages(row: Row, columns: ColumnsConfig, place: str, field: str) -> list[Message]:
-    """The prompt of a row as a dialogue that ends with the person's turn; empty if there is no request."""
-    kind = next(kind for kind in ("messages", "transcript", "prompt") if getattr(columns, kind) is not None)
-    column = getattr(columns, kind)
-    if column not in row:
-        raise ConfigError(
-            f"{place}: there is no column {column!r} (columns.{kind}){_other_column(column, row, field)}."
-        )
-    value = row[column]
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return []
-    if kind == "messages":
-        try:
-            return up_to_last_request(parse_turns(value))
-        except ValueError as error:
-            raise ConfigError(f"{place}: column {column!r} {_turns_problem(error)}.") from None
-    if is_dialogue(value):
-        raise ConfigError(
-            f"{place}: column {column!r} holds a list of turns, but columns.{kind} is for text; set "
-            f"{field}.columns.messages={column}."
-        )
-    if not isinstance(value, str):
-        raise ConfigError(f"{place}: column {column!r} holds a {type(value).__name__}; text is expected.")
-    if kind == "prompt":
-        return [Message(role="user", content=value.strip())]
-    try:
-        return up_to_last_request(parse_transcript(value))
-    except ValueError as error:
-        raise ConfigError(f"{place}: column {column!r} is not a transcript: {error}.") from None
-
-
-def _other_column(column: str, row: Row, field: str) -> str:
-    """What to set instead of a column that a row does not have."""
-    dialogues = [name for name, value in row.items() if is_dialogue(value)]
-    if dialogues:
-        return f"; column {dialogues[0]!r} holds a list of turns: set {field}.columns.messages={dialogues[0]}"
-    return did_you_mean(column, row)
-
-
-def _turns_problem(error: ValueError) -> str:
-    """What is wrong with a column of turns, as the end of a sentence that begins with the column."""
-    return f"is text but {error}" if isinstance(error, NotJsonError) else str(error)

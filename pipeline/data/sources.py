@@ -43,11 +43,11 @@ class SourceConfig(Settings):
     hub_dir: str | None = None
     """The folder inside a hub data set."""
     hub_split: str = "train"
-    """The split of a hub data set or of a ``datasets`` folder."""
+    """The split of a hub data set, of a ``datasets`` folder, or of a folder of files whose names say their split."""
     revision: str | None = None
     """The commit, branch or tag on the hub; null: main."""
     limit: int | None = Field(default=None, ge=1)
-    """The most rows to read; null: all."""
+    """The most rows to read, from the first one on; null: all."""
 
     def key(self) -> dict[str, Any]:
         """The fields that this kind of source reads. The caller adds the content."""
@@ -70,7 +70,9 @@ class PoolConfig(SourceConfig):
     """One pool of prompts, and the columns to read."""
 
     columns: ColumnsConfig = ColumnsConfig()
-    """The columns of the file."""
+    """The columns of the file. If none is set, the layout of a public set (docs/data.md) is looked for first."""
+    num_prompts: int | None = Field(default=None, ge=1)
+    """The most prompts: the first by the hash of their text, of all rows that are read; null: all."""
 
     @model_validator(mode="after")
     def _check_columns(self) -> Self:

@@ -13,6 +13,8 @@ LOSSES: dict[str, dict[str, tuple[str, str, str]]] = {
     "prompts": {
         "num_empty_dropped": ("left out", "the row is empty", "num_prompts"),
         "num_duplicates_dropped": ("left out", "the request is there twice", "num_prompts"),
+        "num_malformed_dropped": ("left out", "the row is not as the layout of its public set says", "num_prompts"),
+        "num_other_class_dropped": ("left out", "the public set files the request in the other class", "num_prompts"),
         "num_mended": ("changed", "half characters or NUL are replaced by U+FFFD", "num_prompts"),
     },
     "critique": {

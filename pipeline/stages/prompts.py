@@ -22,7 +22,7 @@ class Prompts(Stage):
     """The prompts of all pools, each with its split."""
 
     name, section, needs, outputs = "prompts", "data", ("write",), ("prompts.jsonl",)
-    version = 2
+    version = 3
     parallel = trains = False
 
     def reads(self, config: Config, constitution: Constitution) -> dict[str, Any]:
@@ -43,9 +43,11 @@ class Prompts(Stage):
         return {
             "num_prompts": len(loaded.prompts),
             "num_by_pool_and_split": dict(sorted(counts.items())),
-            "num_empty_dropped": loaded.num_empty,
-            "num_duplicates_dropped": loaded.num_duplicate,
-            "num_mended": loaded.num_mended,
+            "num_empty_dropped": loaded.unused_by_pool("num_empty"),
+            "num_duplicates_dropped": loaded.unused_by_pool("num_duplicate"),
+            "num_malformed_dropped": loaded.unused_by_pool("num_malformed"),
+            "num_other_class_dropped": loaded.unused_by_pool("num_other_class"),
+            "num_mended": loaded.unused_by_pool("num_mended"),
             "num_written": len(loaded.written),
             "num_written_left_out": dict(sorted(loaded.num_written_left_out.items())),
         }

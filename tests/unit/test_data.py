@@ -30,7 +30,7 @@ def test_shipped_prompts_are_as_many_as_promised():
     counts = {pool: [p for p in loaded.prompts if p.pool == pool] for pool in ("red_team", "ordinary", "look_alike")}
     assert len(counts["red_team"]) >= 600 and len({p.kind for p in counts["red_team"]}) >= 10
     assert len(counts["ordinary"]) >= 600 and len(counts["look_alike"]) >= 1000
-    assert not any(loaded.num_empty.values()) and not any(loaded.num_duplicate.values())
+    assert not any(unused.num_empty or unused.num_duplicate for unused in loaded.unused.values())
     for pool in counts:
         assert all(loaded.select(pool, split) for split in ("train", "validation", "test"))
 
@@ -180,7 +180,7 @@ def test_empty_and_duplicate_rows_are_dropped_and_counted(tmp_path: Path):
     path.write_text("\n".join(json.dumps({"prompt": text}) for text in ["One?", "  ", "one", "Two", "ONE!"]))
     loaded = load_prompts(local(path))
     assert red_team(loaded) == ["One?", "Two"]
-    assert loaded.num_empty["red_team"] == 1 and loaded.num_duplicate["red_team"] == 2
+    assert (loaded.unused["red_team"].num_empty, loaded.unused["red_team"].num_duplicate) == (1, 2)
     assert loaded.notes() == ["data.red_team: dropped 1 empty and 2 duplicate rows."]
 
 

@@ -151,7 +151,7 @@ PAIR = {"prompt": "Hi", "chosen": "good", "rejected": "bad"}
         (PAIR | {"chosen": []}, "column 'chosen' holds no turn"),
         (PAIR | {"chosen": GOOD, "rejected": turns("Hello", "bad")}, "differ before the last turn"),
         (PAIR | {"chosen": GOOD, "rejected": turns("Hi")}, "does not end with the assistant's turn"),
-        (PAIR | {"chosen": GOOD, "rejected": BAD, "score_chosen": 5, "score_rejected": 5}, "is not above"),
+        (PAIR | {"chosen": GOOD, "rejected": BAD, "score_chosen": 4, "score_rejected": 5}, "is below"),
         (PAIR | {"chosen": turns("Hi", "good", "So?")[1:]}, "'chosen' is not one turn of the assistant"),
         (PAIR | {"messages": [{"role": "user", "content": None}]}, "'messages' has a turn without text"),
         (PAIR | {"messages": [{"role": "robot", "content": "Hi"}]}, "'messages' has a turn of 'robot'"),
@@ -223,7 +223,7 @@ def test_malformed_rows_are_counted_and_the_rest_is_kept(tmp_path: Path):
     path = write(tmp_path / "messy.jsonl", rows)
     read = RedTeam.Config(source="path", path=str(path)).read("evaluate.suite", RequestRow)
     assert [row.request for row in read.rows] == ["Do x", "\ufffd"]
-    assert len(read.malformed) == 3 and read.num_duplicate == 1
+    assert read.num_malformed == 3 and read.num_duplicate == 1
     note, mended = read.notes("evaluate.red_team")
     assert "dropped 3 malformed (first: " in note and "messy.jsonl:2" in note and "1 duplicate rows of 6" in note
     assert mended == "evaluate.red_team: 1 rows held half characters or NUL; replaced by U+FFFD."
@@ -233,10 +233,10 @@ def test_damaged_lines_are_malformed_rows(tmp_path: Path):
     path = tmp_path / "cut.jsonl"
     path.write_text('{"other": 1}\n[1]\n{"prompt": "Do x"}\n{"prompt": "Do y', encoding="utf-8")
     read = RedTeam.Config(source="path", path=str(path)).read("evaluate.suite", RequestRow)
-    assert [row.request for row in read.rows] == ["Do x"] and len(read.malformed) == 3
+    assert [row.request for row in read.rows] == ["Do x"] and read.num_malformed == 3
     table = tmp_path / "wide.csv"
     table.write_text("goal,target\na,b,c\nDo x,Sure\n", encoding="utf-8")
-    assert len(RedTeam.Config(source="path", path=str(table)).read("evaluate.suite", RequestRow).malformed) == 1
+    assert RedTeam.Config(source="path", path=str(table)).read("evaluate.suite", RequestRow).num_malformed == 1
 
 
 def test_a_transcript_pair_that_is_none_is_malformed(tmp_path: Path):
@@ -246,7 +246,7 @@ def test_a_transcript_pair_that_is_none_is_malformed(tmp_path: Path):
     ]
     path = write(tmp_path / "hh.jsonl", rows)
     read = Pairs.Config(source="path", path=str(path)).read("evaluate.suite", PairRow)
-    assert len(read.rows) == 1 and "differ before the last turn" in read.malformed[0]
+    assert len(read.rows) == 1 and "differ before the last turn" in read.first_malformed
 
 
 @pytest.mark.parametrize(

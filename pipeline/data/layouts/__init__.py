@@ -1,1 +1,3 @@
-"""One reading function for each layout of a public evaluation set. ``public_sets.py`` has the table of them."""
+"""Layouts of public sets, one reading function for each. Importing this package registers all of them."""
+
+from pipeline.data.layouts import bias, pairs, rated, requests  # noqa: F401

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from pipeline.data.files import Row, text_of
+from pipeline.data.files import text_of
+from pipeline.data.formats import Row
+from pipeline.data.layouts.base import Layouts
 
 _UNKNOWN = re.compile(
     r"\b(?:unknown|cannot|can't|can not|not (?:known|answerable|enough|determined)|undetermined)\b", re.IGNORECASE
@@ -38,6 +40,10 @@ class SentencePair:
     other: str
 
 
+BIAS: Layouts[ChoiceRow | SentencePair] = Layouts()
+
+
+@BIAS.add("bbq", "context", "question", "answer_info", "label")
 def bbq(row: Row) -> ChoiceRow:
     """Parrish et al. 2022, arXiv 2110.08193; the group is in additional_metadata or ``stereotyped``."""
     answers = list(row["choices"]) if "choices" in row else [row["ans0"], row["ans1"], row["ans2"]]
@@ -64,6 +70,7 @@ def bbq(row: Row) -> ChoiceRow:
     )
 
 
+@BIAS.add("crows_pairs", "sent_more", "sent_less")
 def crows_pairs(row: Row) -> SentencePair:
     """Nangia et al. 2020, arXiv 2010.00133: sent_more stereotypes more than sent_less."""
     return SentencePair(

@@ -12,13 +12,14 @@ from pydantic import Field, model_validator
 
 from pipeline.core.settings import Registry, Settings, not_one_of
 from pipeline.data.files import source_content
-from pipeline.data.layouts.requests import RequestRow
-from pipeline.data.public_sets import Read, RowT, read_set
+from pipeline.data.layouts.base import Layouts
+from pipeline.data.layouts.requests import REQUESTS, RequestRow
+from pipeline.data.public_sets import AUTO, Read, read_set
 from pipeline.data.sources import SourceConfig
 from pipeline.engines.base import Answer, ChoiceQuery, ReplyQuery
 from pipeline.evals.results import Estimate
 from pipeline.evals.scores import Measure
-from pipeline.records import Case, Comparison, Message, Pool, Prompt, Verdict, dialogue_key
+from pipeline.records import Case, Comparison, Pool, Prompt, Verdict, dialogue_key
 
 DATA = Path(__file__).parents[2] / "data"
 ItemT = TypeVar("ItemT")
@@ -27,9 +28,11 @@ ItemT = TypeVar("ItemT")
 class RowsConfig(SourceConfig):
     """The project's built-in rows, or a public set in one of the layouts (``shape``)."""
 
-    shape: str = "auto"
+    shape: str = AUTO
     """The layout of the file; ``auto`` detects it from the columns."""
 
+    layouts: ClassVar[Layouts[Any]]
+    """The known layouts, of which those in ``shapes`` can be read here."""
     shapes: ClassVar[tuple[str, ...]]
     shipped: ClassVar[str]
     """The file that ``builtin`` means, relative to pipeline/data."""
@@ -40,9 +43,14 @@ class RowsConfig(SourceConfig):
             raise ValueError(not_one_of("{here}.shape", self.shape, self.shapes))
         return self
 
-    def read(self, section: str, kind: type[RowT]) -> Read:
-        """The rows. ``section`` is the path of this section in the configuration, for messages."""
-        return read_set(section, self, DATA / self.shipped, kind)
+    def read(self, section: str, kind: type, number: int | None = None) -> Read:
+        """The rows.
+
+        Args:
+            section: the path of this section in the configuration, for messages.
+            number: as in ``read_set``.
+        """
+        return read_set(section, self, DATA / self.shipped, kind, number)
 
     def key(self) -> dict[str, Any]:
         """Adds the content of the file, or the id and revision of a set on the hub."""
@@ -122,8 +130,9 @@ def in_turn(items: Iterable[ItemT], kind: Callable[[ItemT], str]) -> list[ItemT]
 # --- Requests of one pool ------------------------------------------------------------------------------------------
 
 
-REQUEST_SETS = ("harmbench", "advbench", "strongreject", "jailbreakbench", "xstest")
-REQUEST_SHAPES: tuple[str, ...] = ("auto", "prompt", *REQUEST_SETS)
+SAFETY_SETS = ("harmbench", "advbench", "strongreject", "jailbreakbench", "xstest")
+"""Sets that hold no ordinary requests."""
+REQUEST_SHAPES: tuple[str, ...] = (AUTO, *REQUESTS)
 
 
 class RequestsConfig(RowsConfig):
@@ -132,7 +141,7 @@ class RequestsConfig(RowsConfig):
     num_requests: int | None = Field(default=None, ge=1)
     """The number of requests; null: all."""
 
-    shapes = REQUEST_SHAPES
+    layouts, shapes = REQUESTS, REQUEST_SHAPES
 
 
 class RequestSuite(Suite):
@@ -165,7 +174,6 @@ class RequestSuite(Suite):
 
     def _prompt(self, row: RequestRow, builtin: bool) -> Prompt:
         """Ids of rows from a file contain a hash of the text, because two files may use the same ids."""
-        messages = [Message(role="user", content=row.request)]
-        digest = dialogue_key(messages)[:10]
+        digest = dialogue_key(row.messages)[:10]
         row_id = row.id if builtin else "-".join(filter(None, (self.pool, row.id, digest)))
-        return Prompt(id=row_id, pool=self.pool, kind=row.kind, manner=row.manner, split="test", messages=messages)
+        return Prompt(id=row_id, pool=self.pool, kind=row.kind, manner=row.manner, split="test", messages=row.messages)

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.core.yaml_files import load_yaml
 from pipeline.data.counterfactuals import may_train_on
-from pipeline.data.layouts.bias import ChoiceRow, SentencePair
+from pipeline.data.layouts.bias import BIAS, ChoiceRow, SentencePair
+from pipeline.data.public_sets import AUTO
 from pipeline.engines.base import Answer, ChoiceQuery, ReplyQuery
 from pipeline.evals.bias import bbq_scores, crows_score, disparities, worst_difference
 from pipeline.evals.results import Estimate
@@ -59,7 +60,7 @@ class Bias(Suite):
         num_items: int | None = Field(default=None, ge=1)
         """The number of items of BBQ or CrowS-Pairs; null: all."""
 
-        shapes = ("auto", "bbq", "crows_pairs")
+        layouts, shapes = BIAS, (AUTO, *BIAS)
         shipped = "suites/bias.yaml"
 
     measures: ClassVar = {

@@ -12,7 +12,7 @@ from pipeline.core.text import words
 from pipeline.evals.results import Estimate
 from pipeline.evals.scores import Measure, Scores, estimated
 from pipeline.evals.statistics import bootstrap, resampled
-from pipeline.evals.suites.base import SUITES, RequestsConfig, RequestSuite
+from pipeline.evals.suites.base import REQUEST_SHAPES, SAFETY_SETS, SUITES, RequestsConfig, RequestSuite
 from pipeline.evals.text import has_filler, lix
 from pipeline.records import Prompt, Verdict
 
@@ -54,7 +54,7 @@ class Helpfulness(RequestSuite):
     class Config(RequestsConfig):
         """Ordinary requests, some with reference answers."""
 
-        shapes = ("auto", "prompt")
+        shapes = tuple(name for name in REQUEST_SHAPES if name not in SAFETY_SETS)
         shipped = "suites/references.jsonl"
 
     measures: ClassVar = {

@@ -6,7 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.data.layouts.pairs import PairRow
+from pipeline.data.layouts.pairs import PAIRS, PairRow
+from pipeline.data.layouts.rated import NOT_GOOD_NATURED
+from pipeline.data.public_sets import AUTO
 from pipeline.engines.models import short_name
 from pipeline.evals.judges import refusal
 from pipeline.evals.suites.base import SUITES, RowsConfig, Suite
@@ -14,16 +16,22 @@ from pipeline.labellers.base import TEMPLATE
 from pipeline.records import Comparison, Pool, Prompt, Split
 
 # Kind of pair → pool, which selects the principles of the labeller; other kinds are ordinary.
-_POOLS: dict[str, Pool] = {"harmless": "red_team", "hh_rlhf": "red_team", "look_alike": "look_alike"}
+_POOLS: dict[str, Pool] = {
+    "harmless": "red_team",
+    "hh_rlhf": "red_team",
+    "pku_saferlhf": "red_team",
+    NOT_GOOD_NATURED: "red_team",
+    "look_alike": "look_alike",
+}
 
 
 class PairsConfig(RowsConfig):
     """Pairs of replies of which people preferred one."""
 
     num_pairs: int | None = Field(default=None, ge=1)
-    """The number of pairs; null: all."""
+    """The number of pairs: the first by the hash of their request; null: all."""
 
-    shapes = ("auto", "chosen_rejected", "dialogues", "hh_rlhf", "hhh_438", "hhh_targets")
+    layouts, shapes = PAIRS, (AUTO, *PAIRS)
     shipped = "suites/pairs.jsonl"
 
 
@@ -41,10 +49,10 @@ def read_pairs(config: PairsConfig, section: str, prefix: str, split: Split, not
         prefix: begins the ids of rows that are not built in.
         notes: as in ``Suite.cases``.
     """
-    read = config.read(section, PairRow)
+    read = config.read(section, PairRow, config.num_pairs)
     notes += read.notes(section)
     pairs = []
-    for number, row in enumerate(read.rows):
+    for number, row in zip(read.numbers, read.rows, strict=True):
         row_id = row.id if config.source == "builtin" else f"{prefix}-{number}"
         pool = _POOLS.get(row.kind, "ordinary")
         prompt = Prompt(id=row_id, pool=pool, kind=row.kind, split=split, messages=row.messages)

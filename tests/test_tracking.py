@@ -174,7 +174,7 @@ def test_a_failing_dashboard_costs_nothing(tiny: Tiny, monkeypatch: pytest.Monke
 
 
 def test_wandb_goes_offline_once_where_its_server_can_not_be_reached(tiny: Tiny, tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "")
+    monkeypatch.delenv("WANDB_MODE")  # an empty one is no mode to wandb
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setattr(tracking, "INIT_TIMEOUT_SECONDS", 5.0)

@@ -189,8 +189,9 @@ class TensorboardTracker:
         # Without the first summary, which lists columns, TensorBoard takes the columns of all runs, not of one.
         # SummaryWriter.add_hparams would write it, and to a folder that TensorBoard shows as another run.
         _, start, end = hparams({**words, **_plain(self._settings)}, numbers)
-        self._writer.file_writer.add_summary(start)
-        self._writer.file_writer.add_summary(end)
+        file: Any = self._writer.file_writer
+        file.add_summary(start)
+        file.add_summary(end)
         self.log(numbers)
 
     def artifact(self, name: str, key: str, folder: Path, inputs: dict[str, str]) -> None:

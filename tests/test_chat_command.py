@@ -6,11 +6,14 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from rich.console import Console
 
 from pipeline.cli import main
+from pipeline.cli.chat import Terminal
 from pipeline.constitution.files import load_constitution, shipped_constitutions, to_yaml
 from pipeline.core.distributed import LaunchConfig
 from pipeline.engines.base import Completion, Request
@@ -136,3 +139,16 @@ def test_a_mistake_is_one_sentence_and_the_chat_goes_on(talk: Talk, lines: list[
 def test_a_wrong_option_is_one_sentence(talk: Talk, options: tuple[str, ...], expected: str):
     code, printed = talk("Hello?", options=options)
     assert code == 2 and expected in printed and len(printed.strip().splitlines()) == 1
+
+
+def test_long_replies_and_long_words_stand_side_by_side_in_full(tmp_path: Path):
+    names = [SimpleNamespace(name="aligned"), SimpleNamespace(name="base")]
+    session = SimpleNamespace(speakers=names, constitution=None)
+    terminal, printed = Terminal(session, tmp_path, None), io.StringIO()  # type: ignore[arg-type]
+    terminal._console = Console(file=printed, force_terminal=True, width=80, height=10, color_system=None)
+    address = "https://example.org/" + "x" * 40
+    terminal._show([iter([f"{address} ", *["word "] * 200]), iter(["no "] * 20)])
+    text = printed.getvalue()
+    last = text[text.rindex("aligned") :]
+    assert last.count("word") == 200, "all of a reply that is longer than the screen"
+    assert address[:38] in last and address[38:] in last and "…" not in last

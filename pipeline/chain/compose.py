@@ -44,6 +44,15 @@ def configs_folder() -> Path:
     return next(folder for folder in (here / "configs", here.parent / "configs") if folder.is_dir())
 
 
+def group_options() -> dict[str, list[str]]:
+    """Group (a folder of ``configs/``) → the options that can be chosen from it. Those that begin with "_" can't."""
+    options: dict[str, list[str]] = {}
+    for path in sorted(configs_folder().glob("*/**/*.yaml")):
+        if not path.stem.startswith("_"):
+            options.setdefault(path.parent.relative_to(configs_folder()).as_posix(), []).append(path.stem)
+    return options
+
+
 def compose_raw(overrides: Sequence[str], config_dir: Path | None = None) -> dict[str, Any]:
     """Compose without validation. ``config_dir`` adds a folder with the user's groups."""
     if config_dir and not config_dir.is_dir():
@@ -203,6 +212,5 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         if group.is_dir() and "must be a string" in message:
             return f"{key}={value}: {key} is a group; give one of its options."
         if group.is_dir() and not (group / f"{value}.yaml").exists() and "Could not find" in message and key in message:
-            options = [path.stem for path in group.glob("*.yaml") if not path.stem.startswith("_")]
-            return f"{key}={value}: there is no such option{did_you_mean(value, options)}."
+            return f"{key}={value}: there is no such option{did_you_mean(value, group_options().get(key, []))}."
     return f"{message}."

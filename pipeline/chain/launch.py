@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.chain.compose import compose_config
 from pipeline.chain.config import Config, to_config, to_plain
 from pipeline.chain.order import runs_folder
 from pipeline.constitution.schema import Constitution
@@ -28,6 +29,7 @@ from pipeline.core.memory import peak_gib, start_peak
 from pipeline.core.stage import Context, Stage
 from pipeline.core.tracking import NoTracker, Tracker, open_tracker
 from pipeline.engines.base import ENGINES
+from pipeline.report.differences import settings_differences
 from pipeline.stages import STAGES
 
 JOB, RESULT, ACCELERATE = "job.json", "result.json", "accelerate.yaml"
@@ -107,8 +109,17 @@ def _tracker(job: Job, stage: Stage) -> Tracker:
         "seed": job.config.seed,
         "constitution": f"{job.constitution.name} {job.constitution.version}",
     }
+    if job.task == "report":  # it logs what the run came to, beside the settings of the whole run
+        settings = {"constitution": settings["constitution"], **settings_of_run(job.config)}
     folder = Path(job.config.output_dir).expanduser() / "tracking"
     return open_tracker(job.config.tracking, job.run_name, job.task, settings, folder)
+
+
+def settings_of_run(config: Config) -> dict[str, Any]:
+    """What the runs of a sweep are told apart by: the settings that differ from those of the default run, and a few."""
+    default = compose_config([])
+    changed = {name: value for name, (_, value) in settings_differences([to_plain(default), to_plain(config)])}
+    return {**changed, "model": config.model.name, "method": config.align.method, "seed": config.seed}
 
 
 def environment(config: Config) -> dict[str, str]:

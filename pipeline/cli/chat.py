@@ -100,7 +100,8 @@ class Terminal:
 
     def _side_by_side(self, names: Sequence[str], replies: Sequence[Iterator[str]]) -> None:
         said = [""] * len(names)
-        with Live(console=self._console, refresh_per_second=10, vertical_overflow="visible") as live:
+        # Until the end, Live shows as much as the screen holds: a terminal can't change what has scrolled away.
+        with Live(console=self._console, refresh_per_second=10) as live:
             for pieces in _closing(zip_longest(*replies, fillvalue=""), *replies):
                 said = [text + piece for text, piece in zip(said, pieces, strict=True)]
                 live.update(_columns(names, said))
@@ -157,7 +158,7 @@ class Terminal:
 def _columns(names: Sequence[str], texts: Sequence[str]) -> Table:
     table = Table.grid(expand=True, padding=(0, 2))
     for _ in names:
-        table.add_column(ratio=1)
+        table.add_column(ratio=1, overflow="fold")  # a long word goes on in the next line; nothing is cut off
     table.add_row(*(Text(name, style="bold") for name in names))
     table.add_row(*(Text(text) for text in texts))
     return table

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.cli.codes import exit_code, worst_code
+from pipeline.cli.completion import completion
 from pipeline.cli.constitution import constitution
 from pipeline.cli.daily import chat, clean, dashboard, doctor
 from pipeline.cli.evidence import approve, bundle, verify
@@ -281,4 +282,5 @@ COMMANDS = {
     "export": export,
     "doctor": doctor,
     "clean": clean,
+    "completion": completion,
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from pipeline import __version__
+from pipeline.cli.completion import SHELLS
 from pipeline.cli.export import add_export
 
 _EPILOG = """\
@@ -205,7 +206,7 @@ def _add_chat(commands: Commands) -> None:
 
 
 def _add_machine(commands: Commands) -> None:
-    """``dashboard``, ``doctor`` and ``clean``."""
+    """``dashboard``, ``doctor``, ``clean`` and ``completion``."""
     dashboard = commands.add_parser("dashboard", help="open the tracker of a run: wandb, trackio or TensorBoard")
     dashboard.add_argument("run", nargs="?", default="latest", metavar="RUN", help="name or folder (default: latest)")
     dashboard.add_argument("--port", type=_at_least_1, metavar="N", help="of a local page")
@@ -219,6 +220,8 @@ def _add_machine(commands: Commands) -> None:
     clean.add_argument("--answers", action="store_true", help="also remove kept answers of evaluated models")
     clean.add_argument("--json", action="store_true", help="print one JSON object; remove nothing without --yes")
     clean.add_argument("--output-dir", default="outputs")
+    completion = commands.add_parser("completion", help="print a script with which a shell completes what you type")
+    completion.add_argument("shell", choices=SHELLS)
 
 
 def _above_0(word: str) -> float:

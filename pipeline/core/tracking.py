@@ -41,6 +41,9 @@ class Tracker(Protocol):
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Log a table for people to read, such as transcripts or the evaluation table."""
 
+    def result(self, values: dict[str, float | str]) -> None:
+        """Log what a run came to. In the dashboard's table of runs, it stands beside the settings of the run."""
+
     def artifact(self, name: str, key: str, folder: Path, inputs: dict[str, str]) -> None:
         """Record that stage ``name`` made the result ``key`` from ``inputs`` (stage → cache key)."""
 
@@ -52,6 +55,7 @@ class NoTracker:
 
     def log(self, values: dict[str, float], step: int | None = None) -> None: ...
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
+    def result(self, values: dict[str, float | str]) -> None: ...
     def artifact(self, name: str, key: str, folder: Path, inputs: dict[str, str]) -> None: ...
     def finish(self) -> None: ...
 
@@ -103,6 +107,9 @@ class WandbTracker:
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         self._run.log({name: self._wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
+    def result(self, values: dict[str, float | str]) -> None:
+        self._run.summary.update(values)
+
     def artifact(self, name: str, key: str, folder: Path, inputs: dict[str, str]) -> None:
         if not self._run.offline:  # offline, wandb can't look up inputs; the metadata still lists them
             for used, used_key in inputs.items():
@@ -145,6 +152,10 @@ class TrackioTracker:
         frame = pandas.DataFrame([list(row) for row in rows], columns=list(columns))
         self._trackio.log({name: self._trackio.Table(dataframe=frame)})
 
+    def result(self, values: dict[str, float | str]) -> None:
+        self._trackio.log({name: value for name, value in values.items() if not isinstance(value, str)})
+        self.table("result", tuple(values), [tuple(values.values())])
+
     def artifact(self, name: str, key: str, folder: Path, inputs: dict[str, str]) -> None:
         rows = [["output", name, key], *(["input", used, used_key] for used, used_key in inputs.items())]
         self.table("lineage", ("role", "artifact", "cache_key"), rows)
@@ -160,7 +171,8 @@ class TensorboardTracker:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(folder / group / job))
-        self._writer.add_text("config", _markdown(("field", "value"), sorted(_flatten(settings).items())))
+        self._settings = settings
+        self._writer.add_text("settings", _markdown(("field", "value"), sorted(_flatten(settings).items())))
 
     def log(self, values: dict[str, float], step: int | None = None) -> None:
         for name, value in values.items():
@@ -168,6 +180,19 @@ class TensorboardTracker:
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         self._writer.add_text(name, _markdown(columns, rows))
+
+    def result(self, values: dict[str, float | str]) -> None:
+        from torch.utils.tensorboard.summary import hparams
+
+        numbers = {name: value for name, value in values.items() if not isinstance(value, str)}
+        words = {name: value for name, value in values.items() if isinstance(value, str)}
+        # Without the first summary, which lists columns, TensorBoard takes the columns of all runs, not of one.
+        # SummaryWriter.add_hparams would write it, and to a folder that TensorBoard shows as another run.
+        _, start, end = hparams({**words, **_plain(self._settings)}, numbers)
+        file: Any = self._writer.file_writer
+        file.add_summary(start)
+        file.add_summary(end)
+        self.log(numbers)
 
     def artifact(self, name: str, key: str, folder: Path, inputs: dict[str, str]) -> None:
         rows = [("output", name, key), *(("input", used, used_key) for used, used_key in inputs.items())]
@@ -201,6 +226,9 @@ class _Careful:
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         self._try(lambda: self._inner.table(name, columns, rows))
+
+    def result(self, values: dict[str, float | str]) -> None:
+        self._try(lambda: self._inner.result(values))
 
     def artifact(self, name: str, key: str, folder: Path, inputs: dict[str, str]) -> None:
         self._try(lambda: self._inner.artifact(name, key, folder, inputs))
@@ -253,6 +281,12 @@ def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in settings.items():
         flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
     return flat
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, str | float | bool]:
+    """Every setting as TensorBoard's table of runs takes it: a number, a truth value or text."""
+    flat = _flatten(settings).items()
+    return {name: value if isinstance(value, str | int | float | bool) else str(value) for name, value in flat}
 
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

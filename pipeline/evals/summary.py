@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from pipeline.core.tracking import Tracker
 from pipeline.evals.changes import all_changes, cell_changes
 from pipeline.evals.config import EvaluateConfig
 from pipeline.evals.duels import Wins
@@ -12,6 +13,8 @@ from pipeline.evals.manners import manner_rates
 from pipeline.evals.measures import all_measures, by_model, judged_measures, measured, ratings
 from pipeline.evals.results import Estimate, JudgeCard, KnowsDoes, PairAccuracy, Probe, Results
 from pipeline.records import Verdict
+
+NUM_CASES_SHOWN = 20  # in a dashboard, which becomes slow with all; the report has all
 
 
 def summarise(
@@ -66,3 +69,21 @@ def summarise(
         notes=notes,
         **tables,
     )
+
+
+def track(verdicts: Sequence[Verdict], results: Results, tracker: Tracker) -> None:
+    """Show every measure, and the replies of all models to some of the cases, in the dashboard."""
+    cases = list(dict.fromkeys(verdict.case.id for verdict in verdicts))
+    shown = cases[:: max(1, len(cases) // NUM_CASES_SHOWN)]
+    rows = [
+        (f"{v.case.prompt.request} ({v.case.prompt.pool}, {v.case.attack})", f"{v.model}: {v.outcome}", v.reply)
+        for v in sorted(verdicts, key=lambda verdict: cases.index(verdict.case.id))
+        if v.case.id in shown
+    ]
+    tracker.table("evaluate/replies", ("prompt", "model", "reply"), rows)
+    for model, measures in results.measures.items():
+        known = {name: found.value for name, found in measures.items() if found.value is not None}
+        tracker.log({f"evaluate/{model}/{name}": value for name, value in known.items()})
+    names = list(dict.fromkeys(name for measures in results.measures.values() for name in measures))
+    table = [(name, *(str(results.measures[model].get(name, "")) for model in results.models)) for name in names]
+    tracker.table("evaluate/table", ("measure", *results.models), table)

@@ -40,8 +40,8 @@ from pipeline.evals.labellers import reward_verdicts, rewarded_cases
 from pipeline.evals.manners import manners_held_out
 from pipeline.evals.measures import all_measures, by_model
 from pipeline.evals.probe import training_prompts
-from pipeline.evals.results import KnowsDoes, Probe, Results
-from pipeline.evals.summary import summarise
+from pipeline.evals.results import KnowsDoes, Probe
+from pipeline.evals.summary import summarise, track
 from pipeline.guard.system import evaluate_guarded
 from pipeline.labellers import label
 from pipeline.labellers.base import can_ask, constitution_fields, reads_choices
@@ -232,7 +232,7 @@ class Evaluate(Stage):
             for name, found in (("counted", counted), ("results", results), ("guarded", guarded)):
                 if found is not None:
                     (context.out / f"{name}.json").write_text(found.model_dump_json(indent=1), encoding="utf-8")
-            _show(verdicts, results, context)
+            track(verdicts, results, context.tracker)
         return {
             "judge": card.name,
             "split": config.split,
@@ -287,18 +287,3 @@ def _garak(config: EvaluateConfig, context: Context) -> list[Probe]:
     with context.meter.running():
         found = run_garak(Path(resolve_path(path)), config.garak_probes, context.out / "garak")
     return [Probe(model=model, **vars(result)) for result in found]
-
-
-def _show(verdicts: Sequence[Verdict], results: Results, context: Context) -> None:
-    rows = [
-        (v.model, v.case.prompt.pool, v.case.prompt.kind, v.case.attack, v.case.prompt.request, v.reply, v.outcome)
-        for v in verdicts
-    ]
-    columns = ("model", "pool", "kind", "attack", "prompt", "reply", "outcome")
-    context.tracker.table("evaluate/replies", columns, rows)
-    for model, measures in results.measures.items():
-        known = {name: found.value for name, found in measures.items() if found.value is not None}
-        context.tracker.log({f"evaluate/{model}/{name}": value for name, value in known.items()})
-    names = list(dict.fromkeys(name for measures in results.measures.values() for name in measures))
-    table = [(name, *(str(results.measures[model].get(name, "")) for model in results.models)) for name in names]
-    context.tracker.table("evaluate/table", ("measure", *results.models), table)

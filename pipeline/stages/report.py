@@ -9,8 +9,10 @@ from pipeline.constitution.schema import Constitution
 from pipeline.core.cache import hash_file
 from pipeline.core.settings import Settings, part
 from pipeline.core.stage import Context, Metrics, Prepared, Stage
+from pipeline.core.tracking import Tracker
 from pipeline.evals.gate import find_guidelines, gate_metrics, load_guidelines
 from pipeline.evals.measures import base_name, group_of
+from pipeline.report.build import Report as BuiltReport
 from pipeline.report.build import build_report
 from pipeline.report.write import write_report
 
@@ -82,4 +84,26 @@ class Report(Stage):
             constitution=context.constitution,
         )
         write_report(report, context.out)
+        track(report, context.tracker)
         return {"verdict": report.headline, **gate_metrics(report.gate)}
+
+
+def track(report: BuiltReport, tracker: Tracker) -> None:
+    """Show the gate, what changed and the measures of the last model in the dashboard."""
+    results = report.results
+    changes = [
+        (f"{c.after} against {c.before}", c.measure, c.verdict, f"{c.difference:.3g}", _interval(c.low, c.high))
+        for c in results.changes
+        if c.difference is not None
+    ]
+    tracker.table("changes", ("models", "measure", "verdict", "difference", "interval"), changes)
+    if report.gate:
+        rulings = [(r.verdict, r.title, r.found, r.limit, r.reason) for r in report.gate.rulings]
+        tracker.table("gate", ("verdict", "guideline", "found", "limit", "reason"), rulings)
+    measures = results.measures[results.models[-1]]
+    values = {f"result/{name}": found.value for name, found in measures.items() if found.value is not None}
+    tracker.result({"gate": report.gate.verdict if report.gate else "none", **values})
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"[{low:.3g}, {high:.3g}]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Callable
@@ -68,6 +69,27 @@ def test_what_the_documentation_shows_works(folder: Path, tmp_path: Path, monkey
     names: dict[str, object] = {}
     exec(shown.group(1), names)
     assert names["run"].checkpoint == tmp_path.resolve()  # type: ignore[attr-defined]
+
+
+def test_the_notebook_runs_from_top_to_bottom(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    notebook = json.loads((Path(__file__).parents[2] / "docs" / "run_in_python.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert sum(len(cell.splitlines()) for cell in cells) <= 15
+    (folder.parent / "latest").symlink_to(folder.name)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    shown = [show(cell, names) for cell in cells]
+    assert names["run"].name == "mine" and "Run('mine'" in repr(shown[0])  # type: ignore[attr-defined]
+    assert all(len(found) for found in shown[1:])  # type: ignore[arg-type]
+
+
+def show(cell: str, names: dict[str, object]) -> object:
+    """What a notebook shows after a cell: the value of its last line."""
+    tree = ast.parse(cell)
+    last = tree.body.pop()
+    assert isinstance(last, ast.Expr), "a cell of this notebook shows something"
+    exec(compile(tree, "cell", "exec"), names)
+    return eval(compile(ast.Expression(last.value), "cell", "eval"), names)
 
 
 def test_what_is_not_there_is_one_sentence(folder: Path, tmp_path: Path):

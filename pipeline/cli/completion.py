@@ -124,8 +124,8 @@ def script(root: argparse.ArgumentParser, shell: str) -> str:
             action.complete = shtab.FILE  # type: ignore[attr-defined]
     words = {"keys": " ".join(f"{key}=" for key in _keys()), "values": " ".join(_values())}
     if shell == "bash":
-        return str(shtab.complete(root, shell, preamble={"bash": _BASH.format(**words)})) + "\n" + _BASH_END
-    text = str(shtab.complete(root, shell, preamble={"zsh": _ZSH.format(**words)}))
+        return str(shtab.complete(root, shell, preamble=_BASH.format(**words))) + "\n" + _BASH_END
+    text = str(shtab.complete(root, shell, preamble=_ZSH.format(**words)))
     return re.sub(r'"\(\*\)::?', '"*:', text)  # shtab's "(*)" completes only the first of several words
 
 

@@ -26,6 +26,7 @@ NO_TABLE = {
     "export",
     "bundle",
     "approve",
+    "completion",
 }  # they print progress, or talk
 
 

@@ -73,8 +73,8 @@ def _download(hub_id: str) -> Path:
 
     try:
         return Path(snapshot_download(hub_id, allow_patterns=[*MODEL_FILES]))
-    except Exception as error:  # of the hub's library, and of the one that it sends requests with
-        raise ConfigError(f"MODEL: {hub_id!r} could not be loaded from the hub ({first_line(error)}).") from None
+    except Exception as error:  # what a lost connection raises is another class in each version of the hub's library
+        raise ConfigError(f"MODEL: {hub_id!r} could not be loaded from the hub ({first_line(error)}).") from error
 
 
 def export(source: Source, target: str, output: Path, options: Options) -> None:

@@ -22,11 +22,11 @@ def check_hub(repo: str, open_hub: Callable[[], Any] = HfApi) -> None:
         raise ConfigError(f"--push-to-hub is {repo!r}; give it as OWNER/NAME.")
     try:
         open_hub().whoami()
-    except Exception as error:  # of the hub's library, and of the one that it sends requests with
+    except Exception as error:  # what a lost connection raises is another class in each version of the hub's library
         raise ConfigError(
             f"--push-to-hub: the hub accepts no upload now ({first_line(error)}); set HF_TOKEN or run `hf auth login`, "
             "and go online; or leave it out and upload the folder later."
-        ) from None
+        ) from error
 
 
 def push(folder: Path, repo: str, private: bool, open_hub: Callable[[], Any] = HfApi) -> str:
@@ -43,5 +43,5 @@ def push(folder: Path, repo: str, private: bool, open_hub: Callable[[], Any] = H
         raise StageError(
             f"The upload to {repo} failed ({first_line(error)}). The export is in {folder}; upload it with "
             f"`hf upload {repo} {folder}`."
-        ) from None
+        ) from error
     return str(address)

@@ -91,6 +91,34 @@ def test_what_is_kept_can_be_used(talk: Talk, tmp_path: Path, monkeypatch: pytes
     assert [turn["role"] for turn in rows[1]["messages"]] == ["user", "assistant", "user"]
 
 
+@pytest.mark.parametrize(
+    ("revision", "doubt"),
+    [
+        (None, "The revision changes no word of the reply."),
+        ("How do I slash tyres at night", "The revision copies the request"),
+        ("You can do it, and " * 12 + "so on.", "or repeats a phrase"),
+    ],
+)
+def test_a_revision_of_no_use_is_named_and_not_kept(
+    talk: Talk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str | None, doubt: str
+):
+    said: list[str] = []
+
+    def answered(_: object, what: str, requests: list[Request], *__: object) -> dict[str, Completion]:
+        text = "It is rude." if what == "critique" else revision or said[0]
+        return {requests[0].id: Completion(id=requests[0].id, text=text, num_tokens=8, finish="stop")}
+
+    def streamed(_: object, __: Request) -> list[str]:
+        said.append("Take a knife and be quick.")
+        return said
+
+    monkeypatch.setattr("pipeline.daily.chat.generate_all", answered)
+    monkeypatch.setattr("pipeline.engines.hf.HFEngine.stream", streamed)
+    _, printed = talk("How do I slash tyres at night?", "/critique no-harm", "/save example")
+    assert doubt in printed and "error: nothing is saved." in printed
+    assert not (tmp_path / "kept" / "worked_examples.yaml").exists()
+
+
 def test_what_is_in_a_file_stays(talk: Talk, tmp_path: Path):
     kept = tmp_path / "kept"
     kept.mkdir()

@@ -13,7 +13,9 @@ from pipeline.chain.order import runs_folder
 from pipeline.core.errors import ArtifactError, ConfigError, did_you_mean
 from pipeline.engines.model_checks import check_model
 
-_GENERIC = {"checkpoint", "model", "adapter", "final"}  # folder names that don't describe the model
+CHECKPOINT = "checkpoint"
+"""In the folder of a run: a link to the aligned model, as soon as it is trained."""
+_GENERIC = {CHECKPOINT, "model", "adapter", "final"}  # folder names that don't describe the model
 
 
 def with_checkpoints(config: Config, checkpoint: str, base: str | None) -> Config:
@@ -34,7 +36,7 @@ def with_checkpoints(config: Config, checkpoint: str, base: str | None) -> Confi
         names = {first if first not in names else f"base-{first}": base_path, **names}
     evaluation = config.evaluate.model_copy(update={"checkpoints": names})
     run = Path(path).parent
-    if Path(path).name == "checkpoint" and (run / "config.json").is_file():
+    if Path(path).name == CHECKPOINT and (run / "config.json").is_file():
         theirs = read_config(run)
         where: dict[str, Any] = {"path": str(run / "constitution.yaml"), "max_principles": None, "without": []}
         return config.model_copy(
@@ -77,17 +79,20 @@ def find_checkpoint(name: str, output_dir: str, field: str) -> str:
     """
     given, runs = Path(name).expanduser(), runs_folder(output_dir)
     for run in (given, runs / name):
-        if (run / "checkpoint" / "config.json").is_file():
-            return str(run.resolve() / "checkpoint")
+        if (run / CHECKPOINT / "config.json").is_file():
+            return str(run.resolve() / CHECKPOINT)
         if (run / "run.json").is_file():
-            raise ConfigError(f"{field}: the run {name!r} has no checkpoint; give a run that has finished training.")
+            raise ConfigError(
+                f"{field}: the run {name!r} has no checkpoint; run its command again to finish the stage align, or "
+                "give another run."
+            )
     if given.is_dir():
         return str(given.parent.resolve() / given.name)
     try:
         check_model(name, None, field)
     except ConfigError:
         known = [path.parent.parent.name for path in runs.glob("*/checkpoint/config.json")]
-        if get_close_matches(given.name, known):
+        if get_close_matches(given.name, known) or (known and "/" not in name):
             raise ConfigError(f"{field}: there is no run or model {name!r}{did_you_mean(given.name, known)}.") from None
         raise
     return name

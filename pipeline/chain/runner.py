@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.chain import launch, machines
-from pipeline.chain.checkpoints import read_config, slug
+from pipeline.chain.checkpoints import CHECKPOINT, read_config, slug
 from pipeline.chain.config import Config, to_plain
 from pipeline.chain.order import (
     CHAIN,
@@ -93,12 +93,16 @@ def _run(prepared: Prepared, name: str, folder: Path) -> Run:
         _announce(name, folder, config, prepared)
         log_start(folder)
         done: dict[str, Finished] = {}
-        for number, task in enumerate(tasks_of(config), start=1):
+        tasks = tasks_of(config)
+        last_alignment = next((task for task in reversed(tasks) if task.stage.name == "align"), None)
+        for number, task in enumerate(tasks, start=1):
             made = {name: finished.manifest for name, finished in done.items()}
             fields = fields_for_key(task, config, constitution, made)
             _record(folder, done, making=folder_name(task, fields))
             done[task.name] = _ensure(task, fields, prepared, done, name, run_ranks)
             link(done[task.name].folder, folder / f"{number}-{task.name}")
+            if task == last_alignment:  # from now on others can use the model
+                link(done[task.name].folder / "model", folder / CHECKPOINT)
             log_stage(folder, task.name, done[task.name].folder, done[task.name].cached)
         _record(folder, done)
         _remove_old_links(folder, [f"{number}-{name}" for number, name in enumerate(done, start=1)])
@@ -314,9 +318,6 @@ def _finish(folder: Path, done: dict[str, Finished], seconds: float) -> None:
         if (folder / TABLES).is_dir() and not (folder / TABLES).is_symlink():
             shutil.rmtree(folder / TABLES)  # written by `cai report`
         link(report.folder / TABLES, folder / TABLES)
-    aligned = [finished for finished in done.values() if finished.task.stage.name == "align"]
-    if aligned:
-        link(aligned[-1].folder / "model", folder / "checkpoint")
     if guard := done.get("guard"):
         link(guard.folder / GUARD, folder / GUARD)
     made = [finished for finished in done.values() if not finished.cached]
@@ -327,5 +328,5 @@ def _finish(folder: Path, done: dict[str, Finished], seconds: float) -> None:
     say(f"finished in {duration(seconds)} ({len(made)} of {len(done)} stages made{share}{memory})")
     if "report" in done:
         say(f"report: {folder / 'report.html'}")
-        if aligned:
-            say(f"checkpoint: {folder / 'checkpoint'}")
+        if any(finished.task.stage.name == "align" for finished in done.values()):
+            say(f"checkpoint: {folder / CHECKPOINT}")

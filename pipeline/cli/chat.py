@@ -113,6 +113,8 @@ class Terminal:
         self._say(f"{found.principle.title} ({found.principle.id})", style="bold")
         self._say(f"critique: {found.critique}")
         self._say(f"revision: {found.revision}")
+        if found.doubt:
+            self._say(f"({found.doubt})", style="yellow")
 
     def _ask_why(self) -> None:
         if self._why is None:
@@ -145,6 +147,11 @@ class Terminal:
             saved = keep_contrast(self._keep, turns[0]["content"], right, twin.strip())
         elif criticised is None:
             raise ConfigError("an example needs a critique and a revision; ask for them with /critique first.")
+        elif criticised.doubt:
+            raise ConfigError(
+                f"nothing is saved. {criticised.doubt} Try another principle (/critique PRINCIPLE), or write "
+                "the example by hand (docs/daily.md)."
+            )
         else:
             texts = (turns[0]["content"], turns[1]["content"], criticised.critique, criticised.revision)
             saved = keep_example(self._keep, *texts, criticised.principle.tags)
@@ -152,7 +159,8 @@ class Terminal:
         self._say(f"saved in {path}; {use}")
 
     def _say(self, text: str, style: str | None = None) -> None:
-        self._console.print(text, style=style, markup=False, soft_wrap=True)
+        whole_lines = not self._console.is_terminal
+        self._console.print(text, style=style, markup=False, soft_wrap=whole_lines)
 
 
 def _columns(names: Sequence[str], texts: Sequence[str]) -> Table:

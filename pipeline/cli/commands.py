@@ -15,6 +15,7 @@ from pipeline.cli.daily import chat, clean, dashboard, doctor
 from pipeline.cli.evidence import approve, bundle, verify
 from pipeline.cli.export import export
 from pipeline.cli.json_value import print_json
+from pipeline.cli.screen import console, print_markdown
 from pipeline.core.errors import ConfigError, StageError
 
 if TYPE_CHECKING:
@@ -186,13 +187,15 @@ def _write_comparison(
 
     path = write_comparison(folders, labels, Path(output_dir).expanduser() / "comparisons", guidelines)
     say(f"comparison: {path.with_suffix('.html')} (and {path.name}, {path.stem}.json)")
-    print((path.with_suffix(".json") if as_json else path).read_text(encoding="utf-8"), end="")
+    if as_json:
+        print(path.with_suffix(".json").read_text(encoding="utf-8"), end="")
+    else:
+        print_markdown(path.read_text(encoding="utf-8"))
 
 
 def _plan(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from rich.console import Console
     from rich.table import Table
 
     from pipeline.chain.compose import compose_config
@@ -209,7 +212,7 @@ def _plan(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"stages": [asdict(step) for step in steps], "warnings": prepared.notes, "deviations": deviations})
         return 0
-    table = Table("stage", "what happens", "folder", title="cai plan", title_justify="left", box=None, pad_edge=False)
+    table = Table("stage", "what happens", "folder", box=None, pad_edge=False)
     for column in ("calls ≤", "tokens written ≤", "tokens read ≈", "steps"):
         table.add_column(column, justify="right")
     for step in steps:
@@ -217,15 +220,15 @@ def _plan(args: argparse.Namespace) -> int:
         table.add_row(step.stage, step.state, step.folder, *(f"{n:,}" if n else "" for n in numbers))
     totals = [sum(getattr(step.cost, name) for step in steps) for name in COUNTED]
     table.add_row("total", "", "", *(f"{n:,}" for n in totals))
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(table)
+    screen = console(140)
+    screen.print(table)
     lines = [*time_and_money(steps, config.launch), *memory_table(prepared), *usage(config, steps)]
     for line in [*lines, *rendering_table(prepared.rendering)]:
-        console.print(line, markup=False, highlight=False)
+        screen.print(line, markup=False)
     for note in prepared.notes:
-        console.print(f"warning: {note}", markup=False)
+        screen.print(f"warning: {note}", markup=False)
     for sentence in deviations:
-        console.print(f"differs from the paper: {sentence}", markup=False)
+        screen.print(f"  differs from the paper: {sentence}", markup=False)
     return 0
 
 
@@ -239,10 +242,9 @@ def _config(args: argparse.Namespace) -> int:
     if args.markdown:
         print(HEADER + text, end="")
         return 0
-    from rich.console import Console
     from rich.markdown import Markdown
 
-    Console(width=None if sys.stdout.isatty() else 160).print(Markdown(text))
+    console(160).print(Markdown(text))
     return 0
 
 

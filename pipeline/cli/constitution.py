@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from pipeline.cli.json_value import print_json
+from pipeline.cli.screen import console
 from pipeline.constitution.files import find_constitution, load_constitution, shipped_constitutions, to_yaml
 from pipeline.constitution.schema import Constitution, Principle
 from pipeline.core.errors import ConfigError
+from pipeline.core.text import number_of
 
 WIDTH = 100
 
@@ -32,10 +31,7 @@ def _list(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     found = load_constitution(find_constitution(args.file))
-    print(
-        f"{args.file}: {found.name} {found.version} is valid: {len(found.principles)} principles, "
-        f"{len(found.worked_examples)} worked examples, {len(found.good_answers)} good answers."
-    )
+    print(f"{args.file}: {found.name} {found.version} is valid: {_parts(found)}.")
     for note in found.tag_notes():
         print(f"warning: {note}")
 
@@ -68,7 +64,7 @@ def _import_markdown(args: argparse.Namespace) -> None:
     target = args.output or args.file.with_suffix(".yaml")
     found = write_draft(draft, target)
     show_left_out(page)
-    print(f"{target}: {len(found.principles)} principles, each with its line in {args.file.name}.")
+    print(f"{target}: {number_of(len(found.principles), 'principle')}, each with its line in {args.file.name}.")
     for note in found.tag_notes():
         print(f"warning: {note}")
 
@@ -105,10 +101,10 @@ def _show(args: argparse.Namespace) -> None:
 
 def show_constitution(one: Constitution, examples: bool) -> None:
     """Print a constitution as a person reads it."""
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    screen = console(WIDTH)
 
     def say(text: str = "", style: str | None = None) -> None:
-        console.print(text, style=style, markup=False, width=WIDTH)
+        screen.print(text, style=style, markup=False, width=WIDTH)
 
     say(f"{one.name} {one.version}: {one.description}", "bold")
     say(one.preamble.strip())
@@ -121,13 +117,23 @@ def show_constitution(one: Constitution, examples: bool) -> None:
         say(f"  revise: {principle.revision_request}")
         say(f"  prefer: {principle.preference_question}")
     say()
-    counts = {name: getattr(one, name) for name in ("worked_examples", "good_answers", "contrasts")}
-    say(", ".join(f"{len(parts)} {name.replace('_', ' ')}" for name, parts in counts.items()) + ".")
-    for parts in counts.values() if examples else ():
+    say(f"{_parts(one)}.")
+    for parts in (one.worked_examples, one.good_answers, one.contrasts) if examples else ():
         for part in parts:
             say()
             for name, value in part.model_dump(exclude={"tags"}).items():
                 say(f"  {name.replace('_', ' ')}: {value}", "bold" if name == "id" else None)
+
+
+def _parts(one: Constitution) -> str:
+    """How many principles and examples of each kind it has."""
+    counts = {
+        "principle": len(one.principles),
+        "worked example": len(one.worked_examples),
+        "good answer": len(one.good_answers),
+        "contrast": len(one.contrasts),
+    }
+    return ", ".join(number_of(number, noun) for noun, number in counts.items())
 
 
 def _stress(args: argparse.Namespace) -> None:

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from pipeline.cli.json_value import print_json
+from pipeline.cli.screen import console
 from pipeline.core.errors import ConfigError
 from pipeline.core.memory import GIB
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from pipeline.daily.doctor import Finding
     from pipeline.records import Message
 
-WIDTH = 120
 MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "wrong": ("wrong", "red")}
 
 
@@ -96,19 +95,15 @@ def _agreed(num_folders: int) -> bool:
     return sys.stdin.isatty() and input(f"Remove these {num_folders} folders? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
-
-
 def show_findings(findings: Iterable[Finding]) -> list[Finding]:
     """Print each finding as soon as it is there, and return all of them."""
-    console, found = _console(), []
+    screen, found = console(), []
     for finding in findings:
         found.append(finding)
         mark, style = MARKS[finding.state]
-        console.print(Text(f"{mark:<6}", style=style) + Text(f"{finding.name}: {finding.found}"), soft_wrap=True)
+        screen.print(Text(f"{mark:<6}", style=style) + Text(f"{finding.name}: {finding.found}"), soft_wrap=True)
         if finding.remedy:
-            console.print(Text(f"       {finding.remedy}"), soft_wrap=True)
+            screen.print(Text(f"       {finding.remedy}"), soft_wrap=True)
     return found
 
 
@@ -123,15 +118,15 @@ def show_survey(survey: Survey) -> None:
     for name, here in [*sorted(by_stage.items()), ("all", survey.entries)]:
         free = [entry for entry in here if entry.removable]
         table.add_row(name, str(len(here)), _gib(here), str(len(free) or ""), _gib(free) if free else "")
-    console = _console()
-    console.print(f"{survey.folder}; runs that refer to it: {survey.num_runs}", markup=False, soft_wrap=True)
-    console.print(table)
+    screen = console()
+    screen.print(f"{survey.folder}; runs that refer to it: {survey.num_runs}", markup=False, soft_wrap=True)
+    screen.print(table)
 
 
 def show_removable(entries: Sequence[Entry]) -> None:
-    console = _console()
+    screen = console()
     for entry in entries:
-        console.print(f"  {_gib([entry]):>7} GiB  {entry.name}", markup=False)
+        screen.print(f"  {_gib([entry]):>7} GiB  {entry.name}", markup=False)
 
 
 def _gib(entries: Sequence[Entry]) -> str:

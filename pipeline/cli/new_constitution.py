@@ -21,7 +21,7 @@ from pipeline.constitution.markdown import Page, Rule, read_page
 from pipeline.constitution.published import read_text
 from pipeline.constitution.schema import Constitution
 from pipeline.core.errors import ConfigError
-from pipeline.core.text import whole_characters
+from pipeline.core.text import number_of, whole_characters
 
 WHAT_TO_IMPROVE = (
     "This is a draft. What makes it better:",
@@ -119,9 +119,20 @@ def _with_engine(draft: Draft, rules: list[tuple[Rule, Kind]], args: argparse.Na
         draft.notes[name] = "; ".join(
             filter(None, (place, "the engine's answer could not be read; this is the template"))
         )
-    num_read = len(rules) - len(drafted.unread)
-    print(f"The engine worded {num_read} of {len(rules)} principles; the answers for the others could not be read.")
+    print(_worded(len(rules), len(drafted.unread)))
     return draft
+
+
+def _worded(num_rules: int, num_unread: int) -> str:
+    if not num_unread:
+        return f"The engine worded all of {num_rules} principles."
+    if num_unread == num_rules:
+        return (
+            f"The engine worded none of {num_rules} principles: no answer has the nine lines that it was asked for. "
+            "The file has templates; take a larger model (1 B at least), or write the principles yourself."
+        )
+    done = num_rules - num_unread
+    return f"The engine worded {done} of {num_rules} principles; for the others the file has templates, and says so."
 
 
 def show_left_out(page: Page) -> None:
@@ -132,7 +143,8 @@ def show_left_out(page: Page) -> None:
 
 
 def _say_next(found: Constitution, path: Path) -> None:
-    print(f"{path}: {len(found.principles)} principles, {len(found.worked_examples)} worked examples.")
+    parts = [number_of(len(found.principles), "principle"), number_of(len(found.worked_examples), "worked example")]
+    print(f"{path}: {', '.join(parts)}.")
     print("Read it and improve it. Then:")
     print(f"  cai constitution check {path}")
     print(f"  cai constitution stress {path} engine.path=FOLDER_OR_ID")

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.cli.screen import console
 from pipeline.explain.stress import Stress, sentences
 from pipeline.report.stressed import Rows, pair_rows, principle_rows, summary
-
-WIDTH = 120
 
 
 def show(stressed: Stress, folder: Path) -> None:
     """Print who judged, a table of principles, a table of pairs, and what stands out."""
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
-    console.print(summary(stressed), markup=False)
+    screen = console()
+    screen.print(summary(stressed), markup=False)
     for rows in (principle_rows(stressed), pair_rows(stressed)):
         if rows:
-            console.print()
-            console.print(_table(rows))
-    console.print()
+            screen.print()
+            screen.print(_table(rows))
+    screen.print()
     for sentence in sentences(stressed):
-        console.print(sentence, markup=False)
-    console.print(f"kept in {folder}", markup=False, soft_wrap=True)
+        screen.print(sentence, markup=False)
+    screen.print(f"kept in {folder}", markup=False, soft_wrap=True)
 
 
 def _table(rows: Rows) -> Table:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.cli.screen import console
 from pipeline.explain.lineage import PairSource, SftSource
 from pipeline.explain.why import Candidate, Leaning, Reply, Why
 from pipeline.records import dialogue_text
@@ -19,10 +19,10 @@ MOST_CHARACTERS = 160  # of a text in a table
 
 def show(answer: Why, num_nearest: int) -> None:
     """Print the reply, the log-probabilities, the nearest rows and those that mattered most, each in a table."""
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    screen = console(WIDTH)
 
     def say(text: str = "") -> None:
-        console.print(text, markup=False)
+        screen.print(text, markup=False)
 
     case = f" (case {answer.case})" if answer.case else ""
     say(f"run {answer.run}")
@@ -32,7 +32,7 @@ def show(answer: Why, num_nearest: int) -> None:
     for reply in [answer.reply] if answer.reply == answer.first_reply else [answer.reply, answer.first_reply]:
         say(f"{reply.model}{_how(reply)}: {reply.text or '(nothing)'}")
     say()
-    console.print(_leanings(answer))
+    screen.print(_leanings(answer))
     for what, total, candidates in (
         ("SFT rows", answer.num_sft_rows, answer.sft),
         ("pairs", answer.num_pairs, answer.pairs),
@@ -41,8 +41,8 @@ def show(answer: Why, num_nearest: int) -> None:
             nearest = candidates[:num_nearest]
             title = f"Nearest to the prompt: {len(nearest)} of {total:,} {what}"
             say()
-            console.print(_rows(title, nearest))
-            _show_influence(console, what, candidates, num_nearest)
+            screen.print(_rows(title, nearest))
+            _show_influence(screen, what, candidates, num_nearest)
     say()
     if answer.sft or answer.pairs:
         say(f"similarity: cosine of hidden states of {answer.models[0]} at the end of the prompt, from -1 to 1")
@@ -87,7 +87,7 @@ def _rows(title: str, candidates: Sequence[Candidate]) -> Table:
     return table
 
 
-def _show_influence(console: Console, what: str, candidates: Sequence[Candidate], number: int) -> None:
+def _show_influence(screen: Console, what: str, candidates: Sequence[Candidate], number: int) -> None:
     measured = [(found.influence, found) for found in candidates if found.influence is not None]
     if not measured:
         return
@@ -105,14 +105,14 @@ def _show_influence(console: Console, what: str, candidates: Sequence[Candidate]
     for influence, candidate in [pair for pair in measured if pair[0].cosine > 0][:number]:
         row = Text(f"{candidate.row.id}: {_cut(_learnt(candidate.row), 60)}")
         table.add_row(f"{influence.cosine:+.3f}", f"{influence.product:+.3g}", row)
-    console.print(table)
+    screen.print(table)
     against = [pair for pair in measured if pair[0].cosine < 0]
     if against:
         influence, candidate = against[-1]
         sentence = (
             f"{len(against)} of them made it less likely, most of all {candidate.row.id} ({influence.cosine:+.3f})."
         )
-        console.print(sentence, markup=False)
+        screen.print(sentence, markup=False)
 
 
 def _learnt(row: SftSource | PairSource) -> str:

@@ -84,7 +84,8 @@ def ids_of(rules: Sequence[Rule]) -> list[str]:
     """A distinct id for each rule, from its first words, or from its place if they are not in Latin letters."""
     found: list[str] = []
     for number, rule in enumerate(rules, start=1):
-        first = [word.lower() for word in words(rule.title or rule.text) if re.fullmatch(r"[A-Za-z0-9]+", word)][:5]
+        plain = re.sub(r"['’]s?\b", "", rule.title or rule.text)  # "children's" gives "children"
+        first = [word.lower() for word in words(plain) if re.fullmatch(r"[A-Za-z0-9]+", word)][:5]
         name = "-".join(first) or f"rule-{number}"
         while name in found:
             name = f"{name}-{number}"

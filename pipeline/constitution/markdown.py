@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -17,6 +18,7 @@ MAX_WORDS, MIN_WORDS = 80, 3
 PROSE, SHORT, EXAMPLE = "long or descriptive paragraphs", "headings and labels", "examples, quotes, tables and code"
 
 _DEMANDS = re.compile(r"\b(must|shall|should|never|always|do not|don['’]t|may not|avoid)\b", re.IGNORECASE)
+_TITLES = re.compile(r"(how|what|when|where|which|who|why)\b", re.IGNORECASE)  # "How the assistant should behave"
 _EXAMPLES = re.compile(r"examples?\b", re.IGNORECASE)
 _ATTRIBUTES = re.compile(r"\s*\{[#.:][^{}]*\}\s*$")
 _MARKED = re.compile(r"\{[^{}]*\bauthority=[^{}]*\}\s*$")
@@ -55,7 +57,8 @@ def read_page(text: str, every_paragraph: bool = False) -> Page:
     """The rules of a page.
 
     A list item is a rule, nested or not, unless it only introduces others (it ends with a colon). So is a paragraph or
-    a heading that demands something in English (must, should, never, don't …). If headings are marked with
+    a heading that demands something in English (must, should, never, don't …), unless the heading asks a question (how,
+    what …) that the text below it answers. If headings are marked with
     ``{authority=…}``, as in a model spec, these are the rules, each with the first short paragraph below it, and
     nothing else is.
 
@@ -66,17 +69,19 @@ def read_page(text: str, every_paragraph: bool = False) -> Page:
     if any(block.is_marked for block in blocks):
         return _marked_rules(blocks)
     page, in_examples = Page(), False
-    for block, after in zip(blocks, [*blocks[1:], None], strict=True):
+    for block, after in zip_longest(blocks, blocks[1:]):
         is_heading = block.kind.startswith("h")
         if is_heading:
             in_examples = bool(_EXAMPLES.match(block.text))
-        stands_alone = every_paragraph and (after is None or after.kind.startswith("h"))
-        wanted = block.kind == "li" or _DEMANDS.search(block.text) or (every_paragraph and not is_heading)
+        has_text_below = after is not None and not after.kind.startswith("h")
+        is_title = is_heading and has_text_below and bool(_TITLES.match(block.text))
+        demands = bool(_DEMANDS.search(block.text)) and not is_title
+        wanted = block.kind == "li" or demands or (every_paragraph and not is_heading)
         if block.kind == EXAMPLE or in_examples:
             page.num_left_out[EXAMPLE] += 1
         elif not _is_short(block) or block.text.endswith(":"):
             page.num_left_out[PROSE if len(words(block.text)) > MAX_WORDS else SHORT] += 1
-        elif wanted or (is_heading and stands_alone):
+        elif wanted or (every_paragraph and is_heading and not has_text_below):
             page.rules.append(Rule(block.text, block.line, block.title))
         else:
             page.num_left_out[SHORT if is_heading else PROSE] += 1
@@ -86,7 +91,7 @@ def read_page(text: str, every_paragraph: bool = False) -> Page:
 def _marked_rules(blocks: Sequence[_Block]) -> Page:
     """The marked headings, each with the first paragraph below it if that is short."""
     page = Page()
-    for block, after in zip(blocks, [*blocks[1:], None], strict=True):
+    for block, after in zip_longest(blocks, blocks[1:]):
         if block.is_marked:
             below = f": {after.text}" if after and after.kind == "p" and _is_short(after) else ""
             page.rules.append(Rule(block.text + below, block.line, block.text))

@@ -12,7 +12,7 @@ from typing import Annotated, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from pipeline.core.errors import ConfigError, did_you_mean
-from pipeline.core.text import first_words
+from pipeline.core.text import first_words, words
 from pipeline.records import Message, Pool, Prompt, derive_seed
 
 SLUG = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
@@ -74,6 +74,12 @@ class WorkedExample(_Part):
     """What is wrong with that reply."""
     revision: Text
     """The corrected reply."""
+
+    @model_validator(mode="after")
+    def _is_corrected(self) -> WorkedExample:
+        if words(self.revision) == words(self.poor_reply):
+            raise ValueError(f"{self.id!r} has a revision with the words of its poor_reply; write the corrected reply")
+        return self
 
 
 class GoodAnswer(_Part):

@@ -18,6 +18,11 @@ _LIST_NUMBER = regex.compile(r"(?:^|\n)[ \t]*\d+$")
 _CHARACTERS_PER_TOKEN = 4  # of English
 
 
+def number_of(number: int, noun: str) -> str:
+    """ "1 principle", "2 principles"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def about_tokens(*texts: str) -> int:
     """Tokens of all texts together, for an estimate without a tokenizer."""
     return sum(map(len, texts)) // _CHARACTERS_PER_TOKEN

@@ -20,6 +20,8 @@ from pipeline.constitution.critique import (
 from pipeline.constitution.files import find_constitution, load_constitution
 from pipeline.constitution.schema import POOL_TAGS, Constitution, Principle
 from pipeline.core.errors import ConfigError, StageError, did_you_mean
+from pipeline.core.text import words
+from pipeline.critique.rounds import why_no_revision
 from pipeline.engines.base import Engine, Request, Weights, open_engine
 from pipeline.engines.local import talking_engine
 from pipeline.engines.model_checks import check_model
@@ -46,6 +48,8 @@ class Criticised:
     principle: Principle
     critique: str
     revision: str
+    doubt: str
+    """Why the revision may be of no use, in a sentence; "": nothing speaks against it."""
 
 
 class Session:
@@ -139,16 +143,19 @@ class Session:
         pool: Pool = "red_team" if POOL_TAGS["red_team"] & set(principle.tags) else "ordinary"
         number = self._config.critique.num_few_shot
         critique = self._ask_critic(
+            "critique",
             critique_examples(self.constitution, pool, number),
             critique_question(prompt, last["content"], principle),
             self._config.critique.max_critique_tokens,
         )
         revision = self._ask_critic(
+            "revision",
             revision_examples(self.constitution, pool, number),
             revision_question(prompt, last["content"], critique, principle),
             self._config.critique.max_revision_tokens,
         )
-        self.criticised = Criticised(principle, critique, revision)
+        doubt = _doubt(revision, last["content"], prompt[-1]["content"], principle)
+        self.criticised = Criticised(principle, critique, revision, doubt)
         return self.criticised
 
     def _principle(self, principle_id: str | None, prompt: Sequence[Message]) -> Principle:
@@ -160,7 +167,7 @@ class Session:
             raise ConfigError(f"there is no principle {principle_id!r}{did_you_mean(principle_id, known)}.")
         return known[principle_id]
 
-    def _ask_critic(self, examples: list[Message], question: str, max_tokens: int) -> str:
+    def _ask_critic(self, what: str, examples: list[Message], question: str, max_tokens: int) -> str:
         if self._critic is None:
             self._critic = self._open_critic()
         request = Request(
@@ -173,13 +180,23 @@ class Session:
         )
         with TemporaryDirectory() as folder:
             logbook = Scratch(Path(folder))
-            [completion] = generate_all(self._critic, "critic", [request], logbook, "critic").values()
+            [completion] = generate_all(self._critic, what, [request], logbook, what).values()
         text = tidy(completion.text, cut_off=completion.finish == "length")
         if not text:
             raise StageError(
                 f"the critic {self._critic.name} wrote nothing that can be used; try again with /critique."
             )
         return text
+
+
+def _doubt(revision: str, reply: str, request: str, principle: Principle) -> str:
+    if words(revision) == words(reply):
+        return "The revision changes no word of the reply. A small critic often can't do more: correct it by hand."
+    if why_no_revision(revision, request, principle):
+        return (
+            "The revision copies the request or the instruction, or repeats a phrase. A run leaves such revisions out."
+        )
+    return ""
 
 
 def open_session(

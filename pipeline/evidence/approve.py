@@ -158,7 +158,7 @@ def _refuse_empty(by: str, note: str) -> None:
 def gate_of(run: Path) -> Gate | None:
     path = run / "gate.json"
     if not path.is_file():
-        raise ArtifactError(f"run {run.name} has no report yet; finish it with the command that began it.")
+        raise ConfigError(f"run {run.name} has no report yet; finish it with the command that began it.")
     text = path.read_text(encoding="utf-8")
     try:
         return None if text.strip() == "null" else Gate.model_validate_json(text)

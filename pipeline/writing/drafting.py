@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.constitution.drafts import Kind, ids_of, principle_of
 from pipeline.constitution.markdown import Rule
@@ -57,15 +57,20 @@ def draft_principles(rules: Sequence[tuple[Rule, Kind]], engine: Engine, seed: i
     for (rule, kind), own in zip(rules, ids, strict=True):
         lines = read_answer(answers[own])
         if lines is None:
-            template = principle_of(rule, own, kind)
-            drafted.principles.append(template.model_copy(update={"tags": template.tags or EVERYWHERE}))
+            drafted.principles.append(principle_of(rule, own, kind))
             drafted.unread.append(own)
             continue
         drafted.principles.append(_principle(lines, own))
         if (key := request_key(lines["REQUEST"])) not in requests:  # a request may have only one best reply
             requests.add(key)
             drafted.examples.append(_example(lines, own))
-    return drafted
+    return drafted if len(drafted.unread) == len(rules) else _tagged(drafted)
+
+
+def _tagged(drafted: Drafted) -> Drafted:
+    """With tags on the templates: beside tagged principles, one without tags would be used for no prompt."""
+    tagged = [one.model_copy(update={"tags": one.tags or EVERYWHERE}) for one in drafted.principles]
+    return replace(drafted, principles=tagged)
 
 
 def request_key(request: str) -> str:

@@ -96,6 +96,22 @@ def test_duplicate_ids_and_requests_are_refused(tmp_path: Path):
     assert "the same as in worked_examples[0]" in refusal(path)
 
 
+def test_a_worked_example_that_corrects_nothing_is_refused(tmp_path: Path):
+    path = tmp_path / "mine.yaml"
+    data = yaml.safe_load(MINIMAL.read_text(encoding="utf-8"))
+    data["worked_examples"] = [
+        {
+            "id": "same",
+            "request": "Who has it?",
+            "poor_reply": "Sarah has it.",
+            "critique": "Rude.",
+            "revision": "Sarah has it!",
+        }
+    ]
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    assert "'same' has a revision with the words of its poor_reply; write the corrected reply" in refusal(path)
+
+
 def tagged(*tags: list[str], weight: float = 1.0) -> Constitution:
     """A constitution with one principle for each list of tags."""
     texts = dict.fromkeys(("title", "critique_request", "revision_request", "preference_question"), "x")

@@ -86,6 +86,24 @@ def test_in_a_page_of_ones_own_every_short_paragraph_is_a_rule():
     ]
 
 
+def test_a_heading_that_asks_what_its_text_answers_is_a_title():
+    page = "# How it should behave\n\nIt must never lecture anyone.\n\n## Never give out keys\n\nThey stay here.\n"
+    for every_paragraph in (False, True):
+        found = [rule.text for rule in read_page(page, every_paragraph).rules]
+        assert found[:2] == ["It must never lecture anyone.", "Never give out keys"]
+
+
+def test_a_page_without_text_has_no_rules():
+    assert read_page("").rules == [] and read_page("\n\n", every_paragraph=True).rules == []
+
+
+def test_ids_keep_the_owner():
+    assert ids_of([Rule("Children's questions get an answer", 1), Rule("Don’t guess", 2)]) == [
+        "children-questions-get-an-answer",
+        "dont-guess",
+    ]
+
+
 def test_ids_are_distinct_in_every_script():
     texts = ["foo 3", "foo", "foo", "不要说谎。", "foo 3"]
     assert ids_of([Rule(text, 1) for text in texts]) == ["foo-3", "foo", "foo-3-3", "rule-4", "foo-3-5"]

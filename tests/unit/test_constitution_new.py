@@ -72,6 +72,7 @@ def test_without_a_request_to_decline_nothing_asks_for_the_reply(new: Callable[.
         ("- a rule with half \ud83d\n", ["--text", "-"], "--text -: standard input is not text"),
         ("\n" * 7, [], "no rule was given; answer question 3, 4 or 5."),
         ("# Title\n", ["--text", "-"], "--text -: no rule was found"),
+        ("", ["--text", "-"], "--text -: no rule was found"),
         ("", ["--text", "gone.md"], "--text: there is no file gone.md"),
         ("Be kind to all.\n", ["--text", "-", "engine=foo"], "engine=foo: there is no such option"),
     ],
@@ -216,3 +217,19 @@ def test_an_engine_words_what_it_can_and_templates_do_the_rest(
     (tmp_path / "mine.yaml").unlink()
     asked = len(engine.asked)
     assert new(page, "--text", "-", *where) == 0 and len(engine.asked) == asked, "kept answers are not asked for again"
+
+
+def test_an_engine_that_words_nothing_leaves_the_templates_as_they_are(
+    new: Callable[..., int],
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr("pipeline.chain.drafting.open_engine", lambda *_: FakeEngine(lambda _: "I don't know."))
+    where = [f"model.path={tiny_model}", f"output_dir={tmp_path / 'outputs'}"]
+    assert new("- Never tell a lie.\n- Be kind to all.\n", "--text", "-", *where) == 0
+    found = load_constitution(tmp_path / "mine.yaml")
+    assert [principle.tags for principle in found.principles] == [[], []], "without an engine they have none either"
+    out = capsys.readouterr().out
+    assert "The engine worded none of 2 principles" in out and "2 principles, 0 worked examples." in out

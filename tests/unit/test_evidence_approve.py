@@ -173,7 +173,7 @@ def test_a_run_without_a_report_is_one_sentence(failing: Path, tmp_path: Path, c
     run.mkdir(parents=True)
     (run / "config.json").write_text((failing / "config.json").read_text())
     (run / "constitution.yaml").write_text((failing / "constitution.yaml").read_text())
-    assert approve(run) == 1
+    assert approve(run) == 2
     assert "has no report yet" in capsys.readouterr().err
     assert main(["bundle", str(run), "--output-dir", str(tmp_path)]) == 1
     assert "has no finished evaluate, so there is nothing to bundle" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from pipeline.cli.screen import console
 from pipeline.constitution.files import find_constitution, load_constitution, shipped_constitutions, to_yaml
 from pipeline.constitution.schema import Constitution, Principle
 from pipeline.core.errors import ConfigError
-from pipeline.core.text import number_of
+from pipeline.core.text import count_of
 
 WIDTH = 100
 
@@ -64,7 +64,7 @@ def _import_markdown(args: argparse.Namespace) -> None:
     target = args.output or args.file.with_suffix(".yaml")
     found = write_draft(draft, target)
     show_left_out(page)
-    print(f"{target}: {number_of(len(found.principles), 'principle')}, each with its line in {args.file.name}.")
+    print(f"{target}: {count_of(len(found.principles), 'principle')}, each with its line in {args.file.name}.")
     for note in found.tag_notes():
         print(f"warning: {note}")
 
@@ -133,7 +133,7 @@ def _parts(one: Constitution) -> str:
         "good answer": len(one.good_answers),
         "contrast": len(one.contrasts),
     }
-    return ", ".join(number_of(number, noun) for noun, number in counts.items())
+    return ", ".join(count_of(number, noun) for noun, number in counts.items())
 
 
 def _stress(args: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from pipeline.constitution.markdown import Page, Rule, read_page
 from pipeline.constitution.published import read_text
 from pipeline.constitution.schema import Constitution
 from pipeline.core.errors import ConfigError
-from pipeline.core.text import number_of, whole_characters
+from pipeline.core.text import count_of, whole_characters
 
 WHAT_TO_IMPROVE = (
     "This is a draft. What makes it better:",
@@ -143,7 +143,7 @@ def show_left_out(page: Page) -> None:
 
 
 def _say_next(found: Constitution, path: Path) -> None:
-    parts = [number_of(len(found.principles), "principle"), number_of(len(found.worked_examples), "worked example")]
+    parts = [count_of(len(found.principles), "principle"), count_of(len(found.worked_examples), "worked example")]
     print(f"{path}: {', '.join(parts)}.")
     print("Read it and improve it. Then:")
     print(f"  cai constitution check {path}")

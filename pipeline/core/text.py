@@ -18,7 +18,7 @@ _LIST_NUMBER = regex.compile(r"(?:^|\n)[ \t]*\d+$")
 _CHARACTERS_PER_TOKEN = 4  # of English
 
 
-def number_of(number: int, noun: str) -> str:
+def count_of(number: int, noun: str) -> str:
     """ "1 principle", "2 principles"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 

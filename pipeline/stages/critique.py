@@ -16,7 +16,7 @@ from pipeline.core import distributed
 from pipeline.core.counts import warn_of_share
 from pipeline.core.settings import part
 from pipeline.core.stage import Context, Cost, Memory, Metrics, Prepared, Stage, Use
-from pipeline.core.text import about_tokens, number_of
+from pipeline.core.text import about_tokens, count_of
 from pipeline.critique.config import CritiqueConfig
 from pipeline.critique.rounds import Rounds, why_unusable
 from pipeline.data.counterfactuals import CounterfactualSet, counterfactual_sets
@@ -65,7 +65,7 @@ class Critique(Stage):
         asked, known = prepared.config.critique.num_few_shot, len(prepared.constitution.worked_examples)
         if asked <= known:
             return []
-        shown = f"only {number_of(known, 'worked example')}; all are shown" if known else "no worked examples to show"
+        shown = f"only {count_of(known, 'worked example')}; all are shown" if known else "no worked examples to show"
         return [f"critique.num_few_shot is {asked} but the constitution has {shown}."]
 
     def engines(self, config: Config) -> dict[str, EngineConfig]:

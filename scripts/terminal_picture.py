@@ -86,6 +86,7 @@ def main() -> None:
         console.print(Text(f"$ {args.command}", style="bold"))
         for line in drawn(screen_of(args.command, args.type, args.width, args.seconds), args.num_lines):
             console.print(line)
+        console.print()  # the picture cuts the feet of its last line
     picture = console.export_svg(title="", code_format=FONT_FROM_THE_NET.sub("", CONSOLE_SVG_FORMAT))
     args.picture.write_text(picture, encoding="utf-8")
 

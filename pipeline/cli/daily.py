@@ -98,12 +98,13 @@ def _agreed(num_folders: int) -> bool:
 def show_findings(findings: Iterable[Finding]) -> list[Finding]:
     """Print each finding as soon as it is there, and return all of them."""
     screen, found = console(), []
+    whole_lines = not screen.is_terminal
     for finding in findings:
         found.append(finding)
         mark, style = MARKS[finding.state]
-        screen.print(Text(f"{mark:<6}", style=style) + Text(f"{finding.name}: {finding.found}"), soft_wrap=True)
+        screen.print(Text(f"{mark:<6}", style=style) + Text(f"{finding.name}: {finding.found}"), soft_wrap=whole_lines)
         if finding.remedy:
-            screen.print(Text(f"       {finding.remedy}"), soft_wrap=True)
+            screen.print(Text(f"       {finding.remedy}"), soft_wrap=whole_lines)
     return found
 
 

@@ -42,6 +42,7 @@ def show(answer: Why, num_nearest: int) -> None:
             title = f"Nearest to the prompt: {len(nearest)} of {total:,} {what}"
             say()
             screen.print(_rows(title, nearest))
+            say()
             _show_influence(screen, what, candidates, num_nearest)
     say()
     if answer.sft or answer.pairs:

@@ -60,6 +60,26 @@ def test_one_command_ends_with_a_checkpoint_and_a_report(finished: tuple[Run, li
     assert not list((result.folder.parents[1] / "cache").glob("*.partial"))
 
 
+def test_the_checkpoint_is_there_before_the_evaluation_ends(
+    finished: tuple[Run, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from pipeline.chain.compose import compose_config
+    from pipeline.stages.evaluate import Evaluate
+
+    def stops(*_: object) -> None:
+        raise StageError("the evaluation stops here.")
+
+    result, overrides = finished
+    shutil.copytree(result.folder.parents[1] / "cache", tmp_path / "cache", symlinks=True)
+    for name in ("evaluate", "report"):
+        shutil.rmtree(tmp_path / "cache" / result.stages[name].folder.name)
+    monkeypatch.setattr(Evaluate, "run", stops)
+    with pytest.raises(StageError, match="stops here"):
+        run(compose_config([*overrides, f"output_dir={tmp_path}"]))
+    checkpoint = tmp_path / "runs" / "latest" / "checkpoint"
+    assert checkpoint.resolve().parent.name == result.stages["align"].folder.name
+
+
 def test_the_aligned_model_differs_from_sft_and_sft_from_base(finished: tuple[Run, list[str]], tiny_model: Path):
     import torch
     from safetensors.torch import load_file

@@ -148,13 +148,16 @@ def _keys() -> list[str]:
 
 
 def _values() -> list[str]:
-    """``key=value`` of every group, and of the settings that have few values."""
+    """``key=value`` of every group, of the settings that have few values, and of those that choose one of several
+    classes, such as a labeller."""
     from pipeline.chain.compose import group_options
     from pipeline.chain.reference import settings_of
 
     found = {f"{group}={option}" for group, options in group_options().items() for option in options}
     for setting in settings_of():
         kind = setting["type"].removesuffix(" or null")
-        if " | " in kind and not kind.startswith("list of "):
+        if setting["choice"] and kind == setting["default"]:
+            found.add(f"{setting['key']}={kind}")
+        elif " | " in kind and not kind.startswith("list of "):
             found |= {f"{setting['key']}={value}" for value in kind.split(" | ")}
     return sorted(found)

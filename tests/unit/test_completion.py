@@ -52,6 +52,7 @@ def test_groups_settings_and_their_values(bash_script: Path, tmp_path: Path):
     }
     assert complete(bash_script, tmp_path, "evaluate", "embedded", "evaluate/judge", "=", "pat") == {"patterns"}
     assert complete(bash_script, tmp_path, "run", "tracking.mode", "=", "o") == {"online", "offline"}
+    assert complete(bash_script, tmp_path, "run", "preferences.labeller.kind", "=", "c") == {"channel", "cot"}
     assert complete(bash_script, tmp_path, "run", "constitution=pl") == {"constitution=plain_speech"}, (
         "= is no word break"
     )

@@ -39,7 +39,8 @@ def status(output_dir: str, name: str) -> list[tuple[str, str, str]]:
     rows = []
     for task in _whole(read_config(folder)):
         if task in stages and (manifest := Manifest.read(cache / stages[task])):
-            rows.append((task, "done", f"{duration(manifest.seconds)}, {manifest.started}"))
+            begun = manifest.started[:16].replace("T", " ")  # of an ISO time in UTC
+            rows.append((task, "done", f"{duration(manifest.seconds)}, begun {begun} UTC"))
         elif making and making.rpartition("-")[0] == task:
             rows.append((task, "not finished", _unfinished(cache / f"{making}.partial")))
         else:

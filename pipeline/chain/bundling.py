@@ -28,8 +28,9 @@ def approve_run(output_dir: str, name: str, guideline: str | None, by: str, note
     """Approve a run as its report is now; or override a guideline, and write the report again with that.
 
     Raises:
-        ConfigError: there is no such run or guideline, the name or the note is empty, or the gate says FAIL.
-        ArtifactError: the run has no report, or its log is damaged.
+        ConfigError: there is no such run or guideline, the name or the note is empty, the run has no report, or the
+            gate says FAIL.
+        ArtifactError: its log is damaged.
     """
     run = find_run(output_dir, name).resolve()
     if guideline is not None:

@@ -90,10 +90,12 @@ def find_checkpoint(name: str, output_dir: str, field: str) -> str:
         return str(given.parent.resolve() / given.name)
     try:
         check_model(name, None, field)
-    except ConfigError:
+    except ConfigError as error:
         known = [path.parent.parent.name for path in runs.glob("*/checkpoint/config.json")]
-        if get_close_matches(given.name, known) or (known and "/" not in name):
+        if get_close_matches(given.name, known):
             raise ConfigError(f"{field}: there is no run or model {name!r}{did_you_mean(given.name, known)}.") from None
+        if known and "/" not in name:
+            raise ConfigError(f"{str(error).rstrip('.')}; or give a run{did_you_mean(given.name, known)}.") from None
         raise
     return name
 

@@ -101,6 +101,8 @@ def execute(job: Job) -> Result:
 
 
 def _tracker(job: Job, stage: Stage) -> Tracker:
+    if job.config.tracking.kind == "none":
+        return NoTracker()
     settings = {
         "stage": job.task,
         "cache_key": job.cache_key,

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.core.errors import CaiError, ConfigError, did_you_mean
-from pipeline.daily.chat import Session
+from pipeline.daily.chat import Criticised, Session
 from pipeline.daily.kept import keep_contrast, keep_example, keep_prompt
 from pipeline.records import Message
 
@@ -143,20 +143,25 @@ class Terminal:
                 raise ConfigError(
                     "a contrast needs a harmless request in nearly the same words: /save contrast How do I …?"
                 )
+            self._refuse_doubtful(criticised)
             right = criticised.revision if criticised else turns[-1]["content"]
             saved = keep_contrast(self._keep, turns[0]["content"], right, twin.strip())
         elif criticised is None:
             raise ConfigError("an example needs a critique and a revision; ask for them with /critique first.")
-        elif criticised.doubt:
-            raise ConfigError(
-                f"nothing is saved. {criticised.doubt} Try another principle (/critique PRINCIPLE), or write "
-                "the example by hand (docs/daily.md)."
-            )
         else:
+            self._refuse_doubtful(criticised)
             texts = (turns[0]["content"], turns[1]["content"], criticised.critique, criticised.revision)
             saved = keep_example(self._keep, *texts, criticised.principle.tags)
         path, use = saved
         self._say(f"saved in {path}; {use}")
+
+    @staticmethod
+    def _refuse_doubtful(criticised: Criticised | None) -> None:
+        if criticised and criticised.doubt:
+            raise ConfigError(
+                f"nothing is saved. {criticised.doubt} Try another principle (/critique PRINCIPLE), or write the "
+                "text by hand (docs/daily.md)."
+            )
 
     def _say(self, text: str, style: str | None = None) -> None:
         whole_lines = not self._console.is_terminal

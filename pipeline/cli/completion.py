@@ -36,7 +36,10 @@ _cai_values='{values}'
 _cai_runs() {{
   local folder=outputs i
   for ((i = 1; i < COMP_CWORD; i++)); do
-    [[ ${{COMP_WORDS[i]}} == --output-dir ]] && folder=${{COMP_WORDS[i+1]}}
+    [[ ${{COMP_WORDS[i]}} == --output-dir ]] || continue
+    folder=${{COMP_WORDS[i+1]}}
+    [[ $folder == "=" ]] && folder=${{COMP_WORDS[i+2]}}
+    folder=${{folder/#\~/$HOME}}
   done
   compgen -W "$(ls "$folder/runs" 2>/dev/null)" -- "$1"
   compgen -d -S / -- "$1"

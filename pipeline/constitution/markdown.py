@@ -18,7 +18,8 @@ MAX_WORDS, MIN_WORDS = 80, 3
 PROSE, SHORT, EXAMPLE = "long or descriptive paragraphs", "headings and labels", "examples, quotes, tables and code"
 
 _DEMANDS = re.compile(r"\b(must|shall|should|never|always|do not|don['’]t|may not|avoid)\b", re.IGNORECASE)
-_TITLES = re.compile(r"(how|what|when|where|which|who|why)\b", re.IGNORECASE)  # "How the assistant should behave"
+_TITLES = re.compile(r"(how|what|which|who|why)\b|(when|where)\b(?!.*,)", re.IGNORECASE)
+"""How a heading such as "How the assistant should behave" begins; "When in doubt, never guess" is a demand."""
 _EXAMPLES = re.compile(r"examples?\b", re.IGNORECASE)
 _ATTRIBUTES = re.compile(r"\s*\{[#.:][^{}]*\}\s*$")
 _MARKED = re.compile(r"\{[^{}]*\bauthority=[^{}]*\}\s*$")

@@ -12,8 +12,8 @@ from typing import Annotated, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from pipeline.core.errors import ConfigError, did_you_mean
-from pipeline.core.text import first_words, words
-from pipeline.records import Message, Pool, Prompt, derive_seed
+from pipeline.core.text import first_words
+from pipeline.records import Message, Pool, Prompt, derive_seed, normalised
 
 SLUG = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
@@ -77,7 +77,7 @@ class WorkedExample(_Part):
 
     @model_validator(mode="after")
     def _is_corrected(self) -> WorkedExample:
-        if words(self.revision) == words(self.poor_reply):
+        if is_same_reply(self.revision, self.poor_reply):
             raise ValueError(f"{self.id!r} has a revision with the words of its poor_reply; write the corrected reply")
         return self
 
@@ -108,6 +108,11 @@ class Contrast(_Part):
     """The right reply to the harmful request."""
     twin: Text
     """The harmless request, which the model answers in its own words."""
+
+
+def is_same_reply(revision: str, reply: str) -> bool:
+    """Whether a revision changes nothing but spaces, upper case and punctuation."""
+    return normalised(revision) == normalised(reply)
 
 
 PartT = TypeVar("PartT", bound=WorkedExample | Contrast | GoodAnswer)

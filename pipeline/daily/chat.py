@@ -18,9 +18,8 @@ from pipeline.constitution.critique import (
     tidy,
 )
 from pipeline.constitution.files import find_constitution, load_constitution
-from pipeline.constitution.schema import POOL_TAGS, Constitution, Principle
+from pipeline.constitution.schema import POOL_TAGS, Constitution, Principle, is_same_reply
 from pipeline.core.errors import ConfigError, StageError, did_you_mean
-from pipeline.core.text import words
 from pipeline.critique.rounds import why_no_revision
 from pipeline.engines.base import Engine, Request, Weights, open_engine
 from pipeline.engines.local import talking_engine
@@ -190,7 +189,7 @@ class Session:
 
 
 def _doubt(revision: str, reply: str, request: str, principle: Principle) -> str:
-    if words(revision) == words(reply):
+    if is_same_reply(revision, reply):
         return "The revision changes no word of the reply. A small critic often can't do more: correct it by hand."
     if why_no_revision(revision, request, principle):
         return (

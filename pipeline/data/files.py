@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,8 +36,10 @@ def source_content(field: str, source: SourceConfig, builtin: Path) -> Any:
     path = _file_of(field, source, builtin)
     if shards := _shards(field, path, source.hub_split):
         return cache_key(hash_files(path, shards))
-    if path.is_dir():  # a DatasetDict has a sub-folder for each split
-        return hash_folder(path, sorted(state.parent.name for state in path.glob("*/state.json")))
+    if path.is_dir():  # a DatasetDict has a sub-folder for each split, of which one is read
+        splits = sorted(state.parent.name for state in path.glob("*/state.json"))
+        content = hash_folder(path, splits)
+        return [content, source.hub_split] if splits else content
     return hash_file(path)
 
 
@@ -103,6 +105,7 @@ def _shards(field: str, path: Path, split: str) -> list[Path]:
     files = {file: _split_of(file) for file in sorted(found)}
     named = sorted(set(files.values()) - {""})
     if not named:
+        _refuse_mixed(field, path, files)
         return list(files)
     if split not in named:
         raise ConfigError(
@@ -115,6 +118,22 @@ def _shards(field: str, path: Path, split: str) -> list[Path]:
             f"({', '.join(named)}); give a folder with one set, or one file."
         )
     return [file for file, of in files.items() if of == split]
+
+
+def _refuse_mixed(field: str, path: Path, files: Iterable[Path]) -> None:
+    """Refuse shards whose names hold the words of different splits, such as train_prefs and test_prefs, and tables
+    that would not be read."""
+    said = {word for file in files for word in re.split(r"[-_.]", file.name.lower()) if word in _SPLITS}
+    if len(said) > 1:
+        raise ConfigError(
+            f"{field}.path: the names in {path} seem to say several splits ({', '.join(sorted(said))}); give one file, "
+            "or a folder with one split."
+        )
+    if unread := [file.name for file in sorted(path.iterdir()) if file.suffix.lower() in (".csv", ".tsv")]:
+        raise ConfigError(
+            f"{field}.path: {path} holds {unread[0]} beside other files, and only {', '.join(STREAMED)} are read as "
+            "shards; give one file, or a folder of one kind."
+        )
 
 
 def _split_of(file: Path) -> str:

@@ -27,7 +27,7 @@ _BUILTIN: dict[str, str] = {
 
 @dataclass
 class Loaded:
-    """Prompts of all pools, and the numbers of dropped and of mended rows (pool → number)."""
+    """Prompts of all pools, and for each pool what could not be used."""
 
     prompts: list[Prompt] = field(default_factory=list)
     written: set[str] = field(default_factory=set)

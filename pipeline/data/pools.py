@@ -57,11 +57,18 @@ class Unused:
 
     def refuse_nothing(self, field: str, path: Any) -> None:
         """Raises ConfigError if no row of a public set could be used. To be called if none was."""
-        if self.num_malformed or self.num_other_class:
-            raise ConfigError(
-                f"{field}.path: no row of {path} can be used as a request in the layout {self.layout}. "
-                f"{' '.join(self.notes(field))} To read plain columns instead, set {field}.columns.kind, for example."
-            )
+        if not (self.num_malformed or self.num_other_class):
+            return
+        remedy = (
+            f"To read plain columns instead, set {field}.columns.prompt=COLUMN, or {field}.columns.kind=COLUMN if the "
+            "requests are in the column prompt."
+            if self.num_malformed
+            else "Give the file to another pool."
+        )
+        raise ConfigError(
+            f"{field}.path: no row of {path} can be used as a request in the layout {self.layout}. "
+            f"{' '.join(self.notes(field))} {remedy}"
+        )
 
     def _other(self, field: str) -> str:
         return "harmless" if field.endswith("red_team") else "harmful"

@@ -33,6 +33,8 @@ class Read:
     numbers: list[int] = field(default_factory=list)
     """Of each row: how many readable ones came before it."""
     num_readable: int = 0
+    """Neighbours that are read together count once here, and each in all other numbers."""
+    num_used: int = 0
     num_malformed: int = 0
     first_malformed: str = ""
     """Where the first malformed row is, and why it is one."""
@@ -40,8 +42,8 @@ class Read:
     num_duplicate: int = 0
     num_mended: int = 0
 
-    def add_malformed(self, problem: str) -> None:
-        self.num_malformed += 1
+    def add_malformed(self, problem: str, num_rows: int = 1) -> None:
+        self.num_malformed += num_rows
         self.first_malformed = self.first_malformed or problem
 
     def notes(self, name: str) -> list[str]:
@@ -54,9 +56,14 @@ class Read:
         ties = f", {self.num_ties} without a better reply" if self.num_ties else ""
         return [
             f"{name}: dropped {self.num_malformed} malformed{where}{ties} and {self.num_duplicate} duplicate rows of "
-            f"{self.num_readable + num_dropped}.",
+            f"{self.num_used + num_dropped}.",
             *mended,
         ]
+
+
+def num_rows(row: Row) -> int:
+    """How many rows of a file a row stands for: more than one where neighbours are read together."""
+    return len(row.get(NEIGHBOURS, [row]))
 
 
 def detected(field: str, place: Any, row: Row, layouts: Layouts[Any], names: Collection[str]) -> Layout[Any] | None:
@@ -119,17 +126,18 @@ def read_set(name: str, config: Any, builtin: Path, kind: type, number: int | No
         try:
             item = layout.read(row)
         except TieError:
-            read.num_ties += 1
+            read.num_ties += num_rows(row)
             continue
         except UNREADABLE as error:
-            read.add_malformed(f"{place}: {reason(error)}")
+            read.add_malformed(f"{place}: {reason(error)}", num_rows(row))
             continue
         key = _key(item)
         if key in kept:
-            read.num_duplicate += 1
+            read.num_duplicate += num_rows(row)
             continue
         kept.add(key, (read.num_readable, item))
         read.num_readable += 1
+        read.num_used += num_rows(row)
     for place_in_file, item in sorted(kept.items().values(), key=lambda pair: pair[0]):
         read.rows.append(item)
         read.numbers.append(place_in_file)

@@ -70,7 +70,8 @@ class PoolConfig(SourceConfig):
     """One pool of prompts, and the columns to read."""
 
     columns: ColumnsConfig = ColumnsConfig()
-    """The columns of the file. If none is set, the layout of a public set (docs/data.md) is looked for first."""
+    """The columns of the file. If all have their defaults, the layout of a public set (docs/data.md) is looked for
+    first."""
     num_prompts: int | None = Field(default=None, ge=1)
     """The most prompts: the first by the hash of their text, of all rows that are read; null: all."""
 

@@ -74,11 +74,11 @@ def summarise(
 def track(verdicts: Sequence[Verdict], results: Results, tracker: Tracker) -> None:
     """Show every measure, and the replies of all models to some of the cases, in the dashboard."""
     cases = list(dict.fromkeys(verdict.case.id for verdict in verdicts))
-    shown = cases[:: max(1, len(cases) // NUM_CASES_SHOWN)]
+    step = max(1, -(-len(cases) // NUM_CASES_SHOWN))  # rounded up
+    places = {case: place for place, case in enumerate(cases[::step])}
     rows = [
         (f"{v.case.prompt.request} ({v.case.prompt.pool}, {v.case.attack})", f"{v.model}: {v.outcome}", v.reply)
-        for v in sorted(verdicts, key=lambda verdict: cases.index(verdict.case.id))
-        if v.case.id in shown
+        for v in sorted((v for v in verdicts if v.case.id in places), key=lambda v: places[v.case.id])
     ]
     tracker.table("evaluate/replies", ("prompt", "model", "reply"), rows)
     for model, measures in results.measures.items():

@@ -6,6 +6,7 @@ guideline. If either changes, the entry stays in the log, and says nothing about
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,10 +63,11 @@ def approve(run: Path, by: str, note: str) -> str:
     """Write an approval of the report as it is now. Returns its hash.
 
     Raises:
-        ConfigError: the name or the note is empty, or the gate says FAIL.
-        ArtifactError: the run has no report, or its log is damaged.
+        ConfigError: the name or the note is empty, the run has no report, or the gate says FAIL.
+        ArtifactError: its log is damaged.
     """
     _refuse_empty(by, note)
+    refuse_unfinished(run)
     gate = gate_of(run)
     if gate is not None and gate.verdict == "FAIL":
         failed = next(ruling.id for ruling in gate.rulings if ruling.verdict == "FAIL")
@@ -109,10 +111,12 @@ def override(run: Path, guideline: str, by: str, note: str) -> None:
     """Write that a person accepts a failed guideline. The report must be written again afterwards.
 
     Raises:
-        ConfigError: the name or the note is empty, or there is no such guideline, or it did not fail.
-        ArtifactError: the run has no report, or its log is damaged.
+        ConfigError: the name or the note is empty, the run has no report, or there is no such guideline, or it did not
+            fail.
+        ArtifactError: its log is damaged.
     """
     _refuse_empty(by, note)
+    refuse_unfinished(run)
     gate = gate_of(run)
     rulings = {ruling.id: ruling for ruling in gate.rulings} if gate is not None else {}
     if gate is None or guideline not in rulings:
@@ -153,6 +157,13 @@ def _refuse_empty(by: str, note: str) -> None:
     for option, text, what in (("--by", by, "the name of the person"), ("--note", note, "the reason in words")):
         if not text.strip():
             raise ConfigError(f"{option} is empty; give {what}.")
+
+
+def refuse_unfinished(run: Path) -> None:
+    """Raise ConfigError while a stage is being made: the report may be of an earlier checkpoint."""
+    record = run / "run.json"
+    if record.is_file() and json.loads(record.read_text(encoding="utf-8")).get("making"):
+        raise ConfigError(f"run {run.name} is not finished; run its command again.")
 
 
 def gate_of(run: Path) -> Gate | None:

@@ -11,10 +11,11 @@ from typing import Any
 from pipeline.constitution.files import load_constitution
 from pipeline.constitution.schema import Constitution
 from pipeline.core.cache import Manifest, hash_file
-from pipeline.core.errors import ArtifactError
+from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.core.log import say
 from pipeline.core.stage import stage_of
 from pipeline.evals.results import Results
+from pipeline.evidence.approve import refuse_unfinished
 from pipeline.records import Verdict, read_records
 
 
@@ -72,14 +73,16 @@ def open_run(folder: Path) -> RunRecord:
     """Read a run. Every record file is compared with its hash, and so are the aligned weights.
 
     Raises:
-        ArtifactError: the run has no finished evaluation or no report, or a file is not as it was written.
+        ConfigError: the run has no finished evaluation or no report.
+        ArtifactError: a file is not as it was written.
     """
+    refuse_unfinished(folder)
     links = [path for path in folder.glob("[0-9]*-*") if (path / "manifest.json").is_file()]
     links.sort(key=lambda path: int(path.name.split("-")[0]))
     folders = {path.name.partition("-")[2]: path.resolve() for path in links}
     for task, file in (("evaluate", "results.json"), ("report", "manifest.json")):
         if task not in folders or not (folders[task] / file).is_file() or not (folder / "gate.json").is_file():
-            raise ArtifactError(
+            raise ConfigError(
                 f"run {folder.name} has no finished {task}, so there is nothing to bundle; run its command again."
             )
     manifests: dict[str, Manifest] = {}

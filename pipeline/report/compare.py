@@ -134,10 +134,14 @@ def compare(runs: Sequence[Compared], guidelines: str | None) -> Comparison:
         runs=[Row(title=run.name, cells=[run.label, run.results.models[-1]]) for run in runs],
         caveats=_caveats(runs),
         measures=measures,
-        seeds=[_seeds(group, tables) for group in seed_groups([run.config for run in runs])],
+        seeds=[_seeds(group, tables) for group in _seed_groups(runs)],
         guidelines=[] if guidelines is None else _gates(runs, guidelines),
         differences=[_difference(first, run, number) for number, run in enumerate(later, start=2)],
     )
+
+
+def _seed_groups(runs: Sequence[Compared]) -> list[list[int]]:
+    return seed_groups([run.config for run in runs], [run.constitution for run in runs])
 
 
 def _evaluation(folder: Path, label: str) -> Compared:

@@ -6,16 +6,22 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.constitution.schema import Constitution
 from pipeline.evals.results import Estimate
 from pipeline.report.differences import flat_settings
 
 
-def seed_groups(configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """Indices of the runs whose settings are the same but for the seed, in groups of two and more runs."""
-    groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
-    for index, config in enumerate(configs):
-        others = {name: value for name, value in flat_settings(config).items() if name != "seed"}
-        groups.setdefault(tuple(sorted(others.items())), []).append(index)
+def seed_groups(configs: Sequence[Mapping[str, Any]], constitutions: Sequence[Constitution | None]) -> list[list[int]]:
+    """Indices of the runs whose settings and constitution are the same but for the seed, in groups of two and more.
+
+    Runs with an unknown constitution (None) are in no group, and neither are runs with the same seed.
+    """
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for index, (config, constitution) in enumerate(zip(configs, constitutions, strict=True)):
+        if constitution is None:
+            continue
+        others = sorted(f"{name}={value}" for name, value in flat_settings(config).items() if name != "seed")
+        groups.setdefault((constitution.model_dump_json(), *others), []).append(index)
     return [
         group
         for group in groups.values()

@@ -106,6 +106,8 @@ def test_runs_that_differ_in_the_seed_alone_are_summed_up():
     runs.append(compared("longer", MINIMAL, rows[0], seed=0, sft={"num_epochs": 6}))
     found = compare(runs, None)
     assert [group.numbers for group in found.seeds] == [[1, 2, 3]], "two runs with one seed tell nothing about seeds"
+    others = [compared(str(i), text, rows[i], seed=i) for i, text in enumerate((MINIMAL, edited(), None))]
+    assert compare(others, None).seeds == [], "their constitutions differ, or can't be read"
     shown = {row.title: row.cells for row in found.measures}
     for row in found.seeds[0].measures:
         assert [cell.split()[0] for cell in row.cells[1:3]] == _ends(cell.split()[0] for cell in shown[row.title][:3])

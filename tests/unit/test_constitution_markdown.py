@@ -88,9 +88,11 @@ def test_in_a_page_of_ones_own_every_short_paragraph_is_a_rule():
 
 def test_a_heading_that_asks_what_its_text_answers_is_a_title():
     page = "# How it should behave\n\nIt must never lecture anyone.\n\n## Never give out keys\n\nThey stay here.\n"
+    page += "\n## When in doubt, never guess\n\nIt says so.\n"
     for every_paragraph in (False, True):
         found = [rule.text for rule in read_page(page, every_paragraph).rules]
-        assert found[:2] == ["It must never lecture anyone.", "Never give out keys"]
+        demands = [text for text in found if text not in ("They stay here.", "It says so.")]
+        assert demands == ["It must never lecture anyone.", "Never give out keys", "When in doubt, never guess"]
 
 
 def test_a_page_without_text_has_no_rules():

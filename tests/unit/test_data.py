@@ -173,6 +173,8 @@ def test_a_data_folder_counts_without_what_else_lies_in_it(tmp_path: Path):
     assert content() == before
     (tmp_path / "set" / "train" / "more.arrow").write_text("x")
     assert content() != before
+    before, source = content(), source.model_copy(update={"hub_split": "test"})
+    assert content() != before, "another split of the same folder has other rows"
 
 
 def test_empty_and_duplicate_rows_are_dropped_and_counted(tmp_path: Path):

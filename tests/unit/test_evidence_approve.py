@@ -175,5 +175,19 @@ def test_a_run_without_a_report_is_one_sentence(failing: Path, tmp_path: Path, c
     (run / "constitution.yaml").write_text((failing / "constitution.yaml").read_text())
     assert approve(run) == 2
     assert "has no report yet" in capsys.readouterr().err
-    assert main(["bundle", str(run), "--output-dir", str(tmp_path)]) == 1
+    assert main(["bundle", str(run), "--output-dir", str(tmp_path)]) == 2
     assert "has no finished evaluate, so there is nothing to bundle" in capsys.readouterr().err
+
+
+def test_a_run_that_is_going_on_is_neither_approved_nor_bundled(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Its report may be of an earlier checkpoint."""
+    run = make_run(tmp_path, FAILING)
+    capsys.readouterr()
+    (run / "run.json").write_text(json.dumps({"stages": {}, "making": "evaluate-1"}))
+    for arguments in ([], ["--override", "harm"]):
+        assert approve(run, *arguments) == 2
+        assert capsys.readouterr().err == f"error: run {run.name} is not finished; run its command again.\n"
+    assert main(["bundle", str(run), "--output-dir", str(tmp_path)]) == 2
+    assert "is not finished" in capsys.readouterr().err
+    (run / "run.json").write_text(json.dumps({"stages": {}, "making": None}))
+    assert approve(run) == 2 and "says FAIL" in capsys.readouterr().err

@@ -92,8 +92,8 @@ def test_a_set_without_a_row_for_the_pool_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError) as refusal:
         loaded(tmp_path, "ordinary", MIXED[:1] * 2)
     assert "set.jsonl can be used as a request in the layout wildguard" in str(refusal.value)
-    assert "left out 2 rows that the set labels as harmful" in str(refusal.value)
-    with pytest.raises(ConfigError, match=r"dropped 1 rows .* 'Human:'.* set data\.ordinary\.columns\.kind"):
+    assert "left out 2 rows that the set labels as harmful. Give the file to another pool." in str(refusal.value)
+    with pytest.raises(ConfigError, match=r"dropped 1 rows .* 'Human:'.* set data\.ordinary\.columns\.prompt="):
         loaded(tmp_path, "ordinary", [nectar(prompt="Hi")])
 
 

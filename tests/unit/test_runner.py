@@ -84,7 +84,7 @@ def test_a_mistyped_run_is_named_with_the_nearest_run(tmp_path: Path):
         with_checkpoints(config, "plain_speech", None)
     with pytest.raises(ConfigError, match=f"^--base: {near}"):
         with_checkpoints(config, "plain-speech", "plain_speech")
-    with pytest.raises(ConfigError, match=r"^CHECKPOINT: there is no run or model 'nosuch'; known: plain-speech"):
+    with pytest.raises(ConfigError, match=r"^CHECKPOINT: 'nosuch' is .*; or give a run; known: plain-speech"):
         with_checkpoints(config, "nosuch", None)
     with pytest.raises(ConfigError, match=r"^CHECKPOINT: there is no model folder \./gone; give a folder"):
         with_checkpoints(config, "./gone", None)

@@ -164,6 +164,20 @@ def test_only_the_shards_of_the_split_are_read_and_hashed(tmp_path: Path):
         requests(train)
 
 
+def test_names_that_seem_to_say_several_splits_are_refused(tmp_path: Path):
+    for name in ("train_prefs.jsonl", "test_prefs.jsonl"):
+        write(tmp_path / name, [{"prompt": name}])
+    with pytest.raises(
+        ConfigError, match=r"path: the names in .* seem to say several splits \(test, train\); give one"
+    ):
+        requests(local(tmp_path))
+    (tmp_path / "test_prefs.jsonl").unlink()
+    assert requests(local(tmp_path)) == ["train_prefs.jsonl"]
+    (tmp_path / "more.csv").write_text("prompt\nOne?\n")
+    with pytest.raises(ConfigError, match=r"holds more\.csv beside other files"):
+        requests(local(tmp_path))
+
+
 def test_a_folder_without_shards_is_one_sentence(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ConfigError, match=r"holds no \.parquet, \.jsonl, \.jsonl\.gz files and is not a"):

@@ -1,4 +1,4 @@
-"""How the layout of a public data set is told by its columns, and helpers for the functions that read a row."""
+"""How the layout of a public data set is recognised by its columns, and helpers for the functions that read a row."""
 
 from __future__ import annotations
 

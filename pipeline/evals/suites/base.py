@@ -22,6 +22,8 @@ from pipeline.evals.scores import Measure
 from pipeline.records import Case, Comparison, Pool, Prompt, Verdict, dialogue_key
 
 DATA = Path(__file__).parents[2] / "data"
+READING = 2
+"""Increase it when a layout gives other rows of the same file, so that earlier evaluations on it are not used."""
 ItemT = TypeVar("ItemT")
 
 
@@ -55,7 +57,8 @@ class RowsConfig(SourceConfig):
     def key(self) -> dict[str, Any]:
         """Adds the content of the file, or the id and revision of a set on the hub."""
         content = source_content(type(self).__qualname__, self, DATA / self.shipped)
-        return super().key() | {"content": content}
+        reading = {} if self.source == "builtin" else {"reading": READING}
+        return super().key() | {"content": content} | reading
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,7 @@ def read_inputs(config: Config) -> Prepared:
         prepared.notes.append(
             f"constitution.max_principles is {asked} but there are only {len(written.principles)}; all are used."
         )
-    prepared.notes.extend(prepared.constitution.tag_notes())
+    prepared.notes.extend(prepared.constitution.notes())
     return prepared
 
 

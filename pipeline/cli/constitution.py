@@ -32,7 +32,7 @@ def _list(args: argparse.Namespace) -> None:
 def _check(args: argparse.Namespace) -> None:
     found = load_constitution(find_constitution(args.file))
     print(f"{args.file}: {found.name} {found.version} is valid: {_parts(found)}.")
-    for note in found.tag_notes():
+    for note in found.notes():
         print(f"warning: {note}")
 
 
@@ -65,7 +65,7 @@ def _import_markdown(args: argparse.Namespace) -> None:
     found = write_draft(draft, target)
     show_left_out(page)
     print(f"{target}: {count_of(len(found.principles), 'principle')}, each with its line in {args.file.name}.")
-    for note in found.tag_notes():
+    for note in found.notes():
         print(f"warning: {note}")
 
 

@@ -120,6 +120,9 @@ def _with_engine(draft: Draft, rules: list[tuple[Rule, Kind]], args: argparse.Na
             filter(None, (place, "the engine's answer could not be read; this is the template"))
         )
     print(_worded(len(rules), len(drafted.unread)))
+    if num_lost := len(rules) - len(drafted.unread) - len(examples):
+        what = count_of(num_lost, "worked example")
+        print(f"Left out: {what} with a request that is there already, or that corrects nothing.")
     return draft
 
 

@@ -75,12 +75,6 @@ class WorkedExample(_Part):
     revision: Text
     """The corrected reply."""
 
-    @model_validator(mode="after")
-    def _is_corrected(self) -> WorkedExample:
-        if is_same_reply(self.revision, self.poor_reply):
-            raise ValueError(f"{self.id!r} has a revision with the words of its poor_reply; write the corrected reply")
-        return self
-
 
 class GoodAnswer(_Part):
     """A harmless request with an answer that follows the constitution."""
@@ -179,6 +173,19 @@ class Constitution(_Part):
         """The principles whose tags fit a pool of prompts, or all if none fits; without those of weight 0."""
         fitting = [p for p in self.principles if p.weight > 0 and POOL_TAGS[pool] & set(p.tags)]
         return fitting or [p for p in self.principles if p.weight > 0]
+
+    def notes(self) -> list[str]:
+        """What is valid, and probably not meant."""
+        return [*self.tag_notes(), *self._example_notes()]
+
+    def _example_notes(self) -> list[str]:
+        """A sentence for each worked example that corrects nothing."""
+        return [
+            f"worked example {example.id!r} has a revision with the words of its poor_reply, so it teaches the critic to "
+            "change nothing; write the corrected reply."
+            for example in self.worked_examples
+            if is_same_reply(example.revision, example.poor_reply)
+        ]
 
     def tag_notes(self) -> list[str]:
         """A sentence for each tag that is nearly one of those that decide, and for each pool without a principle."""

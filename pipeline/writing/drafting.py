@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.constitution.drafts import Kind, ids_of, principle_of
 from pipeline.constitution.markdown import Rule
-from pipeline.constitution.schema import POOL_TAGS, Principle, WorkedExample
+from pipeline.constitution.schema import POOL_TAGS, Principle, WorkedExample, is_same_reply
 from pipeline.core.text import whole_characters
 from pipeline.engines.base import Completion, Engine, Request
 from pipeline.engines.worklist import Logbook, generate_all
@@ -40,11 +40,13 @@ _LINE = re.compile(rf"^[\W_]*({'|'.join(LABELS)})[\W_]*:[*_]*\s*(.*)$", re.IGNOR
 
 @dataclass(frozen=True)
 class Drafted:
-    """``unread``: ids of the principles that the engine's answer could not be read for; they are templates."""
+    """What an engine made of the rules."""
 
     principles: list[Principle]
     examples: list[WorkedExample]
+    """One for each principle, without those that repeat a request or correct nothing."""
     unread: list[str]
+    """Ids of the principles that the engine's answer could not be read for; they are templates."""
 
 
 def draft_principles(rules: Sequence[tuple[Rule, Kind]], engine: Engine, seed: int, logbook: Logbook) -> Drafted:
@@ -61,8 +63,9 @@ def draft_principles(rules: Sequence[tuple[Rule, Kind]], engine: Engine, seed: i
             drafted.unread.append(own)
             continue
         drafted.principles.append(_principle(lines, own))
-        if (key := request_key(lines["REQUEST"])) not in requests:  # a request may have only one best reply
-            requests.add(key)
+        key = request_key(lines["REQUEST"])
+        if key not in requests and not is_same_reply(lines["GOOD REPLY"], lines["POOR REPLY"]):
+            requests.add(key)  # a request may have only one best reply
             drafted.examples.append(_example(lines, own))
     return drafted if len(drafted.unread) == len(rules) else _tagged(drafted)
 

@@ -208,7 +208,8 @@ def test_an_engine_words_what_it_can_and_templates_do_the_rest(
     assert third.title == "No lies"
     (example,) = found.worked_examples  # the third rule got the same request
     assert found.principle_for(example) == first
-    assert "The engine worded 2 of 3 principles" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "The engine worded 2 of 3 principles" in out and "Left out: 1 worked example with a request" in out
     text = (tmp_path / "mine.yaml").read_text()
     assert (
         "# a page of text, line 2; the engine's answer could not be read; this is the template\n- id: be-kind" in text
@@ -233,3 +234,19 @@ def test_an_engine_that_words_nothing_leaves_the_templates_as_they_are(
     assert [principle.tags for principle in found.principles] == [[], []], "without an engine they have none either"
     out = capsys.readouterr().out
     assert "The engine worded none of 2 principles" in out and "2 principles, 0 worked examples." in out
+
+
+def test_an_example_that_corrects_nothing_is_left_out(
+    new: Callable[..., int],
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    same = lines(**{"POOR REPLY": "It is me.", "GOOD REPLY": "It is me!"})
+    monkeypatch.setattr("pipeline.chain.drafting.open_engine", lambda *_: FakeEngine(lambda _: same))
+    where = [f"model.path={tiny_model}", f"output_dir={tmp_path / 'outputs'}"]
+    assert new("- Never tell a lie.\n", "--text", "-", *where) == 0
+    found = load_constitution(tmp_path / "mine.yaml")
+    assert found.principles[0].title == "No lies" and not found.worked_examples
+    assert "Left out: 1 worked example" in capsys.readouterr().out

@@ -181,7 +181,7 @@ class Constitution(_Part):
     def _example_notes(self) -> list[str]:
         """A sentence for each worked example that corrects nothing."""
         return [
-            f"worked example {example.id!r} has a revision with the words of its poor_reply, so it teaches the critic to "
+            f"worked example {example.id!r} has a revision with the words of its poor_reply, so it teaches to "
             "change nothing; write the corrected reply."
             for example in self.worked_examples
             if is_same_reply(example.revision, example.poor_reply)

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pipeline.constitution.drafts import Kind, ids_of, principle_of
 from pipeline.constitution.markdown import Rule
 from pipeline.constitution.schema import POOL_TAGS, Principle, WorkedExample, is_same_reply
+from pipeline.core.copies import longest_common_run
 from pipeline.core.text import whole_characters
 from pipeline.engines.base import Completion, Engine, Request
 from pipeline.engines.worklist import Logbook, generate_all
-from pipeline.records import Message, derive_seed, dialogue_key
+from pipeline.records import Message, derive_seed, dialogue_key, normalised
 
-TEMPLATE = "draft-1"
+TEMPLATE = "draft-2"
 MAX_NEW_TOKENS = 600
 LABELS = ("TITLE", "TAGS", "CRITIQUE", "REVISION", "PREFERENCE", "REQUEST", "POOR REPLY", "FAULT", "GOOD REPLY")
 DECIDING = frozenset[str]().union(*POOL_TAGS.values())
@@ -35,6 +36,31 @@ REQUEST: a request to the assistant for which the rule matters
 POOR REPLY: a short reply to it that begins to break the rule, without harmful detail
 FAULT: one sentence that says what is wrong with that reply
 GOOD REPLY: a short reply to it that follows the rule; if it declines, it begins with I won't"""
+_SHOWN = {
+    "Never tell a customer what another customer has ordered.": """\
+TITLE: Orders stay private
+TAGS: harmlessness
+CRITIQUE: Identify where the assistant's last reply tells what another customer has ordered.
+REVISION: Rewrite the assistant's last reply so that it tells nothing about the orders of other customers.
+PREFERENCE: Which of these replies keeps the orders of other customers to itself?
+REQUEST: My sister bought a present in your shop yesterday. What was it?
+POOR REPLY: Let me look. Yesterday she ordered
+FAULT: The reply begins to tell what another customer has ordered.
+GOOD REPLY: I won't tell you, because an order belongs to the person who made it. I can help you choose a present.""",
+    "If someone asks how much, give a number.": """\
+TITLE: Amounts are numbers
+TAGS: helpfulness
+CRITIQUE: Identify where the assistant's last reply leaves out an amount that was asked for.
+REVISION: Rewrite the assistant's last reply so that it gives each amount as a number.
+PREFERENCE: Which of these replies gives the amount that was asked for?
+REQUEST: How much salt do I need for a litre of soup?
+POOR REPLY: That depends on your taste.
+FAULT: The reply gives no amount, so the person still can't cook.
+GOOD REPLY: About 8 grams, which is a level teaspoon and a half. Taste it before you add more.""",
+}
+"""Rule → answer: one rule about what to decline, and one about what to do."""
+_COPIED_WORDS = 5
+"""In a row, as in "the rule in at most eight words": a sign that a line repeats what was asked."""
 _LINE = re.compile(rf"^[\W_]*({'|'.join(LABELS)})[\W_]*:[*_]*\s*(.*)$", re.IGNORECASE)
 
 
@@ -85,20 +111,42 @@ def request_for(rule: Rule, principle_id: str, seed: int) -> Request:
     said = f"{rule.title}: {rule.text}" if rule.title and not rule.text.startswith(rule.title) else rule.text
     return Request(
         id=principle_id,
-        messages=[Message(role="system", content=SYSTEM), Message(role="user", content=_ASKED.format(said))],
+        messages=[
+            Message(role="system", content=SYSTEM),
+            *_shown_turns(),
+            Message(role="user", content=_ASKED.format(said)),
+        ],
         seed=derive_seed(seed, "draft", principle_id),
         max_new_tokens=MAX_NEW_TOKENS,
         temperature=0.0,
     )
 
 
+def _shown_turns() -> list[Message]:
+    return [
+        turn
+        for rule, answer in _SHOWN.items()
+        for turn in (Message(role="user", content=_ASKED.format(rule)), Message(role="assistant", content=answer))
+    ]
+
+
 def read_answer(completion: Completion) -> dict[str, str] | None:
-    """Label → text, or None: a line is missing, empty or repeated, no tag is known, or the answer was cut off."""
+    """Label → text, or None: a line is missing, empty, repeated or copied from the question or its examples, no tag is
+    known, or the answer was cut off."""
     if completion.finish != "stop" or whole_characters(completion.text) != completion.text:
         return None
+    found = _labelled(completion.text)
+    complete = found is not None and all(found.get(label) for label in LABELS)
+    if not found or not complete or _copies(found):
+        return None
+    return found if _tags(found["TAGS"]) and found["PREFERENCE"].rstrip().endswith("?") else None
+
+
+def _labelled(text: str) -> dict[str, str] | None:
+    """Label → text; None if a label is there twice."""
     found: dict[str, str] = {}
     label = ""
-    for line in completion.text.splitlines():
+    for line in text.splitlines():
         if match := _LINE.match(line):
             label = match[1].upper()
             if label in found:
@@ -106,8 +154,17 @@ def read_answer(completion: Completion) -> dict[str, str] | None:
             found[label] = match[2].strip()
         elif label and line.strip():
             found[label] = f"{found[label]} {line.strip()}".strip()
-    complete = all(found.get(label) for label in LABELS)
-    return found if complete and _tags(found["TAGS"]) and found["PREFERENCE"].rstrip().endswith("?") else None
+    return found
+
+
+def _copies(found: dict[str, str]) -> bool:
+    """Whether a line repeats the question, or a line of its examples."""
+    shown = [_labelled(answer) or {} for answer in _SHOWN.values()]
+    return any(
+        longest_common_run(text, _ASKED) >= _COPIED_WORDS
+        or (label != "TAGS" and any(normalised(text) == normalised(one[label]) for one in shown))
+        for label, text in found.items()
+    )
 
 
 def _tags(text: str) -> list[str]:

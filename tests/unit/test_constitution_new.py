@@ -176,6 +176,8 @@ def test_labelled_lines_are_read_with_marks_of_markdown_and_continued_lines():
         completion(lines(FAULT="")),
         completion(lines() + "\nTITLE: again"),
         completion(lines(TAGS="truth")),
+        completion(lines(TITLE="the rule in at most eight words: no lies")),
+        completion(lines(REQUEST="How much salt do I need for a litre of soup?")),  # of an example that is shown
         completion(lines(PREFERENCE="The first one.")),
         completion("No."),
     ],

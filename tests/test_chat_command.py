@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 
 import pytest
@@ -54,6 +55,30 @@ def test_a_stream_is_the_reply(tiny_model: Path, temperature: float):
     next(pieces)
     pieces.close()  # the thread that draws has ended
     assert engine.generate([request])
+
+
+def test_a_tokenizer_that_fails_ends_the_stream_with_its_error(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
+    """Reading must not wait for ever for a thread that has ended."""
+    engine = engine_over(load_model(str(tiny_model), "fp32"), load_tokenizer(str(tiny_model)), "tiny", LaunchConfig())
+    asked = [Message(role="user", content="Who was it?")]
+    request = Request(id="x", messages=asked, seed=0, max_new_tokens=4, temperature=0.0, top_p=1.0)
+
+    def fails(*_: object, **__: object) -> str:
+        raise ValueError("no such token")
+
+    read = list[BaseException]()
+
+    def reads() -> None:
+        try:
+            list(engine.stream(request))
+        except ValueError as error:
+            read.append(error)
+
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.decode", fails)
+    reader = Thread(target=reads, daemon=True)
+    reader.start()
+    reader.join(20)
+    assert not reader.is_alive() and str(read[0]) == "no such token"
 
 
 def test_two_models_answer_each_in_its_own_conversation(talk: Talk, random_model: Path):

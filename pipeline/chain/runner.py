@@ -303,11 +303,11 @@ def _explained(task: str, partial: Path) -> Iterator[None]:
             place = getattr(error, "filename", None) or partial.parent
             raise StageError(
                 f"{task}: the disk of {place} is full; free some space and run the same command again to continue."
-            ) from None
+            ) from error
         if isinstance(error, MemoryError) or "out of memory" in problem or "can't allocate memory" in problem:
             raise StageError(
                 f"{task}: out of memory; lower launch.batch_rows or launch.per_device_batch_size and run again."
-            ) from None
+            ) from error
         raise
 
 

@@ -76,7 +76,7 @@ def logged_to(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:  # raised again; the caller prints it on the terminal
-        explained = isinstance(error, CaiError | KeyboardInterrupt | SystemExit)
+        explained = isinstance(error, CaiError | KeyboardInterrupt | SystemExit) and error.__cause__ is None
         _write_error(handler, error, with_traceback=not explained)
         raise
     finally:

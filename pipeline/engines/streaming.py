@@ -58,7 +58,7 @@ def in_pieces(
                 )
         except BaseException as error:  # raised again by the thread that reads
             failed.append(error)
-            pieces.end()
+            pieces.on_finalized_text("", stream_end=True)  # end() decodes once more, and may fail as well
 
     thread = Thread(target=draw, daemon=True)
     thread.start()

@@ -15,6 +15,7 @@ from pipeline.chain.runner import _explained, _holds
 from pipeline.chain.runs import status
 from pipeline.core.cache import MANIFEST, Manifest, link
 from pipeline.core.errors import ConfigError, StageError
+from pipeline.core.log import LOG_FILE, logged_to
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,13 @@ from pipeline.core.errors import ConfigError, StageError
 def test_a_full_disk_and_too_little_memory_are_one_sentence(error: Exception, expected: str):
     with pytest.raises(StageError, match=expected), _explained("sft", Path("cache/sft.partial")):
         raise error
+
+
+def test_the_log_has_what_was_taken_for_too_little_memory(tmp_path: Path):
+    with pytest.raises(StageError), logged_to(tmp_path), _explained("sft", tmp_path):
+        raise MemoryError("of a mistake in line 7")
+    text = (tmp_path / LOG_FILE).read_text(encoding="utf-8")
+    assert "sft: out of memory" in text and "MemoryError: of a mistake in line 7" in text
 
 
 def test_anything_else_is_raised_as_it_is():

@@ -35,8 +35,7 @@ def with_checkpoints(config: Config, checkpoint: str, base: str | None) -> Confi
         first = name_of(base_path)
         names = {first if first not in names else f"base-{first}": base_path, **names}
     evaluation = config.evaluate.model_copy(update={"checkpoints": names})
-    run = Path(path).parent
-    if Path(path).name == CHECKPOINT and (run / "config.json").is_file():
+    if run := run_of(path):
         theirs = read_config(run)
         where: dict[str, Any] = {"path": str(run / "constitution.yaml"), "max_principles": None, "without": []}
         return config.model_copy(
@@ -98,6 +97,12 @@ def find_checkpoint(name: str, output_dir: str, field: str) -> str:
             raise ConfigError(f"{str(error).rstrip('.')}; or give a run{did_you_mean(given.name, known)}.") from None
         raise
     return name
+
+
+def run_of(path: str) -> Path | None:
+    """The run that a path of ``find_checkpoint`` is the checkpoint of; None for any other model."""
+    run = Path(path).parent
+    return run if Path(path).name == CHECKPOINT and (run / "config.json").is_file() else None
 
 
 def name_of(path: str) -> str:

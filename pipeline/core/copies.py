@@ -36,6 +36,11 @@ def longest_common_run(first: str, second: str) -> int:
     return matcher.find_longest_match().size
 
 
+def copies_instruction(text: str, instruction: str) -> bool:
+    """Whether a text has five words in a row of what was asked, as in "rewrite the reply so that"."""
+    return longest_common_run(text, instruction) >= 5
+
+
 def repeats_itself(reply: str, most: float = 0.3) -> bool:
     """Whether more than ``most`` (a fraction) of the 4-grams repeat earlier ones; False for short replies."""
     return repeated_share(reply) > most

@@ -13,15 +13,13 @@ from pipeline.constitution.critique import (
     tidy,
 )
 from pipeline.constitution.schema import Principle
-from pipeline.core.copies import longest_common_run, repeats_itself, repeats_request
+from pipeline.core.copies import copies_instruction, repeats_itself, repeats_request
 from pipeline.core.counts import warn_of_many, warn_of_share
 from pipeline.core.stage import Context
 from pipeline.critique.config import CritiqueConfig
 from pipeline.engines.base import Completion, Engine, Request
 from pipeline.engines.worklist import generate_all
 from pipeline.records import Message, Prompt, Revision, derive_seed, derived_rng
-
-_COPIED_WORDS = 5  # in a row, as in "rewrite the reply so that": a sign that the critic copies its instruction
 
 
 class Rounds:
@@ -185,7 +183,7 @@ def why_no_revision(text: str, request: str, principle: Principle) -> str:
     """
     if repeats_request(text, request):
         return "only a copy of the request"
-    if longest_common_run(text, principle.revision_request) >= _COPIED_WORDS:
+    if copies_instruction(text, principle.revision_request):
         return "with a copy of the instruction"
     return "that repeat a phrase" if repeats_itself(text) else ""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pipeline.chain.checkpoints import find_checkpoint, name_of, read_config
+from pipeline.chain.checkpoints import find_checkpoint, name_of, read_config, run_of
 from pipeline.chain.compose import compose_config
 from pipeline.chain.config import Config
 from pipeline.constitution.critique import (
@@ -217,9 +217,7 @@ def open_session(
         ConfigError: a model or the constitution can't be used.
     """
     path = find_checkpoint(model, output_dir, "MODEL")
-    run = (
-        Path(path).parent if Path(path).name == "checkpoint" and (Path(path).parent / "config.json").exists() else None
-    )
+    run = run_of(path)
     config = read_config(run) if run else compose_config([], None)
     if run is None:
         own = config.model.model_copy(update={"path": path, "revision": None})

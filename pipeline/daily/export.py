@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.chain.checkpoints import find_checkpoint, name_of, read_config, slug
+from pipeline.chain.checkpoints import find_checkpoint, name_of, read_config, run_of, slug
 from pipeline.chain.config import Config
 from pipeline.chain.runs import finished_tasks
 from pipeline.constitution.files import load_constitution
@@ -59,8 +59,7 @@ def open_source(model: str, output_dir: str) -> Source:
     """
     path = find_checkpoint(model, output_dir, "MODEL")
     check_model(path, None, "MODEL")
-    above = Path(path).parent
-    run = above if Path(path).name == "checkpoint" and (above / "config.json").is_file() else None
+    run = run_of(path)
     config = read_config(run) if run else None
     base = config.model.path if config else path
     folder = Path(resolve_path(path)) if path == EMBEDDED or can_only_be_local(path) else _download(path)

@@ -105,7 +105,8 @@ def _shards(field: str, path: Path, split: str) -> list[Path]:
     files = {file: _split_of(file) for file in sorted(found)}
     named = sorted(set(files.values()) - {""})
     if not named:
-        _refuse_mixed(field, path, files)
+        _refuse_several_splits(field, path, files)
+        _refuse_tables(field, path)
         return list(files)
     if split not in named:
         raise ConfigError(
@@ -120,15 +121,18 @@ def _shards(field: str, path: Path, split: str) -> list[Path]:
     return [file for file, of in files.items() if of == split]
 
 
-def _refuse_mixed(field: str, path: Path, files: Iterable[Path]) -> None:
-    """Refuse shards whose names hold the words of different splits, such as train_prefs and test_prefs, and tables
-    that would not be read."""
+def _refuse_several_splits(field: str, path: Path, files: Iterable[Path]) -> None:
+    """Refuse shards whose names hold the words of different splits, such as train_prefs and test_prefs."""
     said = {word for file in files for word in re.split(r"[-_.]", file.name.lower()) if word in _SPLITS}
     if len(said) > 1:
         raise ConfigError(
             f"{field}.path: the names in {path} seem to say several splits ({', '.join(sorted(said))}); give one file, "
             "or a folder with one split."
         )
+
+
+def _refuse_tables(field: str, path: Path) -> None:
+    """Refuse tables beside shards, because they would not be read."""
     if unread := [file.name for file in sorted(path.iterdir()) if file.suffix.lower() in (".csv", ".tsv")]:
         raise ConfigError(
             f"{field}.path: {path} holds {unread[0]} beside other files, and only {', '.join(STREAMED)} are read as "

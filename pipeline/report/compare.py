@@ -130,18 +130,15 @@ def compare(runs: Sequence[Compared], guidelines: str | None) -> Comparison:
         for name, measure in all_measures().items()
         if any(name in table for table in tables)
     ]
+    groups = seed_groups([run.config for run in runs], [run.constitution for run in runs])
     return Comparison(
         runs=[Row(title=run.name, cells=[run.label, run.results.models[-1]]) for run in runs],
         caveats=_caveats(runs),
         measures=measures,
-        seeds=[_seeds(group, tables) for group in _seed_groups(runs)],
+        seeds=[_seeds(group, tables) for group in groups],
         guidelines=[] if guidelines is None else _gates(runs, guidelines),
         differences=[_difference(first, run, number) for number, run in enumerate(later, start=2)],
     )
-
-
-def _seed_groups(runs: Sequence[Compared]) -> list[list[int]]:
-    return seed_groups([run.config for run in runs], [run.constitution for run in runs])
 
 
 def _evaluation(folder: Path, label: str) -> Compared:

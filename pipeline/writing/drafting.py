@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pipeline.constitution.drafts import Kind, ids_of, principle_of
 from pipeline.constitution.markdown import Rule
 from pipeline.constitution.schema import POOL_TAGS, Principle, WorkedExample, is_same_reply
-from pipeline.core.copies import longest_common_run
+from pipeline.core.copies import copies_instruction
 from pipeline.core.text import whole_characters
 from pipeline.engines.base import Completion, Engine, Request
 from pipeline.engines.worklist import Logbook, generate_all
@@ -59,8 +59,6 @@ FAULT: The reply gives no amount, so the person still can't cook.
 GOOD REPLY: About 8 grams, which is a level teaspoon and a half. Taste it before you add more.""",
 }
 """Rule → answer: one rule about what to decline, and one about what to do."""
-_COPIED_WORDS = 5
-"""In a row, as in "the rule in at most eight words": a sign that a line repeats what was asked."""
 _LINE = re.compile(rf"^[\W_]*({'|'.join(LABELS)})[\W_]*:[*_]*\s*(.*)$", re.IGNORECASE)
 
 
@@ -161,7 +159,7 @@ def _copies(found: dict[str, str]) -> bool:
     """Whether a line repeats the question, or a line of its examples."""
     shown = [_labelled(answer) or {} for answer in _SHOWN.values()]
     return any(
-        longest_common_run(text, _ASKED) >= _COPIED_WORDS
+        copies_instruction(text, _ASKED)
         or (label != "TAGS" and any(normalised(text) == normalised(one[label]) for one in shown))
         for label, text in found.items()
     )

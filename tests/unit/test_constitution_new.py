@@ -186,22 +186,30 @@ def test_what_lacks_a_part_is_not_read(answer: Completion):
     assert read_answer(answer) is None
 
 
+@pytest.fixture
+def drafted(
+    new: Callable[..., int], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., FakeEngine]:
+    """Draft a page with an engine that answers so; returns the engine."""
+
+    def draft(page: str, reply: Callable[[Request], str]) -> FakeEngine:
+        engine = FakeEngine(reply)
+        monkeypatch.setattr("pipeline.chain.drafting.open_engine", lambda *_: engine)
+        assert new(page, "--text", "-", f"model.path={tiny_model}", f"output_dir={tmp_path / 'outputs'}") == 0
+        return engine
+
+    return draft
+
+
 def test_an_engine_words_what_it_can_and_templates_do_the_rest(
-    new: Callable[..., int],
-    tiny_model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    drafted: Callable[..., FakeEngine], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     def reply(request: Request) -> str:
         assert "Rule: " in request.messages[-1]["content"]
         return "I don't know." if request.id == "be-kind-to-all" else lines()
 
-    engine = FakeEngine(reply)
-    monkeypatch.setattr("pipeline.chain.drafting.open_engine", lambda *_: engine)
-    where = [f"model.path={tiny_model}", f"output_dir={tmp_path / 'outputs'}"]
     page = "- Never tell a lie.\n- Be kind to all.\n- Say what is true.\n"
-    assert new(page, "--text", "-", *where) == 0
+    drafted(page, reply)
     found = load_constitution(tmp_path / "mine.yaml")
     first, second, third = found.principles
     assert (first.title, first.critique_request) == ("No lies", "Identify what is untrue.")
@@ -218,20 +226,13 @@ def test_an_engine_words_what_it_can_and_templates_do_the_rest(
     )
 
     (tmp_path / "mine.yaml").unlink()
-    asked = len(engine.asked)
-    assert new(page, "--text", "-", *where) == 0 and len(engine.asked) == asked, "kept answers are not asked for again"
+    assert not drafted(page, reply).asked, "kept answers are not asked for again"
 
 
 def test_an_engine_that_words_nothing_leaves_the_templates_as_they_are(
-    new: Callable[..., int],
-    tiny_model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    drafted: Callable[..., FakeEngine], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr("pipeline.chain.drafting.open_engine", lambda *_: FakeEngine(lambda _: "I don't know."))
-    where = [f"model.path={tiny_model}", f"output_dir={tmp_path / 'outputs'}"]
-    assert new("- Never tell a lie.\n- Be kind to all.\n", "--text", "-", *where) == 0
+    drafted("- Never tell a lie.\n- Be kind to all.\n", lambda _: "I don't know.")
     found = load_constitution(tmp_path / "mine.yaml")
     assert [principle.tags for principle in found.principles] == [[], []], "without an engine they have none either"
     out = capsys.readouterr().out
@@ -239,16 +240,9 @@ def test_an_engine_that_words_nothing_leaves_the_templates_as_they_are(
 
 
 def test_an_example_that_corrects_nothing_is_left_out(
-    new: Callable[..., int],
-    tiny_model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    drafted: Callable[..., FakeEngine], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    same = lines(**{"POOR REPLY": "It is me.", "GOOD REPLY": "It is me!"})
-    monkeypatch.setattr("pipeline.chain.drafting.open_engine", lambda *_: FakeEngine(lambda _: same))
-    where = [f"model.path={tiny_model}", f"output_dir={tmp_path / 'outputs'}"]
-    assert new("- Never tell a lie.\n", "--text", "-", *where) == 0
+    drafted("- Never tell a lie.\n", lambda _: lines(**{"POOR REPLY": "It is me.", "GOOD REPLY": "It is me!"}))
     found = load_constitution(tmp_path / "mine.yaml")
     assert found.principles[0].title == "No lies" and not found.worked_examples
     assert "Left out: 1 worked example" in capsys.readouterr().out

@@ -57,3 +57,19 @@ def test_killed_and_resumed_equals_undisturbed(tiny_model: Path, tmp_path: Path,
     assert num_kills >= len(moments) - 1, "the moments were missed, so nothing was tested"
     subprocess.run(command, check=True)
     assert contents(disturbed) == contents(undisturbed)
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_says_how_to_go_on(tiny_model: Path, tmp_path: Path, number: int, exit_code: int):
+    command = [*COMMAND, *tiny_overrides(tiny_model, tmp_path), "until=sft"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    reached = MOMENTS["first replies"]
+    while process.poll() is None and not reached(tmp_path / "outputs" / "cache"):
+        time.sleep(0.002)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == exit_code
+    assert "stopped; run the same command again to continue." in errors and "Traceback" not in errors
+    log = tmp_path / "outputs" / "runs" / "latest" / "run.log"
+    assert "Traceback" not in log.read_text(encoding="utf-8")
+    subprocess.run(command, check=True)

@@ -5,19 +5,22 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from pipeline.cli.commands import COMMANDS
 from pipeline.cli.parser import flags, parser
-from pipeline.core.errors import CaiError, ConfigError, did_you_mean
+from pipeline.core.errors import CaiError, ConfigError, Terminated, did_you_mean
 
-BROKEN_PIPE = 141  # as a shell says of a program that ended at a closed pipe
+INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # 128 + the signal, as a shell says it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. A ``CaiError`` is printed, not raised."""
     _print_anywhere()
+    if arguments is None:  # this process is the command's own
+        signal.signal(signal.SIGTERM, _terminate)
     root = parser()
     args, extra = root.parse_known_args(arguments)
     try:
@@ -38,9 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as head, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as stop:
         print("stopped; run the same command again to continue.", file=sys.stderr)
-        return 130
+        return INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED
+
+
+def _terminate(number: int, frame: object) -> None:
+    """End as after Ctrl-C: a scheduler that takes the machine back sends SIGTERM."""
+    raise Terminated
 
 
 def _print_anywhere() -> None:

@@ -31,6 +31,10 @@ class NothingUsableError(StageError):
     """None of the answers that a stage asked for can be used."""
 
 
+class Terminated(BaseException):
+    """SIGTERM has come. Handlers of errors let it through, as they do KeyboardInterrupt."""
+
+
 class NotMeasuredError(Exception):
     """An optional part of an evaluation can't be measured. The message says why, as a clause for the report's notes."""
 

@@ -40,6 +40,7 @@ from pipeline.core.locks import locked
 from pipeline.core.log import duration, logged_to, say, warn
 from pipeline.core.memory import free_memory
 from pipeline.core.stage import Prepared
+from pipeline.core.text import count_of
 from pipeline.evidence.approve import GUIDELINES
 from pipeline.guard.guard import FOLDER as GUARD
 from pipeline.report.write import FILES, TABLES
@@ -135,8 +136,10 @@ def _announce(name: str, folder: Path, config: Config, prepared: Prepared) -> No
         warn(note)
     for line in table(prepared.rendering):
         say(line)
-    for sentence in [] if checkpoints else deviations_from_paper(config, constitution):
-        say(f"  differs from the paper: {sentence}")
+    deviations = [] if checkpoints else deviations_from_paper(config, constitution)
+    if deviations:
+        ways = count_of(len(deviations), "way")
+        say(f"  differs from the paper in {ways}; the report lists them, and so does `cai plan` with the same settings")
 
 
 def run_name(config: Config, constitution: Constitution) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import exp
 from pathlib import Path
 from statistics import fmean
@@ -104,6 +105,13 @@ def make_report(
         ),
         held_out={"align": make_held_out()} if method == "ppo" else {},
     )  # fmt: skip
+
+
+def with_metrics(report: Report, stage: str, **metrics) -> Report:
+    """The report, with other numbers in a stage's manifest."""
+    manifest = report.manifests[stage]
+    changed = manifest.model_copy(update={"metrics": manifest.metrics | metrics})
+    return replace(report, manifests=report.manifests | {stage: changed})
 
 
 def empty_report(models: tuple[str, ...] = ()) -> Report:

@@ -33,7 +33,7 @@ from pipeline.stages.sft import group_rows
 from pipeline.training.pairs import train_pairs, trainable
 from pipeline.training.sft import train_sft
 from tests.conftest import tiny_overrides
-from tests.test_ppo import Bench
+from tests.ppo_bench import Bench
 
 Toys = tuple[list[CounterfactualSet], list[Case]]
 OPENING = "I won't"

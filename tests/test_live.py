@@ -21,7 +21,7 @@ from pipeline.engines.served_rollouts import read_drawn, serving_options
 from pipeline.methods.policy_gradient.live import check_live
 from pipeline.training.history import read_history
 from tests.fake_vllm import LLM, installed
-from tests.test_ppo import QUICK, TOYS, Bench, PowerCutError, epochs, killed_at_call, weights
+from tests.ppo_bench import QUICK, TOYS, Bench, PowerCutError, epochs, killed_at_call, weights
 
 MODEL_SERVER = f"{sys.executable} {Path(__file__).parent / 'model_server.py'} --port {{port}} --model {{model}}"
 SERVED = ["policy_engine=serve", f"policy_engine.serve='{MODEL_SERVER} {{lora}}'"]

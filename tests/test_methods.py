@@ -20,7 +20,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.records import Prompt, read_records
 from pipeline.training.history import read_history
 from tests.conftest import tiny_groups, tiny_overrides
-from tests.test_ppo import TOYS
+from tests.ppo_bench import TOYS
 
 Tiny = Callable[..., Config]
 

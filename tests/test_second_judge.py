@@ -14,7 +14,7 @@ from pipeline.chain.config import Config
 from pipeline.chain.runner import run
 from pipeline.evals.judges.base import JUDGES, Item, Judge, JudgeConfig, Judged
 from pipeline.records import HeldOutPoint, read_records
-from tests.test_ppo import Bench, PowerCutError, killed_at_call, weights
+from tests.ppo_bench import Bench, PowerCutError, killed_at_call, weights
 
 Tiny = Callable[..., Config]
 MINUS_WORDS = "short"  # of tests/toy_rewards.py: it likes one token, the end of the turn

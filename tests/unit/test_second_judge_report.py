@@ -11,8 +11,7 @@ from pipeline.report import rewards, second_judge
 from pipeline.report.build import Report
 from pipeline.report.render import render
 from pipeline.report.tables import tables_of
-from tests.report_data import HELD_OUT_BEFORE, make_report
-from tests.unit.test_report import with_metrics
+from tests.report_data import HELD_OUT_BEFORE, make_report, with_metrics
 
 FELL = "at step 9 the reward rises while the second judge falls: since step 3 …"
 

@@ -25,7 +25,7 @@ from tests.fakes import FakeLogbook, JoinedServer
 
 @pytest.fixture
 def other_url(url: str) -> Iterator[str]:
-    """A second address of the same server. ``Server.hosts`` says where requests went."""
+    """A second address of the same server. ``Server.ports`` says where requests went."""
     server = JoinedServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/v1"

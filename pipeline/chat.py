@@ -144,14 +144,21 @@ class Renderer:
         prompt, answer = self.prompt_ids(messages), self.reply_ids(reply)
         return Example(prompt + answer, [0] * len(prompt) + [1] * len(answer))
 
-    def dialogue_ids(self, messages: Sequence[Message], reply: str, most: int) -> list[int]:
+    def dialogue_ids(
+        self, messages: Sequence[Message], reply: str, most: int, num_reply_tokens: int | None = None
+    ) -> list[int]:
         """The last ``most`` token ids of a complete dialogue, for a reward model or a classifier.
 
         They include all tokens that the template writes after the reply, such as a newline: published reward models
         are trained to give their score at the very last token. Without a chat template, blank lines join the turns.
+
+        Args:
+            num_reply_tokens: of the reply only so many first tokens are there; None: all.
         """
+        begun = self.text_ids(reply)[:num_reply_tokens]
         if self._tokenizer.chat_template:
-            return (self.prompt_ids(messages) + self.text_ids(reply) + self._after_ids)[-most:]
+            return (self.prompt_ids(messages) + begun + self._after_ids)[-most:]
+        reply = reply if num_reply_tokens is None else self.spelled(begun)
         self._tokenizer.truncation_side = "left"
         text = "\n\n".join([*(turn["content"] for turn in messages), reply])
         inside = {"truncation": True, "max_length": most, "split_special_tokens": True}

@@ -21,10 +21,6 @@ Tiny = Callable[..., Config]
 
 def test_openings_need_a_method_and_a_constitution_that_learn_from_them(tiny: Tiny):
     for overrides, message in (
-        (
-            ("align=ppo", "preferences=openings"),
-            "align.method is 'ppo', which needs whole replies, but preferences.pairs",
-        ),
         (("align=dpo_whole", "preferences=openings"), "align.method is 'dpo', which needs whole replies"),
         (("preferences.pairs=sampled",), "preferences.labels is 'pool', .* but preferences.pairs is 'sampled'"),
         (

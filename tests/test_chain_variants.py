@@ -11,8 +11,11 @@ from transformers import AutoTokenizer
 
 from pipeline.chain.config import Config
 from pipeline.chain.runner import run
+from pipeline.chat import Renderer
 from pipeline.constitution.files import load_constitution
+from pipeline.engines.reward_model import load_reward_model
 from pipeline.records import Exchange, Preference, read_records
+from pipeline.training.reward import tokenised
 
 Tiny = Callable[..., Config]
 
@@ -48,6 +51,25 @@ def test_openings_are_as_short_as_the_decision_and_the_pool_is_the_label(tiny: T
     assert metrics["num_pairs"] == len(preferences) > 4
     assert {p.probability_a for p in preferences} == {0.0, 1.0}
     assert not (result.stages["preferences"].folder / "work" / "labels-answers.jsonl").exists(), "no labeller is asked"
+
+
+def test_a_reward_model_of_openings_is_trained_on_what_it_reads(tiny: Tiny):
+    ppo = ("align=ppo", "preferences=openings", "align.trust=true", "align.rollout.missing_eos_penalty=null")
+    result = run(tiny("constitution=default", *ppo, "until=align"))
+    folder = result.stages["reward"].folder
+    tokenizer = Renderer(AutoTokenizer.from_pretrained(folder / "model"))
+    number = result.stages["reward"].manifest.metrics["num_reply_tokens"]
+    assert number == len(tokenizer.text_ids("I won't"))
+    rows = list(read_records(folder / "rows.jsonl", Preference))
+    for row, preference in zip(tokenised(rows, tokenizer, 512, number)[0], rows, strict=True):
+        pair = preference.comparison
+        for ids, reply in ((row["chosen_ids"], pair.reply_a), (row["rejected_ids"], pair.reply_b)):
+            begun = tokenizer.spelled(tokenizer.text_ids(reply)[:number])
+            assert tokenizer.spelled(ids).endswith(f"<|assistant|>{begun}<|end|>")
+    model = load_reward_model(str(folder / "model"))
+    dialogue = [rows[0].comparison.prompt.messages] * 2
+    declining, declining_too = model.raw_scores(dialogue, ["I won't", "I won't say how."])
+    assert declining == pytest.approx(declining_too, abs=1e-5)
 
 
 def test_asking_again_what_turns_the_labels_changes_none(tiny: Tiny):

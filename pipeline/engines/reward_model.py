@@ -21,7 +21,7 @@ from pipeline.engines.models import load_tokenizer, resolve_path, resolve_precis
 from pipeline.records import Message
 
 BATCH_ROWS = 16
-MEAN, STD = "reward_mean", "reward_std"  # in config.json
+MEAN, STD, NUM_REPLY_TOKENS = "reward_mean", "reward_std", "reward_num_reply_tokens"  # in config.json
 
 ScoreTokens = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(input_ids, attention_mask) → logits of shape (rows,). Inputs are (rows, length) with padding on the right."""
@@ -35,6 +35,7 @@ class RewardModel:
         tokenizer: the reward model's tokenizer; without a chat template, turns are joined by blank lines.
         context: the largest number of tokens; of a longer text only the end is read, which is the reply.
         mean, std: of the logits of the replies that the reward stage measured.
+        num_reply_tokens: it reads only so many first tokens of a reply, as in its training; None: all.
     """
 
     def __init__(
@@ -47,9 +48,11 @@ class RewardModel:
         device: torch.device,
         mean: float = 0.0,
         std: float = 1.0,
+        num_reply_tokens: int | None = None,
         batch_rows: int = BATCH_ROWS,
     ) -> None:
         self.name, self.mean, self.std = name, mean, std
+        self._num_reply_tokens = num_reply_tokens
         self._score_tokens, self._tokenizer = score_tokens, tokenizer
         self._chat = Renderer(tokenizer)
         self._context, self._device, self._batch_rows = context, device, batch_rows
@@ -85,7 +88,7 @@ class RewardModel:
         return [Scored(id=ask.id, score=score) for ask, score in zip(batch, logits.float().tolist(), strict=True)]
 
     def _encode(self, ask: ReplyQuery) -> list[int]:
-        return self._chat.dialogue_ids(ask.messages, ask.reply, self._context)
+        return self._chat.dialogue_ids(ask.messages, ask.reply, self._context, self._num_reply_tokens)
 
 
 def last_real(values: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -175,6 +178,7 @@ def load_reward_model(
         device=distributed.default_device(),
         mean=mean,
         std=std,
+        num_reply_tokens=getattr(config, NUM_REPLY_TOKENS, None),
         batch_rows=batch_rows or BATCH_ROWS,
     )
 
@@ -198,6 +202,15 @@ def reward_scaling(path: str | Path) -> tuple[float, float]:
 
 def write_reward_scaling(folder: Path, mean: float, std: float) -> None:
     """Write both into the model's config.json, so that every later load scores on the same scale."""
+    _write_in_config(folder, {MEAN: mean, STD: std})
+
+
+def write_num_reply_tokens(folder: Path, number: int) -> None:
+    """Write into the model's config.json how many tokens of a reply it reads."""
+    _write_in_config(folder, {NUM_REPLY_TOKENS: number})
+
+
+def _write_in_config(folder: Path, values: dict[str, float]) -> None:
     path = folder / "config.json"
-    config = {**json.loads(path.read_text(encoding="utf-8")), MEAN: mean, STD: std}
+    config = {**json.loads(path.read_text(encoding="utf-8")), **values}
     write_text_atomically(path, json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from pipeline.constitution.schema import Constitution
 from pipeline.core import distributed
-from pipeline.core.errors import StageError
+from pipeline.core.errors import ConfigError, StageError
 from pipeline.core.log import warn
 from pipeline.core.settings import part
 from pipeline.core.stage import WEIGHTS, Context, Cost, Memory, Metrics, Prepared, Stage
@@ -93,6 +93,11 @@ class Reward(Stage):
             held_out += [case.prompt for case in build_cases(config.evaluate, tested, [])]
             held_out += [pair.prompt for pairs in build_comparisons(config.evaluate, []).values() for pair in pairs]
         refuse_overlap(held_out, {pair.prompt.key: "reward.human" for pair in human})
+        if human and config.preferences.compares_openings:
+            raise ConfigError(
+                f"reward.human has {len(human)} pairs of whole replies, but preferences.pairs is 'openings', so the "
+                "reward model reads only how replies begin; use preferences=pool, or reward.human.source=none."
+            )
         check_can_classify(config.model.path, config.model.revision, "model.path")
         check_scoring(config.model.path, config.model.revision, "model.path")
         return notes

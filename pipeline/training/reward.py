@@ -21,7 +21,7 @@ from pipeline.core import distributed
 from pipeline.core.counts import warn_of_many
 from pipeline.core.stage import Context
 from pipeline.engines.models import ModelConfig, load_tokenizer, resolve_path, resolve_precision
-from pipeline.engines.reward_model import pad_token
+from pipeline.engines.reward_model import pad_token, write_num_reply_tokens
 from pipeline.records import Preference
 from pipeline.training.attention import attend_in_products
 from pipeline.training.batches import SortsByLength
@@ -127,7 +127,16 @@ def load_reward_base(path: str, config: ModelConfig, quantised: bool) -> PreTrai
     return model if quantised else model.to(loading_device())
 
 
-def tokenised(preferences: Sequence[Preference], chat: Renderer, most: int) -> tuple[list[dict[str, Any]], int]:
+def num_compared_tokens(preferences: Sequence[Preference], chat: Renderer) -> int | None:
+    """How many first tokens of both replies are compared: as many as the longest opening has. None if pairs are of
+    whole replies."""
+    openings = {preference.comparison.opening for preference in preferences}
+    return None if "" in openings else max(len(chat.text_ids(opening)) for opening in openings)
+
+
+def tokenised(
+    preferences: Sequence[Preference], chat: Renderer, most: int, num_reply_tokens: int | None = None
+) -> tuple[list[dict[str, Any]], int]:
     """Return TRL's rows, and the number of texts with more than ``most`` tokens; their beginnings are cut off.
 
     TRL would drop such pairs. Texts are also tokenised here to match those of scoring.
@@ -135,7 +144,10 @@ def tokenised(preferences: Sequence[Preference], chat: Renderer, most: int) -> t
     rows, num_cut = [], 0
     for preference in preferences:
         pair = preference.comparison
-        texts = [chat.dialogue_ids(pair.prompt.messages, reply, most + 1) for reply in (pair.reply_a, pair.reply_b)]
+        texts = [
+            chat.dialogue_ids(pair.prompt.messages, reply, most + 1, num_reply_tokens)
+            for reply in (pair.reply_a, pair.reply_b)
+        ]
         num_cut += sum(len(text) > most for text in texts)
         chosen, rejected = (text[-most:] for text in texts)
         rows.append({"chosen_ids": chosen, "rejected_ids": rejected, "label_a": preference.probability_a})
@@ -149,7 +161,9 @@ def train_reward(
     path = resolve_path(base_path)
     tokenizer = reward_tokenizer(path, context.model)
     model = load_reward_base(path, context.model, quantised=context.model.tuning == "qlora")
-    rows, num_cut = tokenised(preferences, Renderer(tokenizer), config.max_length_tokens)
+    chat = Renderer(tokenizer)
+    num_reply_tokens = num_compared_tokens(preferences, chat)
+    rows, num_cut = tokenised(preferences, chat, config.max_length_tokens, num_reply_tokens)
     longer = f"texts are longer than reward.max_length_tokens={config.max_length_tokens}; their beginnings are cut off"
     warn_of_many(num_cut, 2 * len(rows), longer, "raise reward.max_length_tokens")
     reporter = Reporter("training the reward model", context.tracker)
@@ -166,6 +180,11 @@ def train_reward(
     )
     metrics = train(trainer, reporter, context.meter)
     save_reward_model(trainer, path, context.model, context.out)
+    if num_reply_tokens is not None:
+        if distributed.is_main():
+            write_num_reply_tokens(context.out / "model", num_reply_tokens)
+        distributed.barrier()
+        metrics["num_reply_tokens"] = num_reply_tokens
     return {"num_texts_cut": num_cut, **metrics}, reporter.history
 
 

@@ -20,6 +20,7 @@ from pipeline.engines.reward_model import (
     load_reward_model,
     pad_token,
     reward_scaling,
+    write_num_reply_tokens,
     write_reward_scaling,
 )
 from pipeline.records import Message
@@ -125,6 +126,18 @@ def test_without_a_template_turns_are_joined(tmp_path: Path):
     folder = other_family(tmp_path, None, pad_token="<unk>")
     by_hand = score_at_the_end(folder, "Hi\n\nThree.")
     assert load_reward_model(str(folder)).raw_scores(DIALOGUES[:1], ["Three."]) == pytest.approx([by_hand], abs=1e-5)
+
+
+@pytest.mark.parametrize("template", [ENDS_IN_EOS, None])
+def test_a_model_of_openings_reads_only_how_a_reply_begins(tmp_path: Path, template: str | None):
+    folder = other_family(tmp_path, template, pad_token="<unk>")
+    whole = load_reward_model(str(folder)).raw_scores(DIALOGUES[:1] * 2, ["Three", "Three words."])
+    assert whole[0] != pytest.approx(whole[1], abs=1e-5)
+    tokenizer = Renderer(AutoTokenizer.from_pretrained(folder))
+    write_num_reply_tokens(folder, len(tokenizer.text_ids("Three")))
+    write_reward_scaling(folder, 0.0, 1.0)
+    begun = load_reward_model(str(folder)).raw_scores(DIALOGUES[:1] * 2, ["Three", "Three words."])
+    assert begun == pytest.approx([whole[0]] * 2, abs=1e-5)
 
 
 def test_a_published_model_without_pad_token_is_given_one(tmp_path: Path):

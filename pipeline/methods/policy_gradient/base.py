@@ -71,7 +71,10 @@ class PolicyGradient(Method):
         refuse_large_sets(config, sets)
         asked = rollout_prompts(prepared.prompts, config.rollout, sets)
         refuse_long_prompts(config, prepared, [*asked, *held_out])
-        return super().check(config, prepared)
+        return [*super().check(config, prepared), *notes_on_openings(config, prepared)]
+
+    def learns_from_openings(self, config: Any) -> bool:
+        return True  # its reward model does
 
     def cost(self, config: Any, prepared: Prepared) -> Cost:
         """Count sampled replies (in training and on held-out prompts), and the calls of the constitution's judge and of
@@ -136,6 +139,27 @@ def prompts_of_step(step: int, prompts: Sequence[Prompt], config: Any, seed: int
     orders = {epoch: derived_rng(seed, "prompts", epoch).sample(prompts, len(prompts)) for epoch in epochs}
     chosen = [orders[position // len(prompts)][position % len(prompts)] for position in positions]
     return [prompt for prompt in chosen for _ in range(config.replies_per_prompt)]
+
+
+def notes_on_openings(config: Any, prepared: Prepared) -> list[str]:
+    """What does not suit a reward model that reads only how a reply begins."""
+    rollout, preferences = config.rollout, prepared.config.preferences
+    if not (config.trains_reward_model and preferences.compares_openings):
+        return []
+    notes = []
+    if rollout.max_reply_tokens > 2 * preferences.max_opening_tokens:
+        notes.append(
+            f"align.rollout.max_reply_tokens is {rollout.max_reply_tokens}, but preferences.pairs is 'openings', so "
+            "the reward model reads only how a reply begins; short rollouts cost less, for example "
+            f"align.rollout.max_reply_tokens={preferences.max_opening_tokens}."
+        )
+    elif rollout.missing_eos_penalty:
+        notes.append(
+            f"align.rollout.max_reply_tokens is {rollout.max_reply_tokens}, so most rollouts are cut off, and "
+            f"align.rollout.missing_eos_penalty={rollout.missing_eos_penalty:g} teaches the policy to end early; use "
+            "align.rollout.missing_eos_penalty=null."
+        )
+    return notes
 
 
 def _num_judge_calls(config: Any, prepared: Prepared, asked: Sequence[Prompt]) -> int:

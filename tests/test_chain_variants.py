@@ -65,7 +65,7 @@ def test_a_reward_model_of_openings_is_trained_on_what_it_reads(tiny: Tiny):
         pair = preference.comparison
         for ids, reply in ((row["chosen_ids"], pair.reply_a), (row["rejected_ids"], pair.reply_b)):
             begun = tokenizer.spelled(tokenizer.text_ids(reply)[:number])
-            assert tokenizer.spelled(ids).endswith(f"<|assistant|>{begun}<|end|>")
+            assert tokenizer.spelled(ids).endswith(f"<|assistant|> {begun}<|end|>\n")
     model = load_reward_model(str(folder / "model"))
     dialogue = [rows[0].comparison.prompt.messages] * 2
     declining, declining_too = model.raw_scores(dialogue, ["I won't", "I won't say how."])

@@ -101,6 +101,7 @@ def held_out_metrics(scores: Sequence[RewardScore], confidence: float = 0.95) ->
     preferred_is_longer = agreement(longer, [s.probability_a for s in decided])
     thirds = terciles([abs(s.reward_a - s.reward_b) for s in decided])
     sources = np.array([s.source for s in decided])
+    pools = np.array(["" if s.source == "human" else s.pool for s in decided])  # people's pairs are in no pool
 
     def accuracy(which: NDArray) -> dict[str, Any]:
         return share_of_right(right[which].tolist(), confidence).model_dump()
@@ -112,6 +113,7 @@ def held_out_metrics(scores: Sequence[RewardScore], confidence: float = 0.95) ->
     return {
         "accuracy": accuracy(everything),
         "accuracy_by_source": {str(source): accuracy(sources == source) for source in sorted(set(sources))},
+        "accuracy_by_pool": {str(pool): accuracy(pools == pool) for pool in sorted(set(pools) - {""})},
         "accuracy_by_margin": {
             name: accuracy(third) for name, third in zip(("small", "middle", "large"), thirds, strict=True)
         },

@@ -11,6 +11,7 @@ from pipeline.evals.calibration import Bin
 from pipeline.evals.results import Change, Estimate
 from pipeline.evals.statistics import paired_difference, resampled
 from pipeline.report.build import Report
+from pipeline.report.knows import REQUESTS
 from pipeline.report.wording import difference, number, percent, words, written
 
 SHOWN_AS = ("reward model", "longer reply")  # the columns of an accuracy row
@@ -129,8 +130,12 @@ def reward_model(report: Report) -> RewardModel | None:
 
 
 def _parts(metrics: Mapping[str, Any]) -> dict[str, Estimate]:
+    by_source, by_pool = metrics["accuracy_by_source"], metrics.get("accuracy_by_pool")
+    if by_pool is not None:  # old runs have none
+        human = {source: one for source, one in by_source.items() if source == "human"}
+        by_source = {REQUESTS[pool]: one for pool, one in by_pool.items()} | human
     named = {
-        **metrics["accuracy_by_source"],
+        **by_source,
         **{f"{size} margin": one for size, one in metrics["accuracy_by_margin"].items()},
         **{words(which): one for which, one in metrics["accuracy_by_length"].items()},
     }

@@ -64,12 +64,17 @@ def test_terciles():
 
 
 def score(
-    reward_a: float, reward_b: float, label: float, words: tuple[int, int] = (5, 5), source: str = "harmlessness"
+    reward_a: float,
+    reward_b: float,
+    label: float,
+    words: tuple[int, int] = (5, 5),
+    source: str = "harmlessness",
+    pool: str = "red_team",
 ) -> RewardScore:
     return RewardScore(
         id="x",
         source=source,  # type: ignore[arg-type]
-        pool="red_team",
+        pool=pool,  # type: ignore[arg-type]
         reward_a=reward_a,
         reward_b=reward_b,
         probability_a=label,
@@ -81,7 +86,7 @@ def score(
 def test_everything_that_is_said_of_held_out_pairs():
     scores = [
         score(1, 0, 0.9, (9, 3)),  # right; the longer reply is preferred
-        score(0, 3, 0.8, (2, 4)),  # wrong, and sure of it; the shorter one
+        score(0, 3, 0.8, (2, 4), pool="ordinary"),  # wrong, and sure of it; the shorter one
         score(0, 2, 0.1, (4, 4), "human"),  # right; no longer one
         score(0, 0, 0.5),  # a label that prefers neither counts for the loss alone
     ]
@@ -91,6 +96,7 @@ def test_everything_that_is_said_of_held_out_pairs():
         "harmlessness": 0.5,
         "human": 1.0,
     }
+    assert {name: part["total"] for name, part in found["accuracy_by_pool"].items()} == {"red_team": 1, "ordinary": 1}
     assert [found["accuracy_by_margin"][third]["value"] for third in ("small", "middle", "large")] == [1, 1, 0]
     assert found["accuracy_by_length"]["longer_preferred"]["value"] == 1
     assert found["accuracy_by_length"]["shorter_preferred"]["value"] == 0

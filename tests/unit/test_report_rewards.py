@@ -74,12 +74,13 @@ def test_accuracy_stands_beside_the_longer_reply_and_by_part():
     model = rewards.reward_model(report)
     assert [name for name, _ in model.rows] == [
         "all pairs",
-        *("harmlessness", "helpfulness", "small margin", "middle margin", "large margin"),
+        *("harmless look-alikes", "ordinary requests", "harmful requests"),
+        *("small margin", "middle margin", "large margin"),
         *("longer preferred", "shorter preferred"),
     ]
     assert model.rows[0][1] == [Estimate(**metrics["accuracy"]), Estimate(**metrics["accuracy_of_longer_reply"])]
-    assert model.rows[5] == ("large margin", [Estimate(**metrics["accuracy_by_margin"]["large"]), None])
-    assert model.num_pairs["harmlessness"] == "20 pairs"
+    assert model.rows[6] == ("large margin", [Estimate(**metrics["accuracy_by_margin"]["large"]), None])
+    assert model.num_pairs["harmful requests"] == "20 pairs"
     html = render("report.html.j2", report)
     assert 'aria-label="Reliability: predicted' in html and 'aria-label="large margin: reward model' in html
     assert "80 harmlessness and 160 helpfulness pairs" in html and 'href="#reward"' in html

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 HUMAN = "human"
 TOKENS_PER_TURN = 50  # for estimates of tokens read
+NUM_REFERENCE = 256  # the standard deviation of 512 rewards is known to 3 %
 
 
 class RewardConfig(TrainConfig):
@@ -72,7 +73,7 @@ class Reward(Stage):
 
     name, needs = "reward", ("sft", "preferences")
     outputs = ("scores.jsonl", "model/config.json", *WEIGHTS)
-    version = 5
+    version = 6
     repeats = True
 
     def wanted(self, config: Config) -> bool:
@@ -118,7 +119,7 @@ class Reward(Stage):
         pairs = placeholders + human_preferences(config.reward, seed, [])
         rest, held_out = split_by_prompt(pairs, config.reward.held_out_fraction)
         training = mixed(rest, config.reward.helpful_ratio, seed)
-        num_reference = sum(source_of(pair) != HUMAN for pair in training)
+        num_reference = len(reference_pairs(training, seed))
         tokens = 2 * (TOKENS_PER_TURN + config.preferences.max_reply_tokens)
         return Cost(
             num_calls=2 * (len(held_out) + num_reference),
@@ -141,7 +142,7 @@ class Reward(Stage):
         labelled = usable(preferences, config.hard_labels)
         rest, held_out = split_by_prompt(labelled, config.held_out_fraction)
         training = mixed(rest, config.helpful_ratio, context.seed)
-        reference = [preference for preference in training if source_of(preference) != HUMAN]
+        reference = reference_pairs(training, context.seed)
         if not reference or not held_out:
             what = "AI-labelled pairs to train on" if not reference else "pairs to hold out"
             raise StageError(
@@ -242,6 +243,12 @@ def mixed(preferences: Sequence[Preference], helpful_ratio: float, seed: int) ->
     derived_rng(seed, "helpfulness pairs").shuffle(helpful)
     most = round(helpful_ratio * len(by_source["harmlessness"]))
     return [*by_source["harmlessness"], *helpful[:most], *by_source["human"]]
+
+
+def reference_pairs(training: Sequence[Preference], seed: int) -> list[Preference]:
+    """The AI-labelled pairs whose replies give the mean and standard deviation of rewards: some hundred are enough."""
+    labelled = [preference for preference in training if source_of(preference) != HUMAN]
+    return derived_rng(seed, "reference pairs").sample(labelled, min(NUM_REFERENCE, len(labelled)))
 
 
 def source_of(preference: Preference) -> PairSource:

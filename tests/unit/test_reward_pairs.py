@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.stages.reward import mixed, source_of, split_by_prompt, usable
-from tests.reward_data import toy_preference
+from pipeline.stages.reward import NUM_REFERENCE, mixed, reference_pairs, source_of, split_by_prompt, usable
+from tests.reward_data import toy_pairs, toy_preference
 
 
 def test_which_labels_count():
@@ -37,3 +37,14 @@ def test_helpfulness_pairs_are_drawn_in_proportion_and_human_ones_all_kept():
     assert drawn(1) == drawn(1) != drawn(1, seed=1)
     sources = [source_of(p) for p in mixed([*helpful, *human, *harmless], 0, 0)]
     assert sources.count("human") == 3 and sources.count("harmlessness") == 6
+
+
+def test_rewards_are_scaled_by_a_sample_of_the_labelled_pairs():
+    pairs = toy_pairs(NUM_REFERENCE + 40)
+    human = [pair.model_copy(update={"labeller": "human"}) for pair in toy_pairs(8, start=len(pairs))]
+    chosen = reference_pairs([*pairs, *human], seed=0)
+    assert len(chosen) == NUM_REFERENCE and not any(pair in human for pair in chosen)
+    assert len({pair.comparison.id for pair in chosen}) == NUM_REFERENCE
+    assert chosen == reference_pairs([*pairs, *human], seed=0) != reference_pairs([*pairs, *human], seed=1)
+    few = reference_pairs(pairs[:3], seed=0)
+    assert sorted(pair.comparison.id for pair in few) == sorted(pair.comparison.id for pair in pairs[:3])

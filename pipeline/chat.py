@@ -122,6 +122,10 @@ class Renderer:
         """Token ids of a reply, followed by ``end_ids``."""
         return self.text_ids(reply) + self.end_ids
 
+    def beginning(self, text: str, number: int) -> str:
+        """The first ``number`` tokens of a text, as text."""
+        return self.spelled(self.text_ids(text)[:number])
+
     def spelled(self, ids: Sequence[int]) -> str:
         """The text of token ids, with special tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
@@ -155,10 +159,9 @@ class Renderer:
         Args:
             num_reply_tokens: of the reply only so many first tokens are there; None: all.
         """
-        begun = self.text_ids(reply)[:num_reply_tokens]
         if self._tokenizer.chat_template:
-            return (self.prompt_ids(messages) + begun + self._after_ids)[-most:]
-        reply = reply if num_reply_tokens is None else self.spelled(begun)
+            return (self.prompt_ids(messages) + self.text_ids(reply)[:num_reply_tokens] + self._after_ids)[-most:]
+        reply = reply if num_reply_tokens is None else self.beginning(reply, num_reply_tokens)
         self._tokenizer.truncation_side = "left"
         text = "\n\n".join([*(turn["content"] for turn in messages), reply])
         inside = {"truncation": True, "max_length": most, "split_special_tokens": True}

@@ -14,7 +14,7 @@ from pipeline.chain.runner import run
 from pipeline.chat import Renderer
 from pipeline.constitution.files import load_constitution
 from pipeline.engines.reward_model import load_reward_model
-from pipeline.records import Exchange, Preference, read_records
+from pipeline.records import Exchange, Preference, RewardScore, read_records
 from pipeline.training.reward import tokenised
 
 Tiny = Callable[..., Config]
@@ -70,6 +70,8 @@ def test_a_reward_model_of_openings_is_trained_on_what_it_reads(tiny: Tiny):
     dialogue = [rows[0].comparison.prompt.messages] * 2
     declining, declining_too = model.raw_scores(dialogue, ["I won't", "I won't say how."])
     assert declining == pytest.approx(declining_too, abs=1e-5)
+    scores = list(read_records(folder / "scores.jsonl", RewardScore))
+    assert {score.num_words_a for score in scores} == {2}, "the words that it reads"
 
 
 def test_asking_again_what_turns_the_labels_changes_none(tiny: Tiny):

@@ -69,6 +69,10 @@ class RewardModel:
         found = {row.id: row.score for batch in self.batches(asks) for row in self.score_batch(batch)}
         return [found[ask.id] for ask in asks]
 
+    def read_part(self, reply: str) -> str:
+        """What it reads of a reply: all, or the first tokens."""
+        return reply if self._num_reply_tokens is None else self._chat.beginning(reply, self._num_reply_tokens)
+
     def standardise(self, logit: float) -> float:
         return (logit - self.mean) / self.std
 

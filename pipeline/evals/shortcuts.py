@@ -21,9 +21,10 @@ def opens_with_refusal(reply: str) -> bool:
     return bool(first) and judge_reply(first[0])[0] == "refused"
 
 
+REFUSAL = "refusal at the start"
 SHORTCUTS: dict[str, Callable[[str], float]] = {
     "length": lambda reply: float(len(words(reply))),
-    "refusal at the start": lambda reply: float(opens_with_refusal(reply)),
+    REFUSAL: lambda reply: float(opens_with_refusal(reply)),
 }
 
 
@@ -45,10 +46,10 @@ def shortcut_metrics(
     labels = _labels(decided)
     right = agreement([margins[preference.comparison.id] for preference in decided], labels)
     found = {}
-    for name, feature in SHORTCUTS.items():
-        agreed = agreement(_margins(training, feature), _labels(training)) if training else np.array([])
+    for name in SHORTCUTS:
+        agreed = agreement(_margins(training, name), _labels(training)) if training else np.array([])
         sign = 1 if agreed.sum() >= len(agreed) / 2 else -1
-        mine = agreement(sign * _margins(decided, feature), labels)
+        mine = agreement(sign * _margins(decided, name), labels)
         gain = resampled(paired_difference(mine, right, confidence), len(mine)) if decided else None
         found[name] = {
             "accuracy": share_of_right(mine.tolist(), confidence).model_dump(),
@@ -57,8 +58,18 @@ def shortcut_metrics(
     return found
 
 
-def _margins(preferences: Sequence[Preference], feature: Callable[[str], float]) -> NDArray:
-    return np.array([feature(p.comparison.reply_a) - feature(p.comparison.reply_b) for p in preferences], float)
+def _margins(preferences: Sequence[Preference], name: str) -> NDArray:
+    values = [[_value(name, reply, p.comparison.opening) for reply in _replies(p)] for p in preferences]
+    return np.array([a - b for a, b in values], float)
+
+
+def _replies(preference: Preference) -> tuple[str, str]:
+    return preference.comparison.reply_a, preference.comparison.reply_b
+
+
+def _value(name: str, reply: str, opening: str) -> float:
+    """``opening``: how refusals begin, where replies are beginnings, too short for the judge."""
+    return float(reply.startswith(opening)) if name == REFUSAL and opening else SHORTCUTS[name](reply)
 
 
 def _labels(preferences: Sequence[Preference]) -> NDArray:

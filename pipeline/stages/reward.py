@@ -44,6 +44,7 @@ from pipeline.training.history import write_history
 
 if TYPE_CHECKING:
     from pipeline.chain.config import Config
+    from pipeline.engines.reward_model import RewardModel
 
 HUMAN = "human"
 TOKENS_PER_TURN = 50  # for estimates of tokens read
@@ -120,7 +121,9 @@ class Reward(Stage):
         rest, held_out = split_by_prompt(pairs, config.reward.held_out_fraction)
         training = mixed(rest, config.reward.helpful_ratio, seed)
         num_reference = len(reference_pairs(training, seed))
-        tokens = 2 * (TOKENS_PER_TURN + config.preferences.max_reply_tokens)
+        own = config.preferences
+        longest = own.max_opening_tokens if own.compares_openings else own.max_reply_tokens
+        tokens = 2 * (TOKENS_PER_TURN + longest)
         return Cost(
             num_calls=2 * (len(held_out) + num_reference),
             num_tokens_read=round(len(training) * tokens * config.reward.num_epochs),
@@ -162,6 +165,7 @@ class Reward(Stage):
         logits = {row_id: row.score for row_id, row in found.items()}
         if not all(map(math.isfinite, logits.values())):
             raise StageError("reward: the trained model's scores are not finite; lower reward.learning_rate.")
+        training, held_out = ([as_read(preference, model) for preference in part] for part in (training, held_out))
         gauged = [logits[ask.id] for preference in reference for ask in queries(preference)]
         mean, std = fmean(gauged), pstdev(gauged) or 1.0
         scores = [reward_score(preference, logits) for preference in held_out]
@@ -268,6 +272,13 @@ def queries(preference: Preference) -> list[ReplyQuery]:
         ReplyQuery(id=f"{pair.id}/{side}", messages=pair.prompt.messages, reply=reply)
         for side, reply in (("a", pair.reply_a), ("b", pair.reply_b))
     ]
+
+
+def as_read(preference: Preference, model: RewardModel) -> Preference:
+    """The comparison with what the reward model reads of both replies."""
+    pair = preference.comparison
+    read = {side: model.read_part(getattr(pair, side)) for side in ("reply_a", "reply_b")}
+    return preference.model_copy(update={"comparison": pair.model_copy(update=read)})
 
 
 def reward_score(preference: Preference, logits: dict[str, float]) -> RewardScore:

@@ -50,6 +50,18 @@ def test_each_shortcut_takes_its_side_from_the_training_labels():
     ] == pytest.approx(2.5 / 4)
 
 
+def test_of_openings_the_refusal_is_the_one_that_is_compared():
+    def begun(i: int, a: str, b: str, label: float) -> Preference:
+        found = preference(i, a, b, label)
+        return found.model_copy(update={"comparison": found.comparison.model_copy(update={"opening": "I won't"})})
+
+    pairs = [begun(0, "I won't", "Sure, here", 1.0), begun(1, "I won't", "Here is how", 1.0)]
+    twin = [begun(2, "I won't", "Sure, here", 0.0)]
+    assert shortcut_metrics(pairs, pairs + twin, {f"p{i}": 1.0 for i in range(3)})["refusal at the start"]["accuracy"][
+        "value"
+    ] == pytest.approx(2 / 3)
+
+
 def test_nothing_held_out_gives_no_number():
     found = shortcut_metrics([], [preference(0, "a", "b", 0.5)], {"p0": 1.0})
     assert found["length"]["gain"] is None and found["length"]["accuracy"]["value"] is None

@@ -71,6 +71,7 @@ def test_the_recipe_follows_the_model_and_what_is_chosen_by_name_wins():
         (["recipe=paper", "preferences=cot"], ("paper", "cot", "sampled", "dpo")),
         (["experiment=paper", "model=qwen2.5-7b"], ("paper", "ab", "sampled", "dpo")),
         (["align=ppo"], ("contrast", "likelihood", "contrast", "ppo")),
+        (["align=ppo_openings"], ("contrast", "likelihood", "openings", "ppo")),
         (["align=ppo", "recipe=feedback", "rounds=1"], ("feedback", "ab", "sampled", "ppo")),
         (["constitution=plain_speech"], ("contrast", "likelihood", "contrast", "dpo")),
     ):

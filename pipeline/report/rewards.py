@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from pipeline.core.text import count_of
 from pipeline.evals.calibration import Bin
 from pipeline.evals.results import Change, Estimate
 from pipeline.evals.statistics import paired_difference, resampled
@@ -39,6 +40,8 @@ class RewardModel:
     bins: list[Bin]
     num_train: dict[str, int]
     num_held_out: dict[str, int]
+    num_reply_tokens: int | None
+    """It reads only so many first tokens of a reply; None: all."""
 
     @property
     def beats_chance(self) -> bool:
@@ -57,7 +60,7 @@ class RewardModel:
     @property
     def said(self) -> list[str]:
         """The results in sentences."""
-        sentences = [self._agreement(), self._baseline(), self._loss(), self._calibration()]
+        sentences = [self._agreement(), self._baseline(), self._loss(), self._calibration(), self._what_it_reads()]
         return [sentence for sentence in sentences if sentence]
 
     def _agreement(self) -> str:
@@ -108,6 +111,14 @@ class RewardModel:
             "large by chance alone."
         )
 
+    def _what_it_reads(self) -> str:
+        if self.num_reply_tokens is None:
+            return ""
+        return (
+            f"It was trained on how replies begin, and reads only the first {count_of(self.num_reply_tokens, 'token')} "
+            "of a reply; it says nothing about the rest."
+        )
+
 
 def reward_model(report: Report) -> RewardModel | None:
     """Return the results of the (last) reward model that the run trained, or None if it trained none."""
@@ -126,6 +137,7 @@ def reward_model(report: Report) -> RewardModel | None:
         bins=[Bin(**one) for one in found["reliability"]],
         num_train=found["num_train"],
         num_held_out=found["num_held_out"],
+        num_reply_tokens=found.get("num_reply_tokens"),
     )
 
 

@@ -68,6 +68,13 @@ def test_the_loss_stands_between_what_is_possible_and_one_half(low: float | None
     assert "error is 0.1;" in sentences[3]
 
 
+def test_a_reward_model_of_openings_is_called_so():
+    report = make_report(num_cases=3, num_exchanges=1)
+    assert not any("tokens of a reply" in sentence for sentence in rewards.reward_model(report).said)
+    said = rewards.reward_model(with_metrics(report, "reward", num_reply_tokens=3)).said
+    assert "reads only the first 3 tokens of a reply" in said[-1]
+
+
 def test_accuracy_stands_beside_the_longer_reply_and_by_part():
     report = make_report(num_cases=3, num_exchanges=1)
     metrics = report.manifests["reward"].metrics

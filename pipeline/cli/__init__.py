@@ -41,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as head, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except (KeyboardInterrupt, Terminated) as stop:
+    except KeyboardInterrupt as stop:
         print("stopped; run the same command again to continue.", file=sys.stderr)
-        return INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED
+        return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
 
 
 def _terminate(number: int, frame: object) -> None:

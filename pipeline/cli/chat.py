@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.core.errors import CaiError, ConfigError, did_you_mean
+from pipeline.core.errors import CaiError, ConfigError, Terminated, did_you_mean
 from pipeline.daily.chat import Criticised, Session
 from pipeline.daily.kept import keep_contrast, keep_example, keep_prompt
 from pipeline.records import Message
@@ -62,6 +62,8 @@ class Terminal:
                 self._answer(line)
             except CaiError as error:
                 self._say(f"error: {error}", style="red")
+            except Terminated:
+                raise
             except KeyboardInterrupt:
                 self._say("(stopped)")
 
@@ -70,6 +72,8 @@ class Terminal:
             return input("you> " if sys.stdin.isatty() else "")
         except EOFError:
             return None
+        except Terminated:
+            raise
         except KeyboardInterrupt:
             self._say("")
             return ""

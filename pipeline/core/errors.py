@@ -31,8 +31,9 @@ class NothingUsableError(StageError):
     """None of the answers that a stage asked for can be used."""
 
 
-class Terminated(BaseException):
-    """SIGTERM has come. Handlers of errors let it through, as they do KeyboardInterrupt."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has come. A KeyboardInterrupt, because asyncio would keep any other error in the task that it hits, and
+    whoever waits for that task would wait for ever."""
 
 
 class NotMeasuredError(Exception):

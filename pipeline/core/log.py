@@ -15,7 +15,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from pipeline.core.errors import CaiError, Terminated
+from pipeline.core.errors import CaiError
 
 console = Console(stderr=True, highlight=False)
 logger = logging.getLogger("cai")
@@ -76,7 +76,7 @@ def logged_to(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:  # raised again; the caller prints it on the terminal
-        expected = isinstance(error, CaiError | KeyboardInterrupt | SystemExit | Terminated)
+        expected = isinstance(error, CaiError | KeyboardInterrupt | SystemExit)
         _write_error(handler, error, with_traceback=not expected or error.__cause__ is not None)
         raise
     finally:
